@@ -35,11 +35,7 @@ def _module(value: Any) -> str:
 
 
 def _tensor(value: Any) -> Any:
-    if (
-        isinstance(value, Tensor)
-        or not hasattr(value, "__dlpack__")
-        or _module(value) not in ("numpy", "cupy")
-    ):
+    if isinstance(value, Tensor) or not hasattr(value, "__dlpack__") or _module(value) not in ("numpy", "cupy"):
         return value
     if _module(value) == "numpy" and not value.flags.writeable:
         value = value.copy()  # DLPack refuses read-only arrays

@@ -39,17 +39,13 @@ def check_float(name: str, t: Tensor, shape: str, ndim: int, last: int | None = 
         raise ValueError(f"{name}: expected shape {shape}, got {describe(t)}")
 
 
-def check_int(
-    name: str, t: Tensor, shape: str, size: Sequence[int], dtype: torch.dtype = torch.int64
-) -> None:
+def check_int(name: str, t: Tensor, shape: str, size: Sequence[int], dtype: torch.dtype = torch.int64) -> None:
     """An integer (or bool) tensor of exactly that type and size."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: expected a tensor {shape}, got {describe(t)}")
     if t.dtype != dtype:
         wanted = str(dtype).removeprefix("torch.")
-        raise TypeError(
-            f"{name}: expected {wanted} elements, got {describe(t)}; convert with .to(torch.{wanted})"
-        )
+        raise TypeError(f"{name}: expected {wanted} elements, got {describe(t)}; convert with .to(torch.{wanted})")
     check_size(name, t, shape, size)
 
 
@@ -104,21 +100,17 @@ def check_counts(name: str, counts: Tensor, B: int, limit: int) -> None:
     if CHECK_DEVICE_DATA and B and counts.device.type != "cpu" and not torch.compiler.is_compiling():
         low, high = int(counts.min()), int(counts.max())
         if low < 0 or high > limit:
-            raise ValueError(
-                f"{name}: expected values from 0 to the padded size {limit}, got {low} to {high}"
-            )
+            raise ValueError(f"{name}: expected values from 0 to the padded size {limit}, got {low} to {high}")
 
 
 def image_sizes_tensor(image_sizes: Tensor | Sequence[Sequence[float]], B: int, like: Tensor) -> Tensor:
     """image_sizes as a [B, 2] tensor (height, width) in the compute dtype on the device of `like`."""
     dtype = compute_dtype(like)
     if not isinstance(image_sizes, Tensor):
-        image_sizes = torch.tensor(
-            [tuple(size) for size in image_sizes], dtype=dtype, device=like.device
-        ).reshape(-1, 2)
-    if image_sizes.shape != (B, 2):
-        raise ValueError(
-            f"image_sizes: expected shape [B, 2] = [{B}, 2] (height, width), got {describe(image_sizes)}"
+        image_sizes = torch.tensor([tuple(size) for size in image_sizes], dtype=dtype, device=like.device).reshape(
+            -1, 2
         )
+    if image_sizes.shape != (B, 2):
+        raise ValueError(f"image_sizes: expected shape [B, 2] = [{B}, 2] (height, width), got {describe(image_sizes)}")
     check_same("image_sizes", image_sizes, "the other inputs", like, dtype=False)
     return image_sizes.to(dtype).contiguous()

@@ -104,21 +104,15 @@ class Operator:
         if chosen == "reference":
             results = self.outputs(*args)
             arrays = self.reference(*[_to_numpy(a) for a in args])
-            for result, array in zip(
-                results, arrays if isinstance(arrays, tuple) else (arrays,), strict=True
-            ):
+            for result, array in zip(results, arrays if isinstance(arrays, tuple) else (arrays,), strict=True):
                 result.copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(result.shape))
         elif chosen == "triton":
             if self.triton is None:
-                raise RuntimeError(
-                    f"{self.name}: backend 'triton' is not available: this op has no Triton kernel yet"
-                )
+                raise RuntimeError(f"{self.name}: backend 'triton' is not available: this op has no Triton kernel yet")
             results = self.outputs(*args)
             self.triton(*args, *results)
         elif chosen != device:
-            raise ValueError(
-                f"{self.name}: backend {chosen!r} cannot serve tensors on {device!r}; move them first"
-            )
+            raise ValueError(f"{self.name}: backend {chosen!r} cannot serve tensors on {device!r}; move them first")
         else:
             results = self.outputs(*args)
             self.launch(*args, *results)
@@ -149,9 +143,7 @@ class _EagerFunction(torch.autograd.Function):
         result = op.run(backend, *args)
         assert op.setup_context is not None
         op.setup_context(ctx, args, result)
-        integers = [
-            r for r in (result if isinstance(result, tuple) else (result,)) if not r.is_floating_point()
-        ]
+        integers = [r for r in (result if isinstance(result, tuple) else (result,)) if not r.is_floating_point()]
         ctx.mark_non_differentiable(*integers)
         ctx.op = op
         return result
