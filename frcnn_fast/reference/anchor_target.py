@@ -59,9 +59,7 @@ def assign_anchors(
     matched = np.full((batch, total), -1, np.int32)
     for image in range(batch):
         rows = anchors if anchors.ndim == 2 else anchors[image]
-        objects, crowds = _split_gt(
-            gt_boxes[image], int(gt_counts[image]), None if crowd is None else crowd[image]
-        )
+        objects, crowds = _split_gt(gt_boxes[image], int(gt_counts[image]), None if crowd is None else crowd[image])
         takes_part = box.finite(rows)
         if image_sizes is not None:
             height, width = np.asarray(image_sizes[image]).astype(gt_boxes.dtype)
@@ -172,9 +170,7 @@ def rpn_targets(
         drawn = indices[image, : counts[image, 0]]
         found = objects[image, drawn]
         matched[image, : len(drawn)] = found
-        targets[image, : len(drawn)] = encode(
-            gt_boxes[image, found], rows[drawn], weights=weights, legacy=legacy
-        )
+        targets[image, : len(drawn)] = encode(gt_boxes[image, found], rows[drawn], weights=weights, legacy=legacy)
     return indices, sampled, targets, matched, counts
 
 

@@ -50,7 +50,7 @@ def detections(
     class_logits [B, N, K + 1], class 0 is the background; box_deltas [B, N, (K + 1)*4] or class-agnostic
     [B, N, 4].
     """
-    batch, rows, classes = class_logits.shape
+    batch, _, classes = class_logits.shape
     foreground = classes - 1
     dtype = class_logits.dtype.type
     out_boxes = np.zeros((batch, max_detections, 4), class_logits.dtype)

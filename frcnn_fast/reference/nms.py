@@ -40,9 +40,7 @@ def greedy(
     return np.asarray(kept, np.int64)
 
 
-def batched_nms(
-    boxes: np.ndarray, scores: np.ndarray, idxs: np.ndarray | None, iou_threshold: float
-) -> np.ndarray:
+def batched_nms(boxes: np.ndarray, scores: np.ndarray, idxs: np.ndarray | None, iou_threshold: float) -> np.ndarray:
     """NMS within each class of idxs [N]; kept indices int64 by descending score over all classes."""
     order = ranked(scores)
     return greedy(boxes, order[box.finite(boxes)[order]], iou_threshold, idxs)

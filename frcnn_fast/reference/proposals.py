@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +50,7 @@ def rpn_proposals(
     counts = np.zeros(batch, np.int64)
     for image in range(batch):
         survivors = []
-        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        for start, stop in itertools.pairwise(starts):
             order = start + ranked(scores[image, start:stop])
             if filter_order == "before_top_n":
                 order = order[valid[image, order]][:pre_nms_top_n]
