@@ -19,15 +19,16 @@ def require(module: str, extra: str) -> Any:
         The imported module.
 
     Raises:
-        ImportError: the module is not installed; the message names the module and the command that installs it.
+        ImportError: the module is not installed; the message names the command that installs it.
     """
     top = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # A package that is there but lacks one of its own parts is a different trouble: let it speak for itself.
+        # A package that is there but lacks a part of its own is another trouble: let it speak for itself.
         if error.name is None or error.name.partition(".")[0] != top:
             raise
+        package = _PACKAGE_OF.get(top, top)
         raise ImportError(
-            f"{_PACKAGE_OF.get(top, top)} is needed here and is not installed: pip install 'frcnn_fast[{extra}]'"
+            f"{package} is needed here and is not installed: pip install 'frcnn_fast[{extra}]'"
         ) from error

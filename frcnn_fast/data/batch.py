@@ -58,9 +58,10 @@ class Collate:
 
     Args:
         preprocess: "caffe", "torch" or a `Preprocess`.
-        stride: height and width of the batch are rounded up to a multiple of this, so that a network's maps are whole.
-        max_boxes: G is always this (a picture with more objects is an error); None takes the largest count of the
-            batch. With it, and pictures of one size, every batch has the same shapes.
+        stride: height and width of the batch are rounded up to a multiple of this, so that a network's maps
+            are whole.
+        max_boxes: G is always this (a picture with more objects is an error); None takes the largest count of
+            the batch. With it, and pictures of one size, every batch has the same shapes.
     """
 
     def __init__(

@@ -25,14 +25,14 @@ _ATTEMPTS = 30
 class DigitsDetection:
     """scikit-learn's 1,797 scanned digits, pasted at many sizes on its two sample photographs.
 
-    Each picture has 1 to 8 digits whose scans are 24 to 96 pixels high (evenly in the logarithm), in a random colour
-    with a random contrast to what is behind them, on a random crop of a photograph at a random scale. A digit's box
-    is the tight box of its visible ink (at least half opaque), whole pixels, half-open. Boxes overlap by at most a
-    tenth of the smaller one. No object is difficult.
+    Each picture has 1 to 8 digits whose scans are 24 to 96 pixels high (evenly in the logarithm), in a random
+    colour with a random contrast to what is behind them, on a random crop of a photograph at a random scale.
+    A digit's box is the tight box of its visible ink (at least half opaque), whole pixels, half-open. Boxes
+    overlap by at most a tenth of the smaller one. No object is difficult.
 
-    1,400 scans make the training pictures, the other 397 the test pictures; which ones is fixed (shuffled once, so a
-    writer may be in both). Item i depends on (split, seed, i) only: training never repeats a picture, and any process
-    makes the same one.
+    1,400 scans make the training pictures, the other 397 the test pictures; which ones is fixed (shuffled
+    once, so a writer may be in both). Item i depends on (split, seed, i) only: training never repeats a
+    picture, and any process makes the same one.
 
     Args:
         split: "train" or "test".
@@ -99,7 +99,7 @@ class DigitsDetection:
         return torch.from_numpy((canvas + 0.5).astype(np.uint8)).permute(2, 0, 1), target
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
-        """A float32 crop [H, W, 3] of a photograph, perhaps mirrored, with its brightness and contrast changed."""
+        """A float32 crop [H, W, 3] of a photograph, perhaps mirrored, brightness and contrast changed."""
         photograph = self._photographs[int(rng.integers(len(self._photographs)))]
         height, width = self.size
         top = int(rng.integers(photograph.shape[0] - height + 1))
@@ -114,7 +114,7 @@ class DigitsDetection:
     def _free_place(
         self, rng: np.random.Generator, shape: tuple[int, ...], taken: list[tuple[int, int, int, int]]
     ) -> tuple[int, int, int, int] | None:
-        """A random place for a digit of (height, width) that hardly covers the others; None if none was found."""
+        """A random box for a digit of (height, width) that hardly covers others; None if none was found."""
         height, width = shape[0], shape[1]
         for y, x in rng.random((_ATTEMPTS, 2)).tolist():
             top, left = int(y * (self.size[0] - height + 1)), int(x * (self.size[1] - width + 1))
@@ -134,11 +134,10 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
 
 @functools.cache
 def _scans() -> tuple[np.ndarray, np.ndarray]:
-    """All scans, float32 [1797, 10, 10] in 0..1 with their empty margin, and their digits [1797], in a fixed order."""
+    """All scans in a fixed order, float32 [1797, 10, 10] in 0..1, with an empty margin, and their digits."""
     digits = require("sklearn.datasets", "train").load_digits()
-    order = np.random.RandomState(0).permutation(
-        len(digits.target)
-    )  # this old generator's stream never changes
+    # This old generator's stream is frozen: every version of NumPy makes the same two parts.
+    order = np.random.RandomState(0).permutation(len(digits.target))
     cells = (digits.images[order] / 16.0).astype(np.float32)
     return np.pad(cells, ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN))), digits.target[order]
 
@@ -161,7 +160,7 @@ def _photographs(size: tuple[int, int]) -> list[np.ndarray]:
 
 @functools.cache
 def _spread(height: int) -> np.ndarray:
-    """The matrix [h, 10] that draws a scan's row of cells, 8 of which are `height` pixels, by cubic convolution."""
+    """The matrix [h, 10] that stretches 10 cells, 8 of which are `height` pixels, by cubic convolution."""
     cells = _CELLS + 2 * _MARGIN
     length = round(height * cells / _CELLS)
     where = (np.arange(length) + 0.5) * cells / length - 0.5
@@ -175,8 +174,8 @@ def _spread(height: int) -> np.ndarray:
 def _render(scan: np.ndarray, height: int) -> np.ndarray:
     """The ink of a scan whose 8 cells are `height` pixels: opacity 0..1, cut to its tight box.
 
-    A cell of a scan says how much of it the pen covered. Interpolated and put through a steep curve around one half,
-    the stroke has edges again.
+    A cell of a scan says how much of it the pen covered. Interpolated and put through a steep curve around
+    one half, the stroke has edges again.
     """
     spread = _spread(height)
     coverage = spread @ scan @ spread.T
@@ -195,7 +194,7 @@ def _paint(rng: np.random.Generator, region: np.ndarray, ink: np.ndarray) -> Non
     dark, light = np.quantile((region @ _LUMA)[::2, ::2], (0.2, 0.8))
     step = rng.uniform(60.0, 140.0)
     darker, lighter = dark - step, light + step
-    fits = 0 <= darker, lighter <= 255
+    fits = darker >= 0, lighter <= 255
     go_lighter = rng.random() < 0.5 if fits[0] == fits[1] else fits[1]
     if not any(fits):
         go_lighter = 255 - light > dark

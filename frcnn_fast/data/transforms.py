@@ -28,9 +28,9 @@ class DetectionDataset(Protocol):
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Read a picture file as uint8 [3, H, W], RGB.
 
-    Grey, palette and CMYK pictures are converted, an alpha channel is dropped. An orientation tag is not applied:
-    annotations are made on the stored pixels. The tensor is a view of H×W×3 memory (channels last), which `resize`
-    is fastest on.
+    Grey, palette and CMYK pictures are converted, an alpha channel is dropped. An orientation tag is not
+    applied: annotations are made on the stored pixels. The tensor is a view of H×W×3 memory (channels last),
+    which `resize` is fastest on.
 
     Raises:
         ValueError: the file is missing, is no picture or is broken; the message names it.
@@ -64,8 +64,8 @@ def resized_shape(height: int, width: int, shorter: int | None, longer: int | No
 def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tuple[Tensor, float]:
     """Scale a picture so that its shorter side is `shorter`, but its longer side at most `longer` pixels.
 
-    Bilinear with antialiasing, in uint8 (within 1 of Pillow's result and several times as fast on channels-last
-    memory, which the result has too). The sides are rounded to whole pixels.
+    Bilinear with antialiasing, in uint8 (within 1 of Pillow's result and several times as fast on
+    channels-last memory, which the result has too). The sides are rounded to whole pixels.
 
     Args:
         image: uint8 [3, H, W].
@@ -73,8 +73,8 @@ def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tup
         longer: upper bound of the longer side; None sets no bound.
 
     Returns:
-        (uint8 [3, H', W'], scale): the picture and the factor before rounding, for sizes given in pixels of the
-        original picture. Boxes are to be multiplied by W'/W and H'/H, which `DetectionView` does.
+        (uint8 [3, H', W'], scale): the picture and the factor before rounding, for sizes given in pixels of
+        the original picture. Boxes are to be multiplied by W'/W and H'/H, which `DetectionView` does.
     """
     height, width = image.shape[-2:]
     new_height, new_width, scale = resized_shape(height, width, shorter, longer)
@@ -88,13 +88,15 @@ def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tup
 
 
 def scale_boxes(boxes: Tensor, from_shape: Sequence[int], to_shape: Sequence[int]) -> Tensor:
-    """Carry boxes [..., 4] from a picture of from_shape (h, w) over to the same picture at to_shape (h, w)."""
+    """Carry boxes [..., 4] from a picture of from_shape (h, w) over to the same picture at to_shape (h,
+    w)."""
     factor_y, factor_x = to_shape[0] / from_shape[0], to_shape[1] / from_shape[1]
     return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
 
 
 def boxes_to_original(boxes: Tensor, image_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
-    """Boxes [..., 4] found in a resized picture of image_size (h, w), in pixels of the original_size (h, w) one."""
+    """Boxes [..., 4] found in a resized picture of image_size (h, w), in pixels of the original_size (h, w)
+    one."""
     return scale_boxes(boxes, image_size, original_size)
 
 
@@ -110,9 +112,9 @@ def horizontal_flip(image: Tensor, target: Target) -> Sample:
 class DetectionView:
     """A data set seen resized and, if wanted, doubled by mirror images.
 
-    With `flips` the view is twice as long: item i + len(dataset) is the mirror image of item i, as in the paper's
-    training (Ren et al. §3.3), and no random state is needed. The target gains `original_size` (height, width) and
-    `scale` (the factor of `resize`).
+    With `flips` the view is twice as long: item i + len(dataset) is the mirror image of item i, as in the
+    paper's training (Ren et al. §3.3), and no random state is needed. The target gains `original_size`
+    (height, width) and `scale` (the factor of `resize`).
 
     Args:
         dataset: the data set.
@@ -157,8 +159,8 @@ class DetectionView:
 class Preprocess:
     """Turns uint8 RGB pixels into the numbers a network was trained on. It belongs to the weights.
 
-    "caffe": BGR order, 0..255, minus (104, 117, 123); "torch": RGB, 0..1, minus the ImageNet mean (0.485, 0.456, 0.406),
-    divided by its standard deviation (0.229, 0.224, 0.225).
+    "caffe": BGR order, 0..255, minus (104, 117, 123); "torch": RGB, 0..1, minus the ImageNet mean (0.485,
+    0.456, 0.406), divided by its standard deviation (0.229, 0.224, 0.225).
     """
 
     names = ("caffe", "torch")
@@ -180,11 +182,11 @@ class Preprocess:
         """uint8 [..., 3, H, W] RGB to float32 of the same shape (into `out` where given)."""
         if image.dtype != torch.uint8 or image.dim() < 3 or image.shape[-3] != 3:
             raise ValueError(
-                f"image must be a uint8 tensor [..., 3, H, W], got {image.dtype} with shape {tuple(image.shape)}"
+                f"image must be a uint8 tensor [..., 3, H, W], got {image.dtype} {tuple(image.shape)}"
             )
         if out is None:
             out = torch.empty(image.shape, dtype=torch.float32, device=image.device)
-        # Channel by channel: no copy for the change of order, and each plane is still in cache for the second step.
+        # Channel by channel: the change of order costs nothing, and a plane stays in cache between the steps.
         for channel in range(3):
             source = 2 - channel if self.name == "caffe" else channel
             plane = out.select(-3, channel)

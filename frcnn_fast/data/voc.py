@@ -25,30 +25,30 @@ class VocDetection:
 
     In the first, a line of the split's list begins with the picture's ID; the rest of the line is ignored.
 
-    VOC counts pixels from 1 and includes both ends; boxes here count from 0 and are half-open: (xmin - 1, ymin - 1,
-    xmax, ymax). With `one_based=False` the annotations count from 0: (xmin, ymin, xmax + 1, ymax + 1). Widths are the
-    same as the VOC devkit's (xmax - xmin + 1) either way. Boxes are cut at the picture's edge where the annotation
-    gives its size.
+    VOC counts pixels from 1 and includes both ends; boxes here count from 0 and are half-open: (xmin - 1,
+    ymin - 1, xmax, ymax). With `one_based=False` the annotations count from 0: (xmin, ymin, xmax + 1, ymax +
+    1). Widths are the same as the VOC devkit's (xmax - xmin + 1) either way. Boxes are cut at the picture's
+    edge where the annotation gives its size.
 
-    Left out of the targets, with one warning that counts them: objects whose annotation has no extent (xmin == xmax or
-    ymin == ymax: clicks, not boxes), and objects wholly outside the picture. `left_out` holds their number. The other
-    objects keep the order of the file.
+    Left out of the targets, with one warning that counts them: objects whose annotation has no extent (xmin
+    == xmax or ymin == ymax: clicks, not boxes), and objects wholly outside the picture. `left_out` holds
+    their number. The other objects keep the order of the file.
 
-    All annotations are read when the object is made, so a broken one is found before the training starts. Pictures
-    are opened when they are asked for.
+    All annotations are read when the object is made, so a broken one is found before the training starts.
+    Pictures are opened when they are asked for.
 
     Args:
         root: see above.
         split: for example "trainval".
-        class_names: label k is class_names[k - 1]. None: all names in the annotations of `root`, of every split,
-            sorted, so that every split gets the same labels.
+        class_names: label k is class_names[k - 1]. None: all names in the annotations of `root`, of every
+            split, sorted, so that every split gets the same labels.
         difficult: False leaves the difficult objects out.
         one_based: see above.
 
     Raises:
-        ValueError: a folder, list, annotation or picture is missing, an annotation is broken, or holds a class that
-            `class_names` lacks. The message names the file, and the line in it, and says what to do. A broken picture
-            is reported when its item is read.
+        ValueError: a folder, list, annotation or picture is missing, an annotation is broken, or holds a
+            class that `class_names` lacks. The message names the file, and the line in it, and says what to
+            do. A broken picture is reported when its item is read.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class VocDetection:
         self.left_out = len(empty)
         if empty:
             warnings.warn(
-                f"{self.root} ({split}): left out {len(empty)} object(s) without extent or outside their picture,"
-                f" the first at {empty[0]}",
+                f"{self.root} ({split}): left out {len(empty)} object(s) without extent or outside their"
+                f" picture, the first at {empty[0]}",
                 stacklevel=2,
             )
 
@@ -136,8 +136,8 @@ class VocDetection:
             nested = sorted(path.parent.name for path in self.root.glob("*/Annotations"))
             hint = f"; did you mean {self.root / nested[0]}?" if nested else ""
             raise ValueError(
-                f"{self.root}: no PASCAL VOC data: expected the folders Annotations, ImageSets/Main and JPEGImages,"
-                f" or XML files beside the pictures in {self.split}/{hint}"
+                f"{self.root}: no PASCAL VOC data: expected the folders Annotations, ImageSets/Main and"
+                f" JPEGImages, or XML files beside the pictures in {self.split}/{hint}"
             )
         return flat
 
@@ -154,7 +154,8 @@ class VocDetection:
         return sorted(names)
 
     def _image_path(self, path: Path, annotation: VocAnnotation) -> Path:
-        """The picture of an annotation: the file of the same name, or else the one that the annotation names."""
+        """The picture of an annotation: the file of the same name, or else the one that the annotation
+        names."""
         folder = path.parent.parent / "JPEGImages" if path.parent.name == "Annotations" else path.parent
         for suffix in _IMAGE_SUFFIXES:
             candidate = folder / (path.stem + suffix)
@@ -164,8 +165,8 @@ class VocDetection:
         if named and (folder / named).is_file():
             return folder / named
         raise ValueError(
-            f"{folder / path.stem}.jpg: no such image file (nor .jpeg, .png{', ' + named if named else ''}), but"
-            f" {path} describes it; restore it or take its name out of the list"
+            f"{folder / path.stem}.jpg: no such image file (nor .jpeg, .png{', ' + named if named else ''}),"
+            f" but {path} describes it; restore it or take its name out of the list"
         )
 
     def _box(self, item: VocObject, size: tuple[int, int] | None) -> tuple[float, float, float, float] | None:
@@ -190,7 +191,7 @@ def _checked_names(class_names: Sequence[str]) -> list[str]:
 def _label(labels: dict[str, int], item: VocObject, annotation: VocAnnotation) -> int:
     if item.name not in labels:
         raise ValueError(
-            f"{annotation.path}:{item.line}: class {item.name!r} is not in the label list ({', '.join(labels)});"
-            " add it to class_names or mend the annotation"
+            f"{annotation.path}:{item.line}: class {item.name!r} is not in the label list"
+            f" ({', '.join(labels)}); add it to class_names or mend the annotation"
         )
     return labels[item.name]

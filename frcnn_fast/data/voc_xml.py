@@ -10,7 +10,8 @@ from xml.parsers import expat
 
 @dataclasses.dataclass
 class VocObject:
-    """One <object>: its class name, corners as written (pixels, both ends inside the box) and where it stands."""
+    """One <object>: its class name, corners as written (pixels, both ends inside the box) and where it
+    stands."""
 
     name: str
     corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
@@ -20,7 +21,8 @@ class VocObject:
 
 @dataclasses.dataclass
 class VocAnnotation:
-    """One annotation file. `filename` is "" and `size` (height, width) is None where the file does not say."""
+    """One annotation file. `filename` is "" and `size` (height, width) is None where the file does not
+    say."""
 
     path: str
     filename: str
@@ -43,8 +45,8 @@ def read_annotation(path: str | os.PathLike[str]) -> VocAnnotation:
     """Read one annotation file.
 
     Raises:
-        ValueError: the file is missing, is not XML or is no VOC annotation, or a box is inverted or not a number; the
-            message names the file, the line and what to do.
+        ValueError: the file is missing, is not XML or is no VOC annotation, or a box is inverted or not a
+            number; the message names the file, the line and what to do.
     """
     name = os.fspath(path)
     root = _parse(name)
@@ -88,7 +90,8 @@ def _parse(path: str) -> _Element:
             parser.ParseFile(file)
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be read ({error.strerror}); restore the annotation or take its name out of the list"
+            f"{path}: cannot be read ({error.strerror});"
+            " restore the annotation or take its name out of the list"
         ) from error
     except expat.ExpatError as error:
         raise ValueError(

@@ -15,10 +15,11 @@ def voc_ap(true_positives: np.ndarray, num_objects: int, *, use_07_metric: bool 
     """Average precision of one class's ranked detections.
 
     Args:
-        true_positives: bool [D], best score first: whether each detection is right (ignored ones are left out).
+        true_positives: bool [D], best score first: whether each detection is right (ignored ones are left
+            out).
         num_objects: number of objects to be found.
-        use_07_metric: the mean of the best precision at recall ≥ 0, 0.1 … 1 (VOC 2007), instead of the area under the
-            curve whose precision is made to fall monotonically (VOC 2010 and later).
+        use_07_metric: the mean of the best precision at recall ≥ 0, 0.1 … 1 (VOC 2007), instead of the area
+            under the curve whose precision is made to fall monotonically (VOC 2010 and later).
 
     Returns:
         The average precision; NaN without objects, 0 without detections.
@@ -31,7 +32,7 @@ def voc_ap(true_positives: np.ndarray, num_objects: int, *, use_07_metric: bool 
     precision = right / np.arange(1, len(right) + 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     if use_07_metric:
-        # recall ≥ t / 10 in whole numbers: as doubles 3 / 10 is less than 3 · 0.1, and the point would be missed.
+        # recall ≥ t / 10 in whole numbers: as doubles, 3 / 10 is less than 3 · 0.1 and would miss its point.
         first = [int(np.searchsorted(right * 10, t * num_objects)) for t in range(11)]
         return sum(float(best_from_here[i]) for i in first if i < len(right)) / 11
     gains = np.diff(right, prepend=0)
@@ -102,17 +103,17 @@ class VocResult:
 class VocEvaluator:
     """Collects detections picture by picture, then computes the average precision of every class.
 
-    Detections of a class are taken by falling score, over all pictures; equal scores in the order in which they were
-    added. Each looks at the one object of its class and picture that it overlaps most (the first of equals). It is
-    right if that overlap is greater than `iou_threshold` and no earlier detection took the object; if the object is
-    difficult, the detection is ignored; else it is wrong. So of two detections of one object the second is wrong, even
-    if another object is free. IoU is computed in float64.
+    Detections of a class are taken by falling score, over all pictures; equal scores in the order in which
+    they were added. Each looks at the one object of its class and picture that it overlaps most (the first of
+    equals). It is right if that overlap is greater than `iou_threshold` and no earlier detection took the
+    object; if the object is difficult, the detection is ignored; else it is wrong. So of two detections of
+    one object the second is wrong, even if another object is free. IoU is computed in float64.
 
     Args:
         class_names: label k is class_names[k - 1].
         iou_threshold: in [0, 1).
-        legacy: boxes are inclusive pixels, widths are x2 - x1 + 1, as in the devkit's files. The data sets of this
-            library have half-open boxes, whose plain width is the same number: leave it False for them.
+        legacy: boxes are inclusive pixels, widths are x2 - x1 + 1, as in the devkit's files. The data sets of
+            this library have half-open boxes, whose plain width is the same number: leave it False for them.
     """
 
     def __init__(
@@ -137,10 +138,10 @@ class VocEvaluator:
         """Add one picture.
 
         Args:
-            detections: `boxes` [D, 4], `scores` [D], `labels` [D] in 1..K; tensors on any device, arrays or lists, in
-                any order. A box with a NaN matches nothing.
-            target: `boxes` [G, 4], `labels` [G] in 1..K, and perhaps `difficult` [G], as a data set gives it. In the
-                same pixels as the detections.
+            detections: `boxes` [D, 4], `scores` [D], `labels` [D] in 1..K; tensors on any device, arrays or
+                lists, in any order. A box with a NaN matches nothing.
+            target: `boxes` [G, 4], `labels` [G] in 1..K, and perhaps `difficult` [G], as a data set gives it.
+                In the same pixels as the detections.
 
         Raises:
             ValueError: shapes that do not fit, a NaN score, or a label outside 1..K.
@@ -159,12 +160,13 @@ class VocEvaluator:
             difficult = _array(target["difficult"]).astype(bool)
         if not len(boxes) == len(scores) == len(labels):
             raise ValueError(
-                f"detections has {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels: expected as many"
+                f"detections has {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels:"
+                " expected as many of each"
             )
         if not len(gt_boxes) == len(gt_labels) == len(difficult):
             raise ValueError(
-                f"target has {len(gt_boxes)} boxes, {len(gt_labels)} labels and {len(difficult)} difficult flags:"
-                " expected as many"
+                f"target has {len(gt_boxes)} boxes, {len(gt_labels)} labels and {len(difficult)} difficult"
+                " flags: expected as many of each"
             )
         if np.isnan(scores).any():
             raise ValueError("detections['scores'] has a NaN: such a detection has no rank; drop it")
