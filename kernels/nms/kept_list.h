@@ -5,93 +5,10 @@
 #include <cstddef>
 
 #include "nms.h"
-#if defined(FF_X86_ISA)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace frcnn_fast {
 namespace FF_ISA {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
-template <class U>
-struct VectorOf {
-  typedef U type __attribute__((vector_size(kVectorBytes), may_alias));
-};
-template <class U>
-using Vector = typename VectorOf<U>::type;
-
-#define FF_SIMD static inline __attribute__((always_inline))
-
-template <class U>
-FF_SIMD Vector<U> splat(U value) {
-  return value - Vector<U>{};
-}
-
-// maximum() and minimum() of numeric.h lane by lane; a bit a lane for a >= b and a > b.
-#if defined(FF_X86_ISA) && defined(__AVX512F__)
-FF_SIMD Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm512_max_ps(a, b); }
-FF_SIMD Vector<float> minimum(Vector<float> a, Vector<float> b) { return _mm512_min_ps(a, b); }
-FF_SIMD unsigned at_least(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-FF_SIMD unsigned above(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-FF_SIMD Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm512_max_pd(a, b); }
-FF_SIMD Vector<double> minimum(Vector<double> a, Vector<double> b) { return _mm512_min_pd(a, b); }
-FF_SIMD unsigned at_least(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
-FF_SIMD unsigned above(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
-#elif defined(FF_X86_ISA) && defined(__AVX__)
-FF_SIMD Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm256_max_ps(a, b); }
-FF_SIMD Vector<float> minimum(Vector<float> a, Vector<float> b) { return _mm256_min_ps(a, b); }
-FF_SIMD unsigned at_least(Vector<float> a, Vector<float> b) {
-  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
-}
-FF_SIMD unsigned above(Vector<float> a, Vector<float> b) {
-  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
-}
-FF_SIMD Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm256_max_pd(a, b); }
-FF_SIMD Vector<double> minimum(Vector<double> a, Vector<double> b) { return _mm256_min_pd(a, b); }
-FF_SIMD unsigned at_least(Vector<double> a, Vector<double> b) {
-  return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GE_OQ)));
-}
-FF_SIMD unsigned above(Vector<double> a, Vector<double> b) {
-  return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ)));
-}
-#elif defined(FF_X86_ISA)
-FF_SIMD Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm_max_ps(a, b); }
-FF_SIMD Vector<float> minimum(Vector<float> a, Vector<float> b) { return _mm_min_ps(a, b); }
-FF_SIMD unsigned at_least(Vector<float> a, Vector<float> b) { return unsigned(_mm_movemask_ps(_mm_cmpge_ps(a, b))); }
-FF_SIMD unsigned above(Vector<float> a, Vector<float> b) { return unsigned(_mm_movemask_ps(_mm_cmpgt_ps(a, b))); }
-FF_SIMD Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm_max_pd(a, b); }
-FF_SIMD Vector<double> minimum(Vector<double> a, Vector<double> b) { return _mm_min_pd(a, b); }
-FF_SIMD unsigned at_least(Vector<double> a, Vector<double> b) { return unsigned(_mm_movemask_pd(_mm_cmpge_pd(a, b))); }
-FF_SIMD unsigned above(Vector<double> a, Vector<double> b) { return unsigned(_mm_movemask_pd(_mm_cmpgt_pd(a, b))); }
-#else
-template <class V>
-FF_SIMD V maximum(V a, V b) {
-  return a > b ? a : b;
-}
-template <class V>
-FF_SIMD V minimum(V a, V b) {
-  return a < b ? a : b;
-}
-template <class V>
-FF_SIMD unsigned at_least(V a, V b) {
-  unsigned bits = 0;
-  for (unsigned l = 0; l < sizeof(V) / sizeof(a[0]); ++l) bits |= unsigned(a[l] >= b[l]) << l;
-  return bits;
-}
-template <class V>
-FF_SIMD unsigned above(V a, V b) {
-  unsigned bits = 0;
-  for (unsigned l = 0; l < sizeof(V) / sizeof(a[0]); ++l) bits |= unsigned(a[l] > b[l]) << l;
-  return bits;
-}
-#endif
 
 // Sixteen floats or eight doubles of each coordinate, and the boxes' parts of the division-free test.
 template <class U>
@@ -103,7 +20,7 @@ struct alignas(64) KeptBlock {
   FF_HD void clear() {
     for (int l = 0; l < kLanes; ++l) {
       x1[l] = y1[l] = x2[l] = y2[l] = U(0);
-      share[l] = U(1) / U(0);
+      share[l] = U(__builtin_inf());
     }
   }
   FF_HD void set(int lane, const Rival<U>& rival) {
@@ -112,11 +29,6 @@ struct alignas(64) KeptBlock {
   }
 };
 
-template <class V, class U>
-FF_SIMD V load_lanes(const U* p) {
-  return *reinterpret_cast<const V*>(p);
-}
-
 // The lanes of the vector at `at` whose boxes suppress the candidate; the division is taken for likely ones only.
 template <bool kLegacy, class U>
 FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const Rival<U>& c, U candidate_area, U threshold) {
@@ -124,15 +36,15 @@ FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const Rival<
   const V bx1 = load_lanes<V>(block.x1 + at), by1 = load_lanes<V>(block.y1 + at);
   const V bx2 = load_lanes<V>(block.x2 + at), by2 = load_lanes<V>(block.y2 + at);
   const V one = splat(U(kLegacy ? 1 : 0));
-  V w = minimum(splat(c.box.x2), bx2) - maximum(splat(c.box.x1), bx1);
-  V h = minimum(splat(c.box.y2), by2) - maximum(splat(c.box.y1), by1);
+  V w = min_lanes(splat(c.box.x2), bx2) - max_lanes(splat(c.box.x1), bx1);
+  V h = min_lanes(splat(c.box.y2), by2) - max_lanes(splat(c.box.y1), by1);
   if (kLegacy) w = w + one, h = h + one;
-  w = maximum(splat(U(0)), w);
+  w = max_lanes(splat(U(0)), w);
   const unsigned likely = at_least(w * h, splat(c.share) + load_lanes<V>(block.share + at));
   if (__builtin_expect(likely == 0, 1)) return false;
   V bw = bx2 - bx1, bh = by2 - by1;
   if (kLegacy) bw = bw + one, bh = bh + one;
-  const V overlap = w * maximum(splat(U(0)), h);
+  const V overlap = w * max_lanes(splat(U(0)), h);
   const V iou = overlap / ((splat(candidate_area) + bw * bh) - overlap);
   const V limit = splat(threshold);
   return (likely & FF_MUTANT(nms_threshold, above(iou, limit), at_least(iou, limit))) != 0;
