@@ -36,7 +36,8 @@ namespace frcnn_fast {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
             Arguments&&... arguments) {
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)> > >(std::forward<Arguments>(arguments)...);
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  kernel<<<grid, block, shared_bytes, queue>>>(std::forward<Arguments>(arguments)...);
 }
 
 template <class... Parameters, class... Arguments>
