@@ -1,0 +1,116 @@
+"""The contract at the door: every check names the argument, what came, what was expected and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# Data that only the device knows (counts, image indices) is checked there for free on the CPU; on a GPU it would cost a
+# synchronisation, so it is opt-in.
+CHECK_DEVICE_DATA = os.environ.get("FRCNN_FAST_CHECK", "") not in ("", "0")
+
+
+def describe(value: object) -> str:
+    """A value as an error shows it: "float32[3, 4] on cpu", or its type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def compute_dtype(t: Tensor) -> torch.dtype:
+    """The type the op computes in: float64 for float64, else float32."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def check_float(name: str, t: Tensor, shape: str, ndim: int, last: int | None = None) -> None:
+    """A floating tensor of that rank and last dimension; `shape` is how the error writes what was expected."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a tensor {shape}, got {describe(t)}")
+    if t.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: expected float16, bfloat16, float32 or float64 elements, got {describe(t)}; convert with .float()"
+        )
+    if t.dim() != ndim or (last is not None and t.shape[-1] != last):
+        raise ValueError(f"{name}: expected shape {shape}, got {describe(t)}")
+
+
+def check_int(name: str, t: Tensor, shape: str, size: Sequence[int], dtype: torch.dtype = torch.int64) -> None:
+    """An integer (or bool) tensor of exactly that type and size."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a tensor {shape}, got {describe(t)}")
+    if t.dtype != dtype:
+        wanted = str(dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: expected {wanted} elements, got {describe(t)}; convert with .to(torch.{wanted})")
+    check_size(name, t, shape, size)
+
+
+def check_size(name: str, t: Tensor, shape: str, size: Sequence[int]) -> None:
+    """That exact size."""
+    if tuple(t.shape) != tuple(size):
+        raise ValueError(f"{name}: expected shape {shape} = {list(size)}, got {describe(t)}")
+
+
+def check_same(name: str, t: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
+    """The same device, and the same dtype unless told otherwise."""
+    if t.device != other.device:
+        raise ValueError(
+            f"{name}: expected the device of {other_name} ({other.device}), got {describe(t)}; move one of them"
+        )
+    if dtype and t.dtype != other.dtype:
+        raise TypeError(
+            f"{name}: expected the dtype of {other_name} ({str(other.dtype).removeprefix('torch.')}), got {describe(t)}"
+        )
+
+
+def check_threshold(name: str, value: float, *, high: float = float("inf")) -> float:
+    """A number in [0, high]."""
+    value = float(value)
+    if not 0.0 <= value <= high:
+        upper = "" if high == float("inf") else f" and at most {high:g}"
+        raise ValueError(f"{name}: expected a number of at least 0{upper}, got {value!r}")
+    return value
+
+
+def check_positive(name: str, value: int, *, zero: bool = False) -> int:
+    """A whole number above 0 (or of at least 0)."""
+    if isinstance(value, bool) or int(value) != value:
+        raise TypeError(f"{name}: expected a whole number, got {describe(value)}")
+    if value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name}: expected a number of at least {0 if zero else 1}, got {value!r}")
+    return int(value)
+
+
+def check_weights(weights: Sequence[float]) -> tuple[float, float, float, float]:
+    """Four positive numbers (wx, wy, ww, wh)."""
+    values = tuple(float(w) for w in weights)
+    if len(values) != 4 or not all(w > 0 for w in values):
+        raise ValueError(f"weights: expected four positive numbers (wx, wy, ww, wh), got {weights!r}")
+    return values  # type: ignore[return-value]
+
+
+def check_counts(name: str, counts: Tensor, B: int, limit: int) -> None:
+    """int64 [B]. The values: CPU kernels refuse those outside [0, limit]; on a GPU such an image counts as empty, and
+    FRCNN_FAST_CHECK=1 looks at them here, at the price of a synchronisation."""
+    check_int(name, counts, "[B]", (B,))
+    if CHECK_DEVICE_DATA and B and counts.device.type != "cpu" and not torch.compiler.is_compiling():
+        low, high = int(counts.min()), int(counts.max())
+        if low < 0 or high > limit:
+            raise ValueError(f"{name}: expected values from 0 to the padded size {limit}, got {low} to {high}")
+
+
+def image_sizes_tensor(image_sizes: Tensor | Sequence[Sequence[float]], B: int, like: Tensor) -> Tensor:
+    """image_sizes as a [B, 2] tensor (height, width) in the compute dtype on the device of `like`."""
+    dtype = compute_dtype(like)
+    if not isinstance(image_sizes, Tensor):
+        image_sizes = torch.tensor([tuple(size) for size in image_sizes], dtype=dtype, device=like.device).reshape(
+            -1, 2
+        )
+    if image_sizes.shape != (B, 2):
+        raise ValueError(f"image_sizes: expected shape [B, 2] = [{B}, 2] (height, width), got {describe(image_sizes)}")
+    check_same("image_sizes", image_sizes, "the other inputs", like, dtype=False)
+    return image_sizes.to(dtype).contiguous()

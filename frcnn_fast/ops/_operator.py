@@ -1,0 +1,186 @@
+"""How a Python function becomes an operator: torch.library, backends, autograd, and a short way in eager mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("frcnn_fast", "DEF")
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+
+_chosen: ContextVar[str | None] = ContextVar("frcnn_fast_backend", default=None)
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Runs every op inside the block on one backend: "cpu", "cuda", "triton", "reference"; None: chosen by device.
+
+    "reference" is the NumPy oracle and takes tensors of any device. A backend that cannot serve a call raises; nothing
+    falls back silently.
+    """
+    _require_name(name)
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _require_name(name: str | None) -> None:
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {name!r}")
+
+
+Outputs = tuple[Tensor, ...]
+
+
+class Operator:
+    """One op of the library.
+
+    schema: torch schema without the trailing `str? backend=None`, which is added here.
+    outputs(*args): allocates the results; also serves as the fake implementation and types the reference's results.
+    launch(*args, *outputs): fills them with the compiled kernels (the binding picks CPU or CUDA by the tensors' device).
+    reference(*args): the oracle; tensors arrive as NumPy arrays (halves widened to float32), arrays go out.
+    triton(*args, *outputs): the Triton launcher, if there is one.
+    setup_context(ctx, inputs, output), backward(ctx, *grads): autograd, as torch.library.register_autograd takes them
+    (without the backend argument).
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        outputs: Callable[..., Outputs],
+        launch: Callable[..., None],
+        reference: Callable[..., Any],
+        triton: Callable[..., None] | None = None,
+        setup_context: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+    ) -> None:
+        self.name = schema.split("(", 1)[0]
+        self.outputs, self.launch, self.reference, self.triton = outputs, launch, reference, triton
+        self.setup_context, self.backward = setup_context, backward
+        head, tail = schema.rsplit(") ->", 1)
+        LIBRARY.define(f"{head}, str? backend=None) ->{tail}")
+        qualified = f"frcnn_fast::{self.name}"
+        for key in ("CPU", "CUDA"):
+            LIBRARY.impl(self.name, self._from_dispatcher, key)
+        torch.library.register_fake(qualified, self._fake, lib=LIBRARY)
+        if backward is not None:
+            torch.library.register_autograd(
+                qualified, self._library_backward, setup_context=self._library_setup, lib=LIBRARY
+            )
+        self._registered = getattr(torch.ops.frcnn_fast, self.name).default
+
+    def __call__(self, *args: Any, backend: str | None = None) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        needs_grad = False
+        if torch.is_grad_enabled():
+            needs_grad = any(t.requires_grad for t in tensors)
+            if needs_grad and self.backward is None:
+                # The results carry no gradient; the dispatcher need not wonder how to differentiate.
+                args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+                tensors = [a for a in args if isinstance(a, Tensor)]
+                needs_grad = False
+        if not _plain_eager(tensors):
+            result = self._registered(*args, backend)
+        elif needs_grad:
+            result = _EagerFunction.apply(self, backend, *args)
+        else:
+            return self.run(backend, *args)
+        return result
+
+    def run(self, backend: str | None, *args: Any) -> Any:
+        """Computes the op here and now, without the dispatcher."""
+        _require_name(backend)
+        device = next(a.device for a in _flat(args) if isinstance(a, Tensor)).type
+        chosen = backend or _chosen.get() or device
+        if chosen == "reference":
+            results = self.outputs(*args)
+            arrays = self.reference(*[_to_numpy(a) for a in args])
+            for result, array in zip(results, arrays if isinstance(arrays, tuple) else (arrays,), strict=True):
+                result.copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(result.shape))
+        elif chosen == "triton":
+            if self.triton is None:
+                raise RuntimeError(f"{self.name}: backend 'triton' is not available: this op has no Triton kernel yet")
+            results = self.outputs(*args)
+            self.triton(*args, *results)
+        elif chosen != device:
+            raise ValueError(f"{self.name}: backend {chosen!r} cannot serve tensors on {device!r}; move them first")
+        else:
+            results = self.outputs(*args)
+            self.launch(*args, *results)
+        return results[0] if len(results) == 1 else results
+
+    def _from_dispatcher(self, *args: Any) -> Any:
+        return self.run(args[-1], *args[:-1])
+
+    def _fake(self, *args: Any) -> Any:
+        results = self.outputs(*args[:-1])
+        return results[0] if len(results) == 1 else results
+
+    def _library_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        assert self.setup_context is not None
+        self.setup_context(ctx, inputs[:-1], output)
+
+    def _library_backward(self, ctx: Any, *grads: Any) -> Any:
+        assert self.backward is not None
+        found = self.backward(ctx, *grads)
+        return (*(found if isinstance(found, tuple) else (found,)), None)
+
+
+class _EagerFunction(torch.autograd.Function):
+    """An op's autograd in eager mode: a fraction of the dispatcher's cost."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Operator, backend: str | None, *args: Any) -> Any:
+        result = op.run(backend, *args)
+        assert op.setup_context is not None
+        op.setup_context(ctx, args, result)
+        integers = [r for r in (result if isinstance(result, tuple) else (result,)) if not r.is_floating_point()]
+        ctx.mark_non_differentiable(*integers)
+        ctx.op = op
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        found = ctx.op.backward(ctx, *grads)
+        return (None, None, *(found if isinstance(found, tuple) else (found,)))
+
+
+def _flat(args: Sequence[Any]) -> Iterator[Any]:
+    for a in args:
+        if isinstance(a, (list, tuple)):
+            yield from a
+        else:
+            yield a
+
+
+def _to_numpy(a: Any) -> Any:
+    if isinstance(a, Tensor):
+        a = a.detach().cpu()
+        return (a.float() if a.dtype in (torch.float16, torch.bfloat16) else a).numpy()
+    if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor):
+        return [_to_numpy(t) for t in a]
+    return a
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _plain_eager(tensors: Sequence[Tensor]) -> bool:
+    """Whether nobody is watching: no compile, export, tracing, functorch transform, dispatch mode, tensor subclass."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(type(t) in _PLAIN for t in tensors)

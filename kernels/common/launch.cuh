@@ -1,0 +1,142 @@
+// What every .cu file includes in place of cuda_runtime.h.
+//
+// One kernel source has two compilers: nvcc, and (with FF_SIMT) the C++ compiler with the test harness of tests/simt,
+// which runs every CUDA thread as a fiber on the CPU. So kernels keep to plain CUDA C++, the intrinsics that
+// tests/simt/intrinsics.h lists, and these:
+//
+//   FF_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)     kernel may be kernel<T, 4>
+//   FF_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared_bytes, stream, arguments...)
+//   FF_SHARED(float, tile, [8][32]);    FF_SHARED(int, count);              static shared memory
+//   FF_DYN_SHARED(float, rows);                                            float* to the dynamic shared memory
+//   launched()                          status of the launches since it was last asked
+//
+// A launch of zero blocks is an error in CUDA: launchers return early where there is nothing to do.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "status.h"
+
+#if defined(FF_SIMT)
+#include "simt.h"
+#else
+#include <cuda_runtime.h>
+
+#define FF_SHARED(T, name, ...) __shared__ T name __VA_ARGS__
+#define FF_DYN_SHARED(T, name)                                       \
+  extern __shared__ __align__(128) unsigned char ff_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(ff_dynamic_shared)
+#define FF_LAUNCH(...) ::frcnn_fast::launch(__VA_ARGS__)
+#define FF_LAUNCH_CLUSTER(...) ::frcnn_fast::launch_cluster(__VA_ARGS__)
+
+namespace frcnn_fast {
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+            Arguments&&... arguments) {
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(std::forward<Arguments>(arguments)...);
+}
+
+template <class... Parameters, class... Arguments>
+void launch_cluster(void (*kernel)(Parameters...), unsigned cluster, dim3 grid, dim3 block, size_t shared_bytes,
+                    Stream stream, Arguments&&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+// Thread block clusters (sm_90 and later): blocks that run together and reach each other's shared memory. On older
+// devices every cluster is one block, so a kernel written for any cluster size runs there with size 1.
+__device__ __forceinline__ unsigned cluster_size() {
+#if __CUDA_ARCH__ >= 900
+  return __clusterSizeInBlocks();
+#else
+  return 1;
+#endif
+}
+
+__device__ __forceinline__ unsigned cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  return __clusterRelativeBlockRank();
+#else
+  return 0;
+#endif
+}
+
+// Every thread of every block of the cluster. Needed before the first cluster_map() access, so that the other
+// blocks have started, and after the last, so that none has left.
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+#else
+  __syncthreads();
+#endif
+}
+
+// The address, in block `rank` of the cluster, of what `mine` is in this block's shared memory.
+template <class T>
+__device__ __forceinline__ T* cluster_map(T* mine, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  return static_cast<T*>(__cluster_map_shared_rank(const_cast<std::remove_cv_t<T>*>(mine), rank));
+#else
+  (void)rank;
+  return mine;
+#endif
+}
+
+}  // namespace frcnn_fast
+#endif
+
+namespace frcnn_fast {
+
+constexpr size_t kDefaultSharedBytes = 48 << 10;  // beyond this a kernel must ask: allow_dynamic_shared
+
+// Of the launches (and copies) since it was last asked; 0 or a CUDA error code.
+inline Status launched() { return static_cast<Status>(cudaGetLastError()); }
+
+inline Status fill_bytes(void* target, int value, size_t bytes, Stream stream) {
+  return static_cast<Status>(cudaMemsetAsync(target, value, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+// Host side, once per launch and cheap: lets kernel use up to `bytes` of dynamic shared memory. Fails beyond
+// max_dynamic_shared().
+template <class... Parameters>
+Status allow_dynamic_shared(void (*kernel)(Parameters...), size_t bytes) {
+  if (bytes <= kDefaultSharedBytes) return kOk;
+  return static_cast<Status>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) || cudaDeviceGetAttribute(&value, attribute, device)) return 0;
+  return value;
+}
+
+// Of the current device: shared memory a block may have at most (99 KB to 227 KB), multiprocessors, and 10 * major +
+// minor of the compute capability. Clusters need 90.
+inline size_t max_dynamic_shared() { return size_t(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)); }
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+inline int compute_capability() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
+         device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
+// Blocks of `each` that hold n items.
+inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
+
+}  // namespace frcnn_fast
+
+#include "collectives.cuh"
