@@ -1,10 +1,14 @@
-"""The detector's settings: one plain dataclass that travels inside the checkpoint as JSON."""
+"""The detector's settings: one plain dataclass that travels in the checkpoint as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
+
+from frcnn_fast._options import check_choices, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,68 +18,63 @@ class DetectorConfig:
     Sizes are in pixels of the resized picture, except `min_size`, which is in pixels of the original one.
     """
 
-    # What it sees and what it names.
-    class_names: tuple[str, ...] = ()
-    backbone: str = "vgg16"
-    preprocess: str = "caffe"
-    shorter: int | None = 600
-    longer: int | None = 1000
+    backbone: str = option("vgg16", "trunk: vgg16, squeezenet1_0 or small")
+    preprocess: str = option(
+        "caffe", "scaling of the input: caffe (BGR 0..255 minus the mean) or torch (RGB 0..1, mean and deviation)"
+    )
+    shorter: int | None = option(600, "resize the shorter side to this many pixels")
+    longer: int | None = option(1000, "but the longer side to at most this many")
 
-    # Anchors: one tuple of sizes per feature level (Ren et al. §3.1.1); ratios are height / width.
-    anchor_sizes: tuple[tuple[float, ...], ...] = ((128.0, 256.0, 512.0),)
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    anchor_convention: str = "torchvision"
-    anchor_offset: float = 0.0
+    anchor_sizes: tuple[tuple[float, ...], ...] = option(
+        ((128.0, 256.0, 512.0),), "anchor sizes in pixels, one comma-separated list for each feature level"
+    )
+    anchor_ratios: tuple[float, ...] = option((0.5, 1.0, 2.0), "height / width of the anchors")
+    anchor_convention: str = option("torchvision", "how they are rounded", ("torchvision", "detectron2"))
+    anchor_offset: float = option(0.0, "place of an anchor in its cell, in strides")
 
-    # Region proposal network: its targets (§3.1.2) ...
-    rpn_channels: int = 512
-    rpn_batch_size: int = 256
-    rpn_max_positive: int = 128
-    rpn_positive_iou: float = 0.7
-    rpn_negative_iou: float = 0.3
-    ignore_straddling: bool = True
-    # ... its loss, (1/n_cls) sum L_cls + lambda (1/n_reg) sum L_reg for each image; None: rpn_batch_size and the
-    # number of anchor locations ...
-    n_cls: float | None = None
-    n_reg: float | None = None
-    rpn_lambda: float = 10.0
-    rpn_beta: float = 1 / 9
-    # ... and the proposals it makes (before top-N, after NMS).
-    proposals_train: tuple[int, int] = (12000, 2000)
-    proposals_test: tuple[int, int] = (6000, 300)
-    proposal_iou: float = 0.7
-    filter_order: str = "before_top_n"
-    min_size: float = 16.0
+    rpn_channels: int = option(512, "channels of the proposal network's 3x3 convolution")
+    rpn_batch_size: int = option(256, "anchors sampled in each picture")
+    rpn_max_positive: int = option(128, "of them positive at most")
+    rpn_positive_iou: float = option(0.7, "an anchor is positive from this overlap with an object")
+    rpn_negative_iou: float = option(0.3, "and negative below this one with every object")
+    ignore_straddling: bool = option(True, "anchors across the border take no part in training")
+    n_cls: float | None = option(None, "divisor of the objectness loss of a picture (default: the anchors sampled)")
+    n_reg: float | None = option(None, "divisor of its box loss (default: the number of anchor locations)")
+    rpn_lambda: float = option(10.0, "weight of the proposal network's box loss")
+    rpn_beta: float = option(1 / 9, "where its smooth L1 turns linear")
 
-    # Detection head: pooling ("roi_pool" or "roi_align"; several levels need the latter) ...
-    pooling: str = "roi_pool"
-    pool_size: int = 7
-    sampling_ratio: int = 2
-    aligned: bool = False
-    canonical_scale: float = 224.0
-    canonical_level: int = 4
-    # ... its layers; head_channels is ignored where the backbone brings a head of its own (VGG's fc6 and fc7) ...
-    head_channels: int = 4096
-    dropout: float = 0.5
-    class_agnostic: bool = False
-    # ... its targets and its loss (Girshick 2015, §2.3).
-    roi_batch_size: int = 128
-    roi_positive_fraction: float = 0.25
-    roi_positive_iou: float = 0.5
-    roi_negative_iou_high: float = 0.5
-    roi_negative_iou_low: float = 0.0
-    roi_beta: float = 1.0
+    proposals_train: tuple[int, int] = option((12000, 2000), "proposals before and after NMS in training")
+    proposals_test: tuple[int, int] = option((6000, 300), "and at test")
+    proposal_iou: float = option(0.7, "overlap above which NMS drops a proposal")
+    filter_order: str = option(
+        "before_top_n", "when small proposals are dropped", ("before_top_n", "after_top_n")
+    )
+    min_size: float = option(16.0, "smallest side of a proposal in pixels of the original picture")
 
-    # Detections.
-    score_threshold: float = 0.05
-    detection_iou: float = 0.3
-    max_detections: int = 100
+    pooling: str = option("roi_pool", "region pooling; several levels need roi_align", ("roi_pool", "roi_align"))
+    pool_size: int = option(7, "its output is this many cells high and wide")
+    sampling_ratio: int = option(2, "samples of roi_align in a cell, along each axis")
+    aligned: bool = option(False, "shift of roi_align by half a pixel")
+    canonical_scale: float = option(224.0, "a region of this size belongs to canonical_level")
+    canonical_level: int = option(4, "level of the pyramid, log2 of its stride")
+    head_channels: int = option(4096, "width of the head's two layers (vgg16 brings its own)")
+    dropout: float = option(0.5, "dropout after each of them")
+    class_agnostic: bool = option(False, "one box for all classes of a region")
+    roi_batch_size: int = option(128, "regions sampled in each picture")
+    roi_positive_fraction: float = option(0.25, "share of them that may be positive")
+    roi_positive_iou: float = option(0.5, "a region is positive from this overlap with an object")
+    roi_negative_iou_high: float = option(0.5, "and background below this one")
+    roi_negative_iou_low: float = option(0.0, "but from this one up")
+    roi_beta: float = option(1.0, "where the head's smooth L1 turns linear")
+
+    score_threshold: float = option(0.05, "detections score more than this")
+    detection_iou: float = option(0.3, "overlap above which NMS drops a detection of the same class")
+    max_detections: int = option(100, "detections in a picture at most")
 
     def __post_init__(self) -> None:
-        for field in ("anchor_sizes", "anchor_ratios", "class_names", "proposals_train", "proposals_test"):
+        for field in ("anchor_sizes", "anchor_ratios", "proposals_train", "proposals_test"):
             object.__setattr__(self, field, _tuples(getattr(self, field)))
-        if self.pooling not in ("roi_pool", "roi_align"):
-            raise ValueError(f"pooling: got {self.pooling!r}, expected 'roi_pool' or 'roi_align'")
+        check_choices(self)
         if self.pooling == "roi_pool" and len(self.anchor_sizes) > 1:
             raise ValueError(
                 f"pooling: 'roi_pool' reads one feature level, anchor_sizes names {len(self.anchor_sizes)}; "
@@ -91,17 +90,16 @@ class DetectorConfig:
     def anchors_per_location(self) -> int:
         return len(self.anchor_sizes[0]) * len(self.anchor_ratios)
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> DetectorConfig:
-        """The config that `to_json` wrote. ValueError names keys that this version does not know."""
-        values = json.loads(text)
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not set(values) <= known:
-            strange = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"config: got unknown settings {strange}; was it written by a newer version?")
+    def from_dict(cls, values: Mapping[str, Any]) -> DetectorConfig:
+        """The config that `to_dict` gave. ValueError names settings that this version does not know."""
+        strange = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if strange:
+            raise ValueError(f"config: got unknown settings {', '.join(strange)}; a newer version may have written it")
         return cls(**values)
 
 
@@ -114,14 +112,22 @@ def preset(backbone: str, **changes: Any) -> DetectorConfig:
     return DetectorConfig(**{"backbone": backbone, **_PRESETS.get(backbone, {}), **changes})
 
 
+def config_for(backbone: nn.Module) -> DetectorConfig:
+    """Settings for a trunk of one's own: the paper's for one map; for a pyramid, one anchor size (8 strides) a level."""
+    name, strides = type(backbone).__name__, tuple(backbone.strides)
+    if len(strides) == 1:
+        return DetectorConfig(backbone=name)
+    return DetectorConfig(
+        backbone=name, anchor_sizes=tuple((8.0 * stride,) for stride in strides), pooling="roi_align"
+    )
+
+
 _PRESETS: dict[str, dict[str, Any]] = {
-    "vgg16": {},
-    # A small trunk for small pictures: shorter side 320, objects from 32 pixels up.
+    # For pictures of a few hundred pixels with objects from 32 pixels up.
     "squeezenet1_0": {
         "shorter": 320,
         "longer": 640,
         "anchor_sizes": ((32.0, 64.0, 128.0, 256.0),),
-        "rpn_channels": 512,
         "ignore_straddling": False,
         "n_reg": 256.0,
         "rpn_lambda": 1.0,
@@ -158,6 +164,5 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "roi_batch_size": 48,
         "roi_beta": 1 / 9,
-        "canonical_scale": 224.0,
     },
 }

@@ -5,6 +5,7 @@ Every tensor has a fixed shape with counts beside it, in training and at test, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,7 @@ class FasterRCNN(nn.Module):
         config: settings; the defaults are the paper's.
         head: module from pooled features [R, C, pool, pool] to [R, head.out_features]; default: two fully connected
             layers of config.head_channels.
+        class_names: label k is class_names[k - 1]; default: the label itself.
 
     In training mode `forward` returns the four losses, at test `Detections`. `rng` (int64 [2]: seed, step) drives the
     random samples; its step advances with every training forward.
@@ -57,10 +59,16 @@ class FasterRCNN(nn.Module):
         num_classes: int,
         config: DetectorConfig | None = None,
         head: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes: got {num_classes}, expected at least 2 (the background counts)")
+        if class_names is not None and len(class_names) != num_classes - 1:
+            raise ValueError(
+                f"class_names: got {len(class_names)} names, expected {num_classes - 1}, all classes but the background"
+            )
+        self.class_names = [str(name) for name in class_names or range(1, num_classes)]
         self.config = config = config or DetectorConfig()
         self.num_classes = num_classes
         self.backbone = backbone
@@ -161,7 +169,7 @@ class FasterRCNN(nn.Module):
             weight=config.rpn_lambda,
             beta=config.rpn_beta,
         )
-        return {"rpn_objectness": objectness, "rpn_box": boxes}
+        return {"loss_objectness": objectness, "loss_rpn_box_reg": boxes}
 
     def head_loss(
         self,
@@ -190,7 +198,7 @@ class FasterRCNN(nn.Module):
         )
         logits, deltas = self.roi_head(features, rois, sampled.sum(1))
         classes, boxes = head_losses(logits, deltas, labels, targets, beta=config.roi_beta)
-        return {"roi_class": classes, "roi_box": boxes}
+        return {"loss_classifier": classes, "loss_box_reg": boxes}
 
     def detect(
         self, features: tuple[Tensor, ...], proposals: Tensor, counts: Tensor, image_sizes: Tensor
