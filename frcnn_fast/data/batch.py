@@ -1,0 +1,119 @@
+"""From samples of different sizes to one padded batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from frcnn_fast.data.transforms import Preprocess, Sample
+
+
+@dataclasses.dataclass
+class Batch:
+    """B pictures with their objects, padded to common shapes.
+
+    Attributes:
+        images: float32 [B, 3, H, W], preprocessed; zero (the mean colour) right of and below each picture.
+        image_sizes: int64 [B, 2], height and width of each picture inside `images`.
+        image_scales: float32 [B], size in `images` per size in the original picture.
+        original_sizes: int64 [B, 2], height and width before resizing.
+        gt_boxes: float32 [B, G, 4], pixels of `images`, zero in padded rows.
+        gt_labels: int64 [B, G], 1..K, -1 in padded rows.
+        gt_counts: int64 [B], objects of each picture, padded rows not counted.
+        crowd: bool [B, G], the difficult objects; False in padded rows.
+        image_ids: B strings.
+    """
+
+    images: Tensor
+    image_sizes: Tensor
+    image_scales: Tensor
+    original_sizes: Tensor
+    gt_boxes: Tensor
+    gt_labels: Tensor
+    gt_counts: Tensor
+    crowd: Tensor
+    image_ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; a DataLoader with pin_memory=True calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function) -> Batch:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Batch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in fields.items()})
+
+
+class Collate:
+    """Makes a `Batch` of a list of samples; give it to a DataLoader as `collate_fn`.
+
+    Args:
+        preprocess: "caffe", "torch" or a `Preprocess`.
+        stride: height and width of the batch are rounded up to a multiple of this, so that a network's maps
+            are whole.
+        max_boxes: G is always this (a picture with more objects is an error); None takes the largest count of
+            the batch. With it, and pictures of one size, every batch has the same shapes.
+    """
+
+    def __init__(
+        self, preprocess: Preprocess | str = "torch", stride: int = 32, max_boxes: int | None = None
+    ) -> None:
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, got {stride}")
+        self.preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+        self.stride = stride
+        self.max_boxes = max_boxes
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        if not samples:
+            raise ValueError("samples is empty: a batch needs at least one picture")
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image, _ in samples]
+        counts = [int(target["boxes"].shape[0]) for _, target in samples]
+        batch_size, padded = len(samples), max(counts)
+        if self.max_boxes is not None:
+            if padded > self.max_boxes:
+                crowded = samples[counts.index(padded)][1].get("image_id", counts.index(padded))
+                raise ValueError(
+                    f"image {crowded} has {padded} boxes, max_boxes is {self.max_boxes}: raise it"
+                )
+            padded = self.max_boxes
+
+        height, width = (-(-max(side) // self.stride) * self.stride for side in zip(*sizes))
+        images = torch.empty(batch_size, 3, height, width)
+        gt_boxes = torch.zeros(batch_size, padded, 4)
+        gt_labels = torch.full((batch_size, padded), -1, dtype=torch.int64)
+        crowd = torch.zeros(batch_size, padded, dtype=torch.bool)
+        for b, (image, target) in enumerate(samples):
+            (h, w), count = sizes[b], counts[b]
+            self.preprocess(image, out=images[b, :, :h, :w])
+            images[b, :, h:, :] = 0
+            images[b, :, :h, w:] = 0
+            gt_boxes[b, :count] = target["boxes"]
+            gt_labels[b, :count] = target["labels"]
+            if "difficult" in target:
+                crowd[b, :count] = target["difficult"]
+        return Batch(
+            images=images,
+            image_sizes=torch.tensor(sizes, dtype=torch.int64),
+            image_scales=torch.tensor(
+                [target.get("scale", 1.0) for _, target in samples], dtype=torch.float32
+            ),
+            original_sizes=torch.tensor(
+                [target.get("original_size", size) for (_, target), size in zip(samples, sizes)],
+                dtype=torch.int64,
+            ),
+            gt_boxes=gt_boxes,
+            gt_labels=gt_labels,
+            gt_counts=torch.tensor(counts, dtype=torch.int64),
+            crowd=crowd,
+            image_ids=[str(target.get("image_id", b)) for b, (_, target) in enumerate(samples)],
+        )

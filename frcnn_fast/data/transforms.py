@@ -1,0 +1,200 @@
+"""Resizing, mirroring and scaling of pictures, with their boxes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from frcnn_fast._extras import require
+
+Target = dict[str, Any]
+Sample = tuple[Tensor, Target]
+
+
+class DetectionDataset(Protocol):
+    """What the rest of the library asks of a data set (see `frcnn_fast.data`)."""
+
+    class_names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """Read a picture file as uint8 [3, H, W], RGB.
+
+    Grey, palette and CMYK pictures are converted, an alpha channel is dropped. An orientation tag is not
+    applied: annotations are made on the stored pixels. The tensor is a view of H×W×3 memory (channels last),
+    which `resize` is fastest on.
+
+    Raises:
+        ValueError: the file is missing, is no picture or is broken; the message names it.
+    """
+    image_module = require("PIL.Image", "train")
+    import numpy as np
+
+    name = os.fspath(path)
+    try:
+        with image_module.open(name) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such image file; restore it or take its name out of the list") from None
+    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+        raise ValueError(
+            f"{name}: not a readable image ({error}); replace the file or take its name out of the list"
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def resized_shape(height: int, width: int, shorter: int | None, longer: int | None) -> tuple[int, int, float]:
+    """The (height, width, scale) that `resize` gives a picture of height × width pixels."""
+    scale = 1.0
+    if shorter is not None:
+        scale = shorter / min(height, width)
+    if longer is not None and scale * max(height, width) > longer:
+        scale = longer / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale)), scale
+
+
+def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tuple[Tensor, float]:
+    """Scale a picture so that its shorter side is `shorter`, but its longer side at most `longer` pixels.
+
+    Bilinear with antialiasing, in uint8 (within 1 of Pillow's result and several times as fast on
+    channels-last memory, which the result has too). The sides are rounded to whole pixels.
+
+    Args:
+        image: uint8 [3, H, W].
+        shorter: wanted length of the shorter side; None leaves it.
+        longer: upper bound of the longer side; None sets no bound.
+
+    Returns:
+        (uint8 [3, H', W'], scale): the picture and the factor before rounding, for sizes given in pixels of
+        the original picture. Boxes are to be multiplied by W'/W and H'/H, which `DetectionView` does.
+    """
+    height, width = image.shape[-2:]
+    new_height, new_width, scale = resized_shape(height, width, shorter, longer)
+    if (new_height, new_width) == (height, width):
+        return image, scale
+    pixels = image[None].contiguous(memory_format=torch.channels_last)
+    resized = torch.nn.functional.interpolate(
+        pixels, (new_height, new_width), mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized[0], scale
+
+
+def scale_boxes(boxes: Tensor, from_shape: Sequence[int], to_shape: Sequence[int]) -> Tensor:
+    """Carry boxes [..., 4] from a picture of from_shape (h, w) over to the same picture at to_shape (h,
+    w)."""
+    factor_y, factor_x = to_shape[0] / from_shape[0], to_shape[1] / from_shape[1]
+    return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
+
+
+def boxes_to_original(boxes: Tensor, image_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
+    """Boxes [..., 4] found in a resized picture of image_size (h, w), in pixels of the original_size (h, w)
+    one."""
+    return scale_boxes(boxes, image_size, original_size)
+
+
+def horizontal_flip(image: Tensor, target: Target) -> Sample:
+    """Mirror a picture and its boxes left to right: x1, x2 become W - x2, W - x1 (half-open boxes)."""
+    width = image.shape[-1]
+    boxes = target["boxes"]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    flipped = torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+    return image.flip(-1), {**target, "boxes": flipped}
+
+
+class DetectionView:
+    """A data set seen resized and, if wanted, doubled by mirror images.
+
+    With `flips` the view is twice as long: item i + len(dataset) is the mirror image of item i, as in the
+    paper's training (Ren et al. §3.3), and no random state is needed. The target gains `original_size`
+    (height, width) and `scale` (the factor of `resize`).
+
+    Args:
+        dataset: the data set.
+        shorter, longer: see `resize`; both None leave the pictures as they are.
+        flips: append the mirror images.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        shorter: int | None = None,
+        longer: int | None = None,
+        flips: bool = False,
+    ) -> None:
+        for name, side in (("shorter", shorter), ("longer", longer)):
+            if side is not None and side < 1:
+                raise ValueError(f"{name} must be a positive number of pixels or None, got {side}")
+        self.dataset = dataset
+        self.class_names = list(dataset.class_names)
+        self.shorter, self.longer, self.flips = shorter, longer, flips
+
+    def __len__(self) -> int:
+        return len(self.dataset) * (2 if self.flips else 1)
+
+    def __getitem__(self, index: int) -> Sample:
+        length = len(self)
+        if not -length <= index < length:
+            raise IndexError(f"index {index} is outside a data set of {length} items")
+        index %= length
+        image, target = self.dataset[index % len(self.dataset)]
+        original = (int(image.shape[-2]), int(image.shape[-1]))
+        image, scale = resize(image, self.shorter, self.longer)
+        target = {
+            **target,
+            "boxes": scale_boxes(target["boxes"], original, image.shape[-2:]),
+            "original_size": original,
+            "scale": scale,
+        }
+        return horizontal_flip(image, target) if index >= len(self.dataset) else (image, target)
+
+
+class Preprocess:
+    """Turns uint8 RGB pixels into the numbers a network was trained on. It belongs to the weights.
+
+    "caffe": BGR order, 0..255, minus (104, 117, 123); "torch": RGB, 0..1, minus the ImageNet mean (0.485,
+    0.456, 0.406), divided by its standard deviation (0.229, 0.224, 0.225).
+    """
+
+    names = ("caffe", "torch")
+
+    def __init__(self, name: str = "torch") -> None:
+        if name not in self.names:
+            raise ValueError(f"preprocess must be one of {', '.join(self.names)}, got {name!r}")
+        self.name = name
+        mean, std = (
+            ((104.0, 117.0, 123.0), (1.0, 1.0, 1.0))
+            if name == "caffe"
+            else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
+        unit = 1.0 if name == "caffe" else 255.0
+        self._offset = [m * unit for m in mean]
+        self._factor = [1.0 / (s * unit) for s in std]
+
+    def __call__(self, image: Tensor, out: Tensor | None = None) -> Tensor:
+        """uint8 [..., 3, H, W] RGB to float32 of the same shape (into `out` where given)."""
+        if image.dtype != torch.uint8 or image.dim() < 3 or image.shape[-3] != 3:
+            raise ValueError(
+                f"image must be a uint8 tensor [..., 3, H, W], got {image.dtype} {tuple(image.shape)}"
+            )
+        if out is None:
+            out = torch.empty(image.shape, dtype=torch.float32, device=image.device)
+        # Channel by channel: the change of order costs nothing, and a plane stays in cache between the steps.
+        for channel in range(3):
+            source = 2 - channel if self.name == "caffe" else channel
+            plane = out.select(-3, channel)
+            plane.copy_(image.select(-3, source))
+            plane.sub_(self._offset[channel])
+            if self.name == "torch":
+                plane.mul_(self._factor[channel])
+        return out
+
+    def __repr__(self) -> str:
+        return f"Preprocess({self.name!r})"

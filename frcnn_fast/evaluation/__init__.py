@@ -1,0 +1,5 @@
+"""How good detections are: PASCAL VOC and COCO average precision."""
+
+from frcnn_fast.evaluation.voc import VocEvaluator, VocResult, voc_ap
+
+__all__ = ["VocEvaluator", "VocResult", "voc_ap"]

@@ -1,0 +1,256 @@
+"""Files that survive a crash: atomic writes, records, checkpoints and weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pickle
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frcnn_fast._extras import require
+
+PathLike = str | os.PathLike[str]
+
+_FORMAT = "frcnn_fast checkpoint 1"
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Write a file whole or not at all.
+
+    Yields the path of a new file beside `path` for the caller to write. On leaving the block it is flushed to
+    the disk and renamed to `path`; if the block raises, or the disk is full, it is removed and `path` stays
+    as it was. Missing folders are made.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # The old name's ending stays: some writers choose the format by it.
+    beside = final.with_name(f".{final.stem}.{secrets.token_hex(4)}{final.suffix}")
+    try:
+        open(beside, "xb").close()
+        mode = os.stat(beside).st_mode
+        yield beside
+        os.chmod(beside, mode)  # a writer that replaces the file may leave it readable by its owner alone
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, final)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
+    _sync_folder(final.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. Numbers that JSON lacks (NaN, ±Inf) become null."""
+    with atomic_path(path) as beside:
+        beside.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def append_jsonl(path: PathLike, record: Mapping[str, Any]) -> None:
+    """Append one record as one line of JSON and hand it to the system at once. NaN and ±Inf become null."""
+    line = json.dumps(_plain(dict(record)), ensure_ascii=False) + "\n"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
+    """All records of a JSON-lines file. A last line without its end, left by a crash, is passed over.
+
+    Raises:
+        ValueError: the file is missing or another line is not a JSON object; names file and line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    *lines, torn = text.split("\n")
+    records = []
+    for number, line in enumerate([*lines, torn], start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) + 1:
+                break
+            raise ValueError(f"{path}:{number}: not JSON ({error}); remove the line") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:40]!r}; remove the line")
+        records.append(record)
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's own types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What a checkpoint file holds: tensors by name, the class names, the model's configuration, free
+    extras."""
+
+    tensors: dict[str, Tensor]
+    class_names: list[str]
+    config: dict[str, Any]
+    extra: dict[str, Any]
+
+
+def save_checkpoint(
+    path: PathLike,
+    tensors: Mapping[str, Tensor],
+    *,
+    class_names: Sequence[str],
+    config: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model as safetensors, atomically: an earlier checkpoint stays whole if this one cannot be
+    written.
+
+    Args:
+        path: file name, by custom `model.safetensors`.
+        tensors: for example `model.state_dict()`; any device, any strides. Tensors that share memory are
+            written once each.
+        class_names: label k is class_names[k - 1].
+        config: whatever rebuilds the model, in JSON's types.
+        extra: anything else worth keeping, in JSON's types, for example the iteration.
+
+    Raises:
+        OSError: the file could not be written; names the file.
+    """
+    save_file = require("safetensors.torch", "train").save_file
+    metadata = {
+        "format": _FORMAT,
+        "class_names": json.dumps(list(class_names)),
+        "config": json.dumps(_plain(config)),
+        "extra": json.dumps(_plain(extra or {})),
+    }
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    memory: set[int] = set()
+    for name, tensor in whole.items():
+        if tensor.untyped_storage().data_ptr() in memory:
+            whole[name] = tensor.clone()
+        memory.add(whole[name].untyped_storage().data_ptr())
+    with atomic_path(path) as beside:
+        try:
+            save_file(whole, beside, metadata=metadata)
+        except require("safetensors", "train").SafetensorError as error:
+            raise OSError(f"{path}: the checkpoint could not be written ({error})") from error
+
+
+def load_checkpoint(path: PathLike) -> Checkpoint:
+    """Read a file of `save_checkpoint`; the tensors are on the CPU.
+
+    Args:
+        path: the file, or the folder of a run that holds `model.safetensors`.
+
+    Raises:
+        ValueError: the file is missing, broken, or not a checkpoint of this library; names it.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "model.safetensors"
+    tensors, metadata = _read_safetensors(file)
+    if metadata.get("format") != _FORMAT:
+        found = metadata.get("format", "no such entry")
+        raise ValueError(
+            f"{file}: not a checkpoint of frcnn_fast (format: {found}, expected {_FORMAT!r});"
+            " pre-trained weights without a detector go to --weights"
+        )
+    try:
+        names, config, extra = (json.loads(metadata[key]) for key in ("class_names", "config", "extra"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{file}: its description of the model is broken ({error!r})") from error
+    return Checkpoint(tensors, names, config, extra)
+
+
+def load_weights(path: PathLike) -> dict[str, Tensor]:
+    """Read named tensors, such as published ImageNet weights, onto the CPU. Never runs code from the file.
+
+    `.safetensors` and `.npz` as they are; `.pth` and `.pt` with `weights_only=True`, where the tensors may
+    lie under a key `state_dict` or `model`, and a prefix `module.` that all names have is removed.
+
+    Raises:
+        ValueError: the file is missing, broken, of another kind, or holds anything but tensors; names it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)[0]
+    if file.suffix == ".npz":
+        return _read_npz(file)
+    if file.suffix in (".pth", ".pt"):
+        return _read_pth(file)
+    raise ValueError(f"{file}: weights must be a .safetensors, .npz, .pth or .pt file")
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    safetensors = require("safetensors", "train")
+    require("safetensors.torch", "train")
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            names = opened.keys()
+            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({error})") from error
+
+
+def _read_npz(file: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except Exception as error:  # a broken archive raises whatever the step that met it raises
+        raise ValueError(f"{file}: not a readable .npz file of plain arrays ({error})") from error
+
+
+def _read_pth(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file}: holds more than tensors, or is no torch file; save it as state_dict() or .safetensors"
+        ) from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file}: not a readable torch file ({error})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{file}: expected a state_dict, a dict of tensors by name")
+    if loaded and all(name.startswith("module.") for name in loaded):
+        loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    return dict(loaded)

@@ -1,0 +1,58 @@
+"""The oracle: every op in plain NumPy, sharing no code with the kernels.
+
+Functions take and return NumPy arrays, have the names and arguments of `frcnn_fast.ops`, and compute in the
+precision of the float arrays they are given (float32 or float64): every operation rounded by itself, in the
+one order that all backends follow. Padding is 0 for floats and -1 for integers. Anchors are explicit: [A,
+4] or [B, A, 4].
+"""
+
+from .anchor_decode import decode, decode_clip, decode_clip_backward, encode, generate_anchors, grid_anchors
+from .anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
+from .arithmetic import exp_, log_
+from .detections import detections, softmax
+from .nms import batched_nms, box_iou, nms, nms_padded
+from .proposals import rpn_proposals
+from .rng import philox4x32, sample_keys
+from .roi_pool import (
+    multiscale_roi_align,
+    multiscale_roi_align_backward,
+    roi_align,
+    roi_align_backward,
+    roi_levels,
+    roi_pool,
+    roi_pool_backward,
+)
+from .top_n import ranked, top_n
+
+__all__ = [
+    "assign_anchors",
+    "batched_nms",
+    "box_iou",
+    "decode",
+    "decode_clip",
+    "decode_clip_backward",
+    "detections",
+    "encode",
+    "exp_",
+    "generate_anchors",
+    "grid_anchors",
+    "log_",
+    "multiscale_roi_align",
+    "multiscale_roi_align_backward",
+    "nms",
+    "nms_padded",
+    "philox4x32",
+    "ranked",
+    "roi_align",
+    "roi_align_backward",
+    "roi_levels",
+    "roi_pool",
+    "roi_pool_backward",
+    "rpn_proposals",
+    "rpn_targets",
+    "sample_anchors",
+    "sample_keys",
+    "sample_rois",
+    "softmax",
+    "top_n",
+]

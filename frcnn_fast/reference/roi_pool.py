@@ -1,0 +1,300 @@
+"""RoIPool (Girshick 2015, section 2.1), RoIAlign (He et al. 2017), and RoIAlign over a pyramid.
+
+The geometry of a RoI is computed in the precision of `rois`, the values in the precision of `input`. So a
+float64 input with float32 rois gives precise values at the very sample positions of a float32 backend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def _as_rois(boxes: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """[K, 5] rows of (image, x1, y1, x2, y2), from that or from a list of [L, 4] boxes of each image."""
+    if isinstance(boxes, np.ndarray):
+        return boxes
+    rows = [np.concatenate([np.full_like(b[:, :1], image), b], axis=1) for image, b in enumerate(boxes)]
+    return np.concatenate(rows)
+
+
+def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (output_size, output_size) if isinstance(output_size, int) else output_size
+
+
+def _image(roi: np.ndarray, batch: int) -> int:
+    """The RoI's image; -1 marks a padded row."""
+    image = int(roi[0])
+    if not -1 <= image < batch or image != roi[0]:
+        raise ValueError(f"boxes: image index {roi[0]} outside -1 ... {batch - 1}")
+    return image
+
+
+def _round_half_away(x: np.ndarray) -> np.ndarray:
+    whole = np.trunc(x)
+    return np.where(np.abs(x - whole) >= 0.5, whole + np.copysign(x.dtype.type(1), x), whole)
+
+
+def _bins(start: np.floating, end: np.floating, count: int, limit: int) -> list[tuple[int, int]]:
+    """Half-open index ranges of `count` bins over start ... end inclusive, clamped to [0, limit]."""
+    dtype = type(start)
+    length = (end - start) + dtype(1)
+    size = (length if length > 1 else dtype(1)) / dtype(count)
+
+    def clamped(edge: np.floating) -> int:
+        return int(edge) if 0 < edge < limit else (limit if edge >= limit else 0)
+
+    return [
+        (
+            clamped(np.floor(dtype(p) * size) + start),
+            clamped(np.ceil(dtype(p + 1) * size) + start),
+        )
+        for p in range(count)
+    ]
+
+
+def roi_pool(
+    input: np.ndarray,
+    boxes: np.ndarray | Sequence[np.ndarray],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maxima [K, C, P, Q] of input [B, C, H, W] over a grid of bins of each RoI, and argmax int32 (h*W + w).
+
+    Corners are rounded half away from zero; the first maximum in row-major order wins. An empty bin gives 0
+    and argmax -1, a bin of NaN alone gives NaN and argmax -1; otherwise NaN is passed over. A RoI with a
+    non-finite coordinate has empty bins only.
+    """
+    rois, (out_h, out_w) = _as_rois(boxes), _pair(output_size)
+    batch, channels, height, width = input.shape
+    output = np.zeros((len(rois), channels, out_h, out_w), input.dtype)
+    argmax = np.full(output.shape, -1, np.int32)
+    with np.errstate(all="ignore"):
+        corners = _round_half_away(rois[:, 1:] * rois.dtype.type(spatial_scale))
+        for k, (x1, y1, x2, y2) in enumerate(corners):
+            image = _image(rois[k], batch)
+            if image < 0 or not np.isfinite(corners[k]).all():
+                continue
+            columns = _bins(x1, x2, out_w, width)
+            for p, (top, bottom) in enumerate(_bins(y1, y2, out_h, height)):
+                for q, (left, right) in enumerate(columns):
+                    if top >= bottom or left >= right:
+                        continue
+                    cells = input[image, :, top:bottom, left:right].reshape(channels, -1)
+                    missing = np.isnan(cells)
+                    # -inf is a value like any other, so NaN cells must lose to it as well.
+                    first = np.where(missing.all(axis=1), 0, _first_maximum(cells, missing))
+                    output[k, :, p, q] = cells[np.arange(channels), first]
+                    row, column = np.divmod(first, right - left)
+                    where = (top + row) * width + (left + column)
+                    argmax[k, :, p, q] = np.where(missing.all(axis=1), -1, where)
+    return output, argmax
+
+
+def _first_maximum(cells: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Index of the first largest non-NaN entry of each row (0 where there is none)."""
+    largest = np.where(missing, -np.inf, cells).max(axis=1, keepdims=True)
+    return ((cells == largest) & ~missing).argmax(axis=1)
+
+
+def roi_pool_backward(
+    grad_output: np.ndarray,
+    argmax: np.ndarray,
+    boxes: np.ndarray | Sequence[np.ndarray],
+    input_shape: tuple[int, int, int, int],
+) -> np.ndarray:
+    """Each output's gradient goes to its argmax; overlapping RoIs add up. [B, C, H, W]."""
+    rois = _as_rois(boxes)
+    batch, channels, height, width = input_shape
+    grad = np.zeros((batch, channels, height * width), grad_output.dtype)
+    for k, roi in enumerate(rois):
+        image = _image(roi, batch)
+        if image < 0:
+            continue
+        for c in range(channels):
+            hit = argmax[k, c] >= 0
+            np.add.at(grad[image, c], argmax[k, c][hit], grad_output[k, c][hit])
+    return grad.reshape(input_shape)
+
+
+class _Samples:
+    """Bilinear sample positions of one RoI along one axis, [bins, per_bin]: two cells and their weights."""
+
+    def __init__(self, low: np.floating, high: np.floating, bins: int, ratio: int, aligned: bool, limit: int):
+        dtype = type(low)
+        length = high - low
+        if not aligned and not length > 1:
+            length = dtype(1)
+        size = length / dtype(bins)
+        count = ratio if ratio > 0 else max(int(np.ceil(size)), 0)
+        steps = (np.arange(count).astype(dtype) + dtype(0.5)) * size / dtype(max(count, 1))
+        position = low + np.arange(bins).astype(dtype)[:, None] * size + steps[None, :]
+        self.count = count
+        self.inside = (position >= -1) & (position <= limit)
+        position = np.where(self.inside & (position > 0), position, dtype(0))
+        cell = position.astype(np.int64)
+        last = cell >= limit - 1
+        self.low = np.where(last, limit - 1, cell)
+        self.high = np.where(last, limit - 1, cell + 1)
+        self.weight_high = np.where(last, dtype(0), position - cell.astype(dtype))
+        self.weight_low = dtype(1) - self.weight_high
+
+
+def _sample_grid(
+    roi: np.ndarray,
+    shape: tuple[int, int],
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[_Samples, _Samples]:
+    dtype = roi.dtype.type
+    x1, y1, x2, y2 = roi[1:] * dtype(spatial_scale) - dtype(0.5 if aligned else 0.0)
+    rows = _Samples(y1, y2, output_size[0], sampling_ratio, aligned, shape[0])
+    columns = _Samples(x1, x2, output_size[1], sampling_ratio, aligned, shape[1])
+    return rows, columns
+
+
+def _corner_weights(rows: _Samples, columns: _Samples):
+    """The four (row cells, column cells, weights [P, I, Q, J]) that a bilinear sample is made of."""
+    for row, row_weight in ((rows.low, rows.weight_low), (rows.high, rows.weight_high)):
+        for column, column_weight in ((columns.low, columns.weight_low), (columns.high, columns.weight_high)):
+            weight = row_weight[:, :, None, None] * column_weight[None, None]
+            yield row[:, :, None, None], column[None, None], weight
+
+
+def roi_align(
+    input: np.ndarray,
+    boxes: np.ndarray | Sequence[np.ndarray],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> np.ndarray:
+    """Mean of bilinear samples in each bin, [K, C, P, Q].
+
+    A sample further than one cell outside the map adds 0 and is still counted. sampling_ratio <= 0:
+    ceil(bin side) samples along each axis. aligned: positions shift by half a cell and small RoIs are not
+    enlarged to 1x1.
+    """
+    rois, size = _as_rois(boxes), _pair(output_size)
+    batch, channels, height, width = input.shape
+    output = np.zeros((len(rois), channels, *size), input.dtype)
+    if height == 0 or width == 0:
+        return output
+    with np.errstate(all="ignore"):
+        for k, roi in enumerate(rois):
+            image = _image(roi, batch)
+            if image < 0 or not np.isfinite(roi).all():
+                continue
+            rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)
+            inside = rows.inside[:, :, None, None] & columns.inside[None, None]
+            samples = np.zeros((channels, *inside.shape), input.dtype)
+            for row, column, weight in _corner_weights(rows, columns):
+                samples = samples + weight.astype(input.dtype) * input[image][:, row, column]
+            samples = np.where(inside, samples, input.dtype.type(0))
+            count = input.dtype.type(max(rows.count * columns.count, 1))
+            output[k] = samples.sum(axis=(2, 4)) / count
+    return output
+
+
+def roi_align_backward(
+    grad_output: np.ndarray,
+    boxes: np.ndarray | Sequence[np.ndarray],
+    input_shape: tuple[int, int, int, int],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> np.ndarray:
+    """Gradient of roi_align in its input, [B, C, H, W]."""
+    rois, size = _as_rois(boxes), _pair(output_size)
+    batch, channels, height, width = input_shape
+    grad = np.zeros((batch, channels, height * width), grad_output.dtype)
+    if height == 0 or width == 0:
+        return grad.reshape(input_shape)
+    with np.errstate(all="ignore"):
+        for k, roi in enumerate(rois):
+            image = _image(roi, batch)
+            if image < 0 or not np.isfinite(roi).all():
+                continue
+            rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)
+            inside = rows.inside[:, :, None, None] & columns.inside[None, None]
+            share = grad_output[k] / grad_output.dtype.type(max(rows.count * columns.count, 1))
+            share = np.broadcast_to(share[:, :, None, :, None], (channels, *inside.shape))
+            for row, column, weight in _corner_weights(rows, columns):
+                cell = np.broadcast_to(row * width + column, inside.shape)[inside]
+                for c in range(channels):
+                    np.add.at(grad[image, c], cell, (weight.astype(grad.dtype) * share[c])[inside])
+    return grad.reshape(input_shape)
+
+
+def roi_levels(
+    rois: np.ndarray,
+    spatial_scales: Sequence[float],
+    canonical_scale: float = 224.0,
+    canonical_level: int = 4,
+) -> np.ndarray:
+    """Pyramid level of each RoI as an index into spatial_scales, int64 [K].
+
+    Level floor(canonical_level + log2(sqrt(area) / canonical_scale)), counted as the levels above the
+    finest whose least area the RoI reaches; a NaN area reaches none.
+    """
+    dtype = rois.dtype.type
+    finest, coarsest = (-round(math.log2(scale)) for scale in (spatial_scales[0], spatial_scales[-1]))
+    coarser = range(finest + 1, coarsest + 1)
+    least = [(canonical_scale * 2.0 ** (level - canonical_level - 1e-6)) ** 2 for level in coarser]
+    with np.errstate(all="ignore"):
+        area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
+        reached = area[:, None] >= np.asarray(least, np.float64).astype(dtype)[None, :]
+    return reached.sum(axis=1).astype(np.int64)
+
+
+def multiscale_roi_align(
+    features: Sequence[np.ndarray],
+    rois: np.ndarray,
+    spatial_scales: Sequence[float],
+    output_size: int | tuple[int, int],
+    sampling_ratio: int,
+    *,
+    aligned: bool = False,
+    canonical_scale: float = 224.0,
+    canonical_level: int = 4,
+) -> np.ndarray:
+    """roi_align of each RoI [K, 5] on its own pyramid level."""
+    levels = roi_levels(rois, spatial_scales, canonical_scale, canonical_level)
+    output = np.zeros((len(rois), features[0].shape[1], *_pair(output_size)), features[0].dtype)
+    for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
+        mine = levels == level
+        output[mine] = roi_align(feature, rois[mine], output_size, scale, sampling_ratio, aligned)
+    return output
+
+
+def multiscale_roi_align_backward(
+    grad_output: np.ndarray,
+    rois: np.ndarray,
+    input_shapes: Sequence[tuple[int, int, int, int]],
+    spatial_scales: Sequence[float],
+    output_size: int | tuple[int, int],
+    sampling_ratio: int,
+    *,
+    aligned: bool = False,
+    canonical_scale: float = 224.0,
+    canonical_level: int = 4,
+) -> tuple[np.ndarray, ...]:
+    """Gradient of multiscale_roi_align in each level's features."""
+    levels = roi_levels(rois, spatial_scales, canonical_scale, canonical_level)
+    return tuple(
+        roi_align_backward(
+            grad_output[levels == level],
+            rois[levels == level],
+            shape,
+            output_size,
+            scale,
+            sampling_ratio,
+            aligned,
+        )
+        for level, (shape, scale) in enumerate(zip(input_shapes, spatial_scales, strict=True))
+    )

@@ -1,0 +1,28 @@
+// Cutting the caller's workspace into arrays.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace frcnn_fast {
+
+// take() hands out aligned pieces one after the other; with a null base it only adds up, so that the function that
+// cuts also says how much is needed.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    char* piece = base_ ? base_ + used_ : nullptr;
+    used_ += (size_t(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    return reinterpret_cast<T*>(piece);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  static constexpr size_t kAlignment = 256;
+  char* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace frcnn_fast
