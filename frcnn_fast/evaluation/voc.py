@@ -147,17 +147,17 @@ class VocEvaluator:
             ValueError: shapes that do not fit, a NaN score, or a label outside 1..K.
         """
         boxes, labels = (
-            _array(detections["boxes"]).reshape(-1, 4),
+            as_array(detections["boxes"]).reshape(-1, 4),
             self._checked(detections["labels"], "detections"),
         )
-        scores = _array(detections["scores"])
+        scores = as_array(detections["scores"])
         gt_boxes, gt_labels = (
-            _array(target["boxes"]).reshape(-1, 4),
+            as_array(target["boxes"]).reshape(-1, 4),
             self._checked(target["labels"], "target"),
         )
         difficult = np.zeros(len(gt_labels), dtype=bool)
         if target.get("difficult") is not None:
-            difficult = _array(target["difficult"]).astype(bool)
+            difficult = as_array(target["difficult"]).astype(bool)
         if not len(boxes) == len(scores) == len(labels):
             raise ValueError(
                 f"detections has {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels:"
@@ -209,7 +209,7 @@ class VocEvaluator:
         return result
 
     def _checked(self, labels: Any, name: str) -> np.ndarray:
-        array = _array(labels).astype(np.int64)
+        array = as_array(labels).astype(np.int64)
         if len(array) and not (array.min() >= 1 and array.max() <= len(self.class_names)):
             raise ValueError(
                 f"{name}['labels'] must be in 1..{len(self.class_names)}, got {array.min()}..{array.max()}"
@@ -217,7 +217,8 @@ class VocEvaluator:
         return array
 
 
-def _array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
+    """float64 array of a tensor on any device, an array or a list."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
