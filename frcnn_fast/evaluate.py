@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from frcnn_fast import _command
 from frcnn_fast._extras import require
-from frcnn_fast.data import Collate, DetectionDataset, DetectionView, boxes_to_original
+from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView, boxes_to_original
 from frcnn_fast.data.transforms import Target
 from frcnn_fast.evaluation import VocEvaluator, VocResult
 from frcnn_fast.io import write_json
@@ -26,7 +26,7 @@ def detect_all(
     detector.eval()
     device, config = detector.rng.device, detector.config
     view = DetectionView(dataset, config.shorter, config.longer)
-    batches = DataLoader(
+    batches: DataLoader[Batch] = DataLoader(
         view,  # type: ignore[arg-type]  # any map-style object will do
         batch_size=batch_size,
         collate_fn=Collate(config.preprocess),
@@ -88,9 +88,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     with _command.errors(parser):
         detector = load_detector(args.checkpoint, device=_command.device(args.device))
         dataset = _command.open_dataset(args, args.split or "test", detector.class_names)
-        result = evaluate(
-            detector, dataset, iou_threshold=args.iou, batch_size=args.batch_size, workers=args.workers
-        )
+        result = evaluate(detector, dataset, iou_threshold=args.iou, batch_size=args.batch_size, workers=args.workers)
         if args.out:
             write_json(args.out, result.to_dict())
         print(result.table())

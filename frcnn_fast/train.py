@@ -114,9 +114,8 @@ def train(
         return result
     result.evaluation = evaluate(detector, test, workers=options.workers)
     write_json(folder / "evaluation.json", result.evaluation.to_dict())
-    append_jsonl(
-        metrics, {"evaluated": fitted.iterations, "map07": result.evaluation.map07, "map_area": result.evaluation.map_area}
-    )
+    figures = {"map07": result.evaluation.map07, "map_area": result.evaluation.map_area}
+    append_jsonl(metrics, {"evaluated": fitted.iterations, **figures})
     _draw(detector, test, folder / "pictures", pictures)
     return result
 

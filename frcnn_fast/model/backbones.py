@@ -7,20 +7,9 @@ A backbone is any module with `out_channels` (every map's channels), `strides` (
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-class Backbone(Protocol):
-    """What the detector asks of a trunk; `nn.Module` supplies the rest."""
-
-    out_channels: int
-    strides: tuple[int, ...]
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]: ...
 
 
 class VGG16(nn.Module):
@@ -110,9 +99,7 @@ class SmallTrunk(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fine = nn.Sequential(_conv_bn_relu(3, 24, 2), _conv_bn_relu(24, 48, 2), _conv_bn_relu(48, 48, 1))
-        self.coarse = nn.Sequential(
-            _conv_bn_relu(48, 96, 2), _conv_bn_relu(96, 96, 1), _conv_bn_relu(96, 128, 1)
-        )
+        self.coarse = nn.Sequential(_conv_bn_relu(48, 96, 2), _conv_bn_relu(96, 96, 1), _conv_bn_relu(96, 128, 1))
         self.lateral_fine = nn.Conv2d(48, self.out_channels, 1)
         self.lateral_coarse = nn.Conv2d(128, self.out_channels, 1)
 
@@ -130,6 +117,17 @@ def build_backbone(name: str) -> nn.Module:
     if name not in BACKBONES:
         raise ValueError(f"backbone: got {name!r}, expected one of {', '.join(sorted(BACKBONES))}")
     return BACKBONES[name]()
+
+
+def trunk_shape(backbone: nn.Module) -> tuple[int, tuple[int, ...]]:
+    """(channels, strides) of a trunk's maps; TypeError where it does not say them."""
+    channels, strides = getattr(backbone, "out_channels", None), getattr(backbone, "strides", None)
+    if not isinstance(channels, int) or not isinstance(strides, list | tuple) or not strides:
+        raise TypeError(
+            f"backbone: {type(backbone).__name__} has out_channels {channels!r} and strides {strides!r}, expected an "
+            "int and a tuple of ints, one for each feature map that it returns"
+        )
+    return channels, tuple(int(stride) for stride in strides)
 
 
 def freeze_layers(backbone: nn.Module, count: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from frcnn_fast._options import check_choices, option
+from frcnn_fast.model.backbones import trunk_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,7 @@ class DetectorConfig:
     proposals_train: tuple[int, int] = option((12000, 2000), "proposals before and after NMS in training")
     proposals_test: tuple[int, int] = option((6000, 300), "and at test")
     proposal_iou: float = option(0.7, "overlap above which NMS drops a proposal")
-    filter_order: str = option(
-        "before_top_n", "when small proposals are dropped", ("before_top_n", "after_top_n")
-    )
+    filter_order: str = option("before_top_n", "when small proposals are dropped", ("before_top_n", "after_top_n"))
     min_size: float = option(16.0, "smallest side of a proposal in pixels of the original picture")
 
     pooling: str = option("roi_pool", "region pooling; several levels need roi_align", ("roi_pool", "roi_align"))
@@ -113,13 +112,12 @@ def preset(backbone: str, **changes: Any) -> DetectorConfig:
 
 
 def config_for(backbone: nn.Module) -> DetectorConfig:
-    """Settings for a trunk of one's own: the paper's for one map; for a pyramid, one anchor size (8 strides) a level."""
-    name, strides = type(backbone).__name__, tuple(backbone.strides)
+    """Settings for a trunk of one's own: the paper's; in a pyramid every level has one anchor size, 8 strides."""
+    name, (_, strides) = type(backbone).__name__, trunk_shape(backbone)
     if len(strides) == 1:
         return DetectorConfig(backbone=name)
-    return DetectorConfig(
-        backbone=name, anchor_sizes=tuple((8.0 * stride,) for stride in strides), pooling="roi_align"
-    )
+    sizes = tuple((8.0 * stride,) for stride in strides)
+    return DetectorConfig(backbone=name, anchor_sizes=sizes, pooling="roi_align")
 
 
 _PRESETS: dict[str, dict[str, Any]] = {

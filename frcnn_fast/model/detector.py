@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast import ops
+from frcnn_fast.model.backbones import trunk_shape
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.head import RoIHead, TwoLayerHead
 from frcnn_fast.model.losses import head_losses, rpn_losses
@@ -72,14 +73,14 @@ class FasterRCNN(nn.Module):
         self.config = config = config or DetectorConfig()
         self.num_classes = num_classes
         self.backbone = backbone
-        channels, strides = int(backbone.out_channels), tuple(backbone.strides)
+        channels, strides = trunk_shape(backbone)
         if head is None:
             head = TwoLayerHead(channels * config.pool_size**2, config.head_channels, config.dropout)
         self.rpn = RegionProposalNetwork(channels, strides, config)
         self.roi_head = RoIHead(head, strides, num_classes, config)
         self.register_buffer("rng", torch.zeros(2, dtype=torch.int64), persistent=False)
         # Convolutions are faster on the processor with the channels last, and no slower on a GPU.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def seed(self, seed: int) -> None:
         """Start the random samples anew from `seed`."""

@@ -11,6 +11,13 @@ from frcnn_fast import ops
 from frcnn_fast.model.config import DetectorConfig
 
 
+def gaussian_(layer: nn.Linear | nn.Conv2d, std: float) -> None:
+    """The paper's start of a new layer: Gaussian weights, no bias (Ren et al. §3.1.3)."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class TwoLayerHead(nn.Module):
     """fc6 and fc7 of any width, with torchvision's names; He initialisation."""
 
@@ -36,17 +43,12 @@ class VGG16Head(nn.Module):
 
     def __init__(self, dropout: float = 0.5) -> None:
         super().__init__()
+        fc6, fc7 = nn.Linear(512 * 7 * 7, 4096), nn.Linear(4096, 4096)
+        for layer in (fc6, fc7):
+            gaussian_(layer, 0.01)
         self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 4096),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            fc6, nn.ReLU(inplace=True), nn.Dropout(dropout), fc7, nn.ReLU(inplace=True), nn.Dropout(dropout)
         )
-        for index in (0, 3):
-            nn.init.normal_(self.classifier[index].weight, std=0.01)
-            nn.init.zeros_(self.classifier[index].bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(x.flatten(1))
@@ -76,12 +78,13 @@ class RoIHead(nn.Module):
         self.body = body
         self.scales = [1.0 / stride for stride in strides]
         self.config = config
-        self.cls_score = nn.Linear(body.out_features, num_classes)
-        self.bbox_pred = nn.Linear(body.out_features, 4 if config.class_agnostic else 4 * num_classes)
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        nn.init.normal_(self.bbox_pred.weight, std=0.001)
-        nn.init.zeros_(self.cls_score.bias)
-        nn.init.zeros_(self.bbox_pred.bias)
+        width = getattr(body, "out_features", None)
+        if not isinstance(width, int):
+            raise TypeError(f"head: {type(body).__name__} has out_features {width!r}, expected an int")
+        self.cls_score = nn.Linear(width, num_classes)
+        self.bbox_pred = nn.Linear(width, 4 if config.class_agnostic else 4 * num_classes)
+        gaussian_(self.cls_score, 0.01)
+        gaussian_(self.bbox_pred, 0.001)
 
     def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Features of rows (image, x1, y1, x2, y2) [K, 5]: [K, C, pool, pool], zero for padded rows."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from frcnn_fast import ops
 from frcnn_fast.model.config import DetectorConfig
+from frcnn_fast.model.head import gaussian_
 
 
 class RpnOutput(NamedTuple):
@@ -38,17 +39,16 @@ class RegionProposalNetwork(nn.Module):
             )
         self.strides = tuple(strides)
         self.offset = config.anchor_offset
-        self.cell_anchors = [
-            ops.generate_anchors(sizes, config.anchor_ratios, convention=config.anchor_convention)
-            for sizes in config.anchor_sizes
-        ]
+        for level, sizes in enumerate(config.anchor_sizes):
+            anchors = ops.generate_anchors(sizes, config.anchor_ratios, convention=config.anchor_convention)
+            # A buffer, so that it lies on the device; made from the config, so not in the checkpoint.
+            self.register_buffer(f"cell_anchors_{level}", anchors, persistent=False)
         k = config.anchors_per_location
         self.conv = nn.Conv2d(channels, config.rpn_channels, 3, padding=1)
         self.cls_logits = nn.Conv2d(config.rpn_channels, k, 1)
         self.bbox_pred = nn.Conv2d(config.rpn_channels, 4 * k, 1)
         for layer in (self.conv, self.cls_logits, self.bbox_pred):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            gaussian_(layer, 0.01)
 
     def forward(self, features: Sequence[Tensor]) -> RpnOutput:
         logits, deltas, grids = [], [], []
@@ -58,7 +58,7 @@ class RegionProposalNetwork(nn.Module):
             logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
             stride = self.strides[level]
-            grids.append((self.cell_anchors[level], tuple(feature.shape[-2:]), (stride, stride)))
+            grids.append((getattr(self, f"cell_anchors_{level}"), tuple(feature.shape[-2:]), (stride, stride)))
         return RpnOutput(
             torch.cat(logits, 1),
             torch.cat(deltas, 1),
