@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
+from frcnn_fast._extras import require
 from frcnn_fast.data import DetectionDataset, DigitsDetection, VocDetection
 from frcnn_fast.evaluation import VocResult
 
@@ -26,6 +28,13 @@ def errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     except (ValueError, ImportError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def progress_bar(total: int, **settings: Any) -> Any:
+    """A tqdm bar that counts pictures: live on a terminal, a line every ten seconds in a log."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    tqdm = require("tqdm", "train").tqdm
+    return tqdm(total=total, unit="img", dynamic_ncols=True, mininterval=interval, maxinterval=interval, **settings)
 
 
 def device(name: str | None) -> torch.device:

@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from frcnn_fast import _command
-from frcnn_fast._extras import require
 from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView, boxes_to_original
 from frcnn_fast.data.transforms import Target
 from frcnn_fast.evaluation import VocEvaluator, VocResult
@@ -33,8 +32,7 @@ def detect_all(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    tqdm = require("tqdm", "train").tqdm
-    with tqdm(total=len(view), unit="img", desc="evaluating", dynamic_ncols=True, disable=not progress) as bar:
+    with _command.progress_bar(len(view), desc="evaluating", disable=not progress) as bar:
         for batch in batches:
             moved = batch.to(device, non_blocking=True)
             found = detector(moved.images, moved.image_sizes, image_scales=moved.image_scales).to_list()

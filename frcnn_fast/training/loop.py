@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from frcnn_fast._extras import require
+from frcnn_fast._command import progress_bar
 from frcnn_fast.data import Batch
 from frcnn_fast.model.detector import FasterRCNN
 from frcnn_fast.training.interrupt import StopOnInterrupt
@@ -67,10 +67,11 @@ def fit(
     save: Callable[[int], None],
     device: torch.device,
 ) -> Fitted:
-    """Train on `batches`, to their end, to Ctrl-C, or until `log` says so.
+    """Train on options.iterations batches, or fewer after Ctrl-C or where `log` says so.
 
     Args:
-        log: called every options.log_every iterations with the mean losses, the rate, the learning rate; True stops.
+        log: called every options.log_every iterations, and before every checkpoint, with the mean losses, the rate and
+            the learning rate; returning True ends the training.
         save: called with the number of iterations done every options.checkpoint_every, and at the end.
 
     Raises:
@@ -79,32 +80,29 @@ def fit(
     detector.train()
     optimizer = make_optimizer(detector, options)
     sums: dict[str, Tensor] = {}
-    since, done, saved = time.perf_counter(), 0, 0
-    tqdm = require("tqdm", "train").tqdm
-    progress = tqdm(total=options.iterations * options.batch_size, unit="img", dynamic_ncols=True, smoothing=0.05)
-    with StopOnInterrupt() as interrupt, progress:
+    since, done, steps = time.perf_counter(), 0, 0
+    bar = progress_bar(options.iterations * options.batch_size, smoothing=0.05)
+    with StopOnInterrupt() as interrupt, bar as progress:
         for batch in batches:
             for group in optimizer.param_groups:
                 group["lr"] = options.lr_at(done)
             losses = train_step(detector, batch.to(device, non_blocking=True), optimizer, options.clip)
             sums = {name: sums[name] + loss if name in sums else loss for name, loss in losses.items()}
-            done += 1
+            done, steps = done + 1, steps + 1
             progress.update(len(batch))
             stop = interrupt.requested
-            if done % options.log_every == 0 or done == options.iterations:
-                steps = (done - 1) % options.log_every + 1
+            checkpoint = stop or done % options.checkpoint_every == 0 or done == options.iterations
+            # A record before every checkpoint: it finds out whether the weights are worth keeping.
+            if checkpoint or done % options.log_every == 0:
                 now = time.perf_counter()
                 record = _record(done, steps, sums, options, now - since)
-                sums, since = {}, now
-                progress.set_postfix_str(_summary(record))
+                sums, since, steps = {}, now, 0
+                progress.set_postfix_str(_summary(record), refresh=False)
                 stop = bool(log(record)) or stop
-            if done % options.checkpoint_every == 0:
+            if checkpoint or stop:
                 save(done)
-                saved = done
             if stop:
                 break
-    if saved != done:
-        save(done)
     return Fitted(done, interrupt.requested)
 
 
