@@ -16,6 +16,33 @@ def box_iou(boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> 
     return box.iou(boxes1[:, None, :], boxes2[None, :, :], legacy)
 
 
+def box_iou_backward(grad: np.ndarray, boxes: np.ndarray, others: np.ndarray, *, legacy: bool = False) -> np.ndarray:
+    """Gradient in boxes [N, 4] of box_iou(boxes, others), grad [N, M]; ties of max and min split evenly."""
+    half = boxes.dtype.type(0.5)
+    mine, theirs = boxes[:, None, :], others[None, :, :]
+    with np.errstate(all="ignore"):
+        overlap = box.intersection(mine, theirs, legacy)
+        union = (box.area(mine, legacy) + box.area(theirs, legacy)) - overlap
+        in_overlap = grad * (union + overlap) / (union * union)
+        in_area = -grad * overlap / (union * union)
+        result = np.zeros_like(boxes)
+        for axis in (0, 1):
+            low, high, other = axis, axis + 2, 1 - axis
+            across = box.side(mine[..., other], mine[..., other + 2], legacy)
+            shared = [
+                box.side(
+                    box.larger(mine[..., k], theirs[..., k]), box.smaller(mine[..., k + 2], theirs[..., k + 2]), legacy
+                )
+                for k in (axis, other)
+            ]
+            through = np.where(shared[0] >= 0, in_overlap * box.larger(np.zeros_like(shared[1]), shared[1]), 0)
+            low_share = np.where(mine[..., low] == theirs[..., low], half, mine[..., low] > theirs[..., low])
+            high_share = np.where(mine[..., high] == theirs[..., high], half, mine[..., high] < theirs[..., high])
+            result[:, low] = (-(in_area * across) - through * low_share).sum(axis=1)
+            result[:, high] = ((in_area * across) + through * high_share).sum(axis=1)
+        return result
+
+
 def greedy(
     boxes: np.ndarray,
     order: np.ndarray,
