@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_batched_nms_is_nms_of_each_class(backend: Backend, rows: list, limit: f
         torch.nonzero(ids == c)[:, 0][ops.nms(boxes[ids == c], scores[ids == c], limit)].tolist()
         for c in range(classes)
     ]
-    assert sorted(ops.batched_nms(boxes, scores, ids, limit).tolist()) == sorted(sum(alone, []))
+    assert sorted(ops.batched_nms(boxes, scores, ids, limit).tolist()) == sorted(itertools.chain(*alone))
 
 
 @given(rows=st.lists(box, max_size=20))
@@ -173,7 +175,7 @@ def test_every_object_that_is_touched_has_an_anchor(
         best = iou[:, j].max()
         assert best == 0 or positive[iou[:, j] == best].all(), f"object {j}: its best anchors are not positive"
     if objects:
-        best, which = iou.max(1)
+        best = iou.max(1).values
         assert positive[best >= np.float32(0.7)].all()
         assert not (labels[0] == 0)[best >= np.float32(0.3)].any()
         assert (iou[positive, matched[0, positive].long()] == best[positive]).all(), "a positive's object is its best"

@@ -1,4 +1,4 @@
-"""The oracle against other formulations: exact rationals, torch's own operators, finite differences, published vectors."""
+"""The oracle against exact rationals, torch's own operators, finite differences and published vectors."""
 
 from __future__ import annotations
 
