@@ -75,8 +75,7 @@ def close_to(wanted: Call, tolerance: float) -> Callable[[Any], None]:
 def on(device: str, s: Scene) -> Scene:
     """The scene on that device."""
     moved = {k: v.to(device) for k, v in vars(s).items() if isinstance(v, torch.Tensor)}
-    grids = ops.AnchorGrids([c.to(device) for c in s.shape.grids().cell_anchors], s.grids.grid_sizes, s.grids.strides)
-    return Scene(shape=s.shape, grids=grids, **moved)
+    return Scene(shape=s.shape, grids=s.shape.grids(device), **moved)
 
 
 def _proposals(shape: Shape, fields: str, B: int, pre: int, post: int) -> Callable[[str], Case]:

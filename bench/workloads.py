@@ -29,14 +29,14 @@ class Shape:
     sizes: tuple[tuple[int, ...], ...]  # per level
     strides: tuple[int, ...]
 
-    def grids(self) -> ops.AnchorGrids:
+    def grids(self, device: str = "cpu") -> ops.AnchorGrids:
         """Its anchor grids, ratio-major, three ratios."""
-        cells = [ops.generate_anchors(level, (0.5, 1.0, 2.0)) for level in self.sizes]
+        cells = [ops.generate_anchors(level, (0.5, 1.0, 2.0)).to(device) for level in self.sizes]
         if len(self.strides) == 1:  # VGG's pooling floors, FPN's strided convolutions round up
             maps = [(self.height // self.strides[0], self.width // self.strides[0])]
         else:
             maps = [(math.ceil(self.height / s), math.ceil(self.width / s)) for s in self.strides]
-        return ops.AnchorGrids(cells, maps, list(self.strides))
+        return ops.AnchorGrids(list(zip(cells, maps, [(s, s) for s in self.strides])))
 
 
 VGG = Shape("vgg", 600, 1000, ((128, 256, 512),), (16,))

@@ -61,9 +61,7 @@ def draw_boxes(
     picture = _as_picture(image)
     factor = max(1, math.ceil(_SHORTER_SIDE / min(picture.size)))
     if factor > 1:
-        picture = picture.resize(
-            (picture.width * factor, picture.height * factor), image_module.Resampling.BICUBIC
-        )
+        picture = picture.resize((picture.width * factor, picture.height * factor), image_module.Resampling.BICUBIC)
     shorter = min(picture.size)
     line = max(2, round(shorter / 220))
     font = _font(max(14, round(shorter / 34)))

@@ -37,7 +37,7 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
     g = torch.Generator().manual_seed(7)
     B, N, G = 2, 48, 4
     cells = ops.generate_anchors((16, 32), (0.5, 1.0), convention="torchvision").to(device)
-    grids = ops.AnchorGrids([cells], [(6, 6)], [16])
+    grids = ops.AnchorGrids([(cells, (6, 6), (16, 16))])
     A = grids.num_anchors
     table = grids.materialize().to(_compute(dtype))
 

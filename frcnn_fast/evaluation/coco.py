@@ -107,8 +107,7 @@ class CocoEvaluator:
             run.accumulate()
             run.summarize()
         figures = {
-            name: float(value) if value >= 0 else math.nan
-            for name, value in zip(_FIGURES, run.stats, strict=True)
+            name: float(value) if value >= 0 else math.nan for name, value in zip(_FIGURES, run.stats, strict=True)
         }
         precision = run.eval["precision"][:, :, :, 0, -1]  # IoU × recall × class, all areas, 100 detections
         by_class = {
@@ -141,9 +140,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _annotation(
-    index: int, image: int, label: int, box: np.ndarray, area: float, crowd: bool
-) -> dict[str, Any]:
+def _annotation(index: int, image: int, label: int, box: np.ndarray, area: float, crowd: bool) -> dict[str, Any]:
     x1, y1, x2, y2 = box.tolist()
     return {
         "id": index + 1,  # the API takes the id 0 for "no match"

@@ -116,9 +116,7 @@ class VocEvaluator:
             this library have half-open boxes, whose plain width is the same number: leave it False for them.
     """
 
-    def __init__(
-        self, class_names: Sequence[str], *, iou_threshold: float = 0.5, legacy: bool = False
-    ) -> None:
+    def __init__(self, class_names: Sequence[str], *, iou_threshold: float = 0.5, legacy: bool = False) -> None:
         if not 0 <= iou_threshold < 1:
             raise ValueError(f"iou_threshold must be in [0, 1), got {iou_threshold}")
         self.class_names = list(class_names)
@@ -128,9 +126,7 @@ class VocEvaluator:
         self._scores: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._overlaps: list[np.ndarray] = []
-        self._objects: list[
-            np.ndarray
-        ] = []  # number of the object each detection overlaps most, over all pictures
+        self._objects: list[np.ndarray] = []  # number of the object each detection overlaps most, over all pictures
         self._difficult: list[np.ndarray] = []
         self._seen = 0
 
@@ -231,12 +227,12 @@ def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
 
 def _iou(boxes: np.ndarray, others: np.ndarray, offset: float) -> np.ndarray:
     """float64 IoU [D, G]; 0 where it is not a number."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    intersection = np.maximum(high - low + offset, 0.0).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2] + offset).prod(-1) for b in (boxes, others)]
-    union = areas[0][:, None] + areas[1][None, :] - intersection
     with np.errstate(divide="ignore", invalid="ignore"):
+        low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+        high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+        intersection = np.maximum(high - low + offset, 0.0).prod(-1)
+        areas = [(b[:, 2:] - b[:, :2] + offset).prod(-1) for b in (boxes, others)]
+        union = areas[0][:, None] + areas[1][None, :] - intersection
         return np.nan_to_num(intersection / union, nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -112,25 +112,25 @@ inline int __all_sync(unsigned mask, int predicate, SIMT_WHERE) {
   return simt::collective("__all_sync", mask, predicate == 0, 0, simt::combine_ballot, where) == 0;
 }
 
-#define SIMT_EXCHANGES(T)                                                                                     \
-  inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, SIMT_WHERE) {                      \
-    const int lane = simt::self->lane, base = lane & ~(width - 1);                                            \
-    return simt::shuffle("__shfl_sync", mask, value, base | (source & (width - 1)), where);                   \
-  }                                                                                                           \
-  inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_WHERE) {               \
-    const int lane = simt::self->lane, offset = lane & (width - 1);                                           \
-    return simt::shuffle("__shfl_up_sync", mask, value, offset < int(delta) ? lane : lane - int(delta), where); \
-  }                                                                                                           \
-  inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_WHERE) {             \
-    const int lane = simt::self->lane, offset = lane & (width - 1);                                           \
-    return simt::shuffle("__shfl_down_sync", mask, value,                                                     \
-                         offset + int(delta) >= width ? lane : lane + int(delta), where);                     \
-  }                                                                                                           \
-  inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SIMT_WHERE) {                    \
-    const int lane = simt::self->lane, source = lane ^ bits;                                                  \
-    return simt::shuffle("__shfl_xor_sync", mask, value, source / width > lane / width ? lane : source, where); \
-  }                                                                                                           \
-  inline unsigned __match_any_sync(unsigned mask, T value, SIMT_WHERE) {                                      \
+#define SIMT_EXCHANGES(T)                                                                                          \
+  inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, SIMT_WHERE) {                           \
+    const int lane = simt::self->lane, base = lane & ~(width - 1);                                                 \
+    return simt::shuffle("__shfl_sync", mask, value, base | (source & (width - 1)), where);                        \
+  }                                                                                                                \
+  inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_WHERE) {                    \
+    const int lane = simt::self->lane, offset = lane & (width - 1);                                                \
+    return simt::shuffle("__shfl_up_sync", mask, value, offset < int(delta) ? lane : lane - int(delta), where);    \
+  }                                                                                                                \
+  inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_WHERE) {                  \
+    const int lane = simt::self->lane, offset = lane & (width - 1);                                                \
+    return simt::shuffle("__shfl_down_sync", mask, value, offset + int(delta) >= width ? lane : lane + int(delta), \
+                         where);                                                                                   \
+  }                                                                                                                \
+  inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SIMT_WHERE) {                         \
+    const int lane = simt::self->lane, source = lane ^ bits;                                                       \
+    return simt::shuffle("__shfl_xor_sync", mask, value, source / width > lane / width ? lane : source, where);    \
+  }                                                                                                                \
+  inline unsigned __match_any_sync(unsigned mask, T value, SIMT_WHERE) {                                           \
     return unsigned(simt::collective("__match_any_sync", mask, simt::pack(value), 0, simt::combine_match, where)); \
   }
 SIMT_EXCHANGES(int)
@@ -143,13 +143,13 @@ SIMT_EXCHANGES(float)
 SIMT_EXCHANGES(double)
 #undef SIMT_EXCHANGES
 
-#define SIMT_REDUCE(T, suffix, expression)                                                                \
-  inline T __reduce_##suffix##_sync(unsigned mask, T value, SIMT_WHERE) {                                 \
-    struct Op {                                                                                           \
-      T operator()(T a, T b) const { return expression; }                                                 \
-    };                                                                                                    \
-    return simt::unpack<T>(simt::collective("__reduce_" #suffix "_sync", mask, simt::pack(value), 0,      \
-                                            simt::combine_reduce<T, Op>, where));                         \
+#define SIMT_REDUCE(T, suffix, expression)                                                           \
+  inline T __reduce_##suffix##_sync(unsigned mask, T value, SIMT_WHERE) {                            \
+    struct Op {                                                                                      \
+      T operator()(T a, T b) const { return expression; }                                            \
+    };                                                                                               \
+    return simt::unpack<T>(simt::collective("__reduce_" #suffix "_sync", mask, simt::pack(value), 0, \
+                                            simt::combine_reduce<T, Op>, where));                    \
   }
 SIMT_REDUCE(int, add, int(unsigned(a) + unsigned(b)))
 SIMT_REDUCE(int, min, a < b ? a : b)
@@ -157,28 +157,28 @@ SIMT_REDUCE(int, max, a > b ? a : b)
 SIMT_REDUCE(unsigned, add, a + b)
 SIMT_REDUCE(unsigned, min, a < b ? a : b)
 SIMT_REDUCE(unsigned, max, a > b ? a : b)
-SIMT_REDUCE(unsigned, and, a & b)
-SIMT_REDUCE(unsigned, or, a | b)
-SIMT_REDUCE(unsigned, xor, a ^ b)
+SIMT_REDUCE(unsigned, and, (a & b))
+SIMT_REDUCE(unsigned, or, (a | b))
+SIMT_REDUCE(unsigned, xor, (a ^ b))
 #undef SIMT_REDUCE
 
 // Atomics: threads are switched in barriers only, so a plain update is atomic. Each returns the value before.
 
-#define SIMT_ATOMIC(T, name, expression)            \
-  inline T name(T* address, T value) {              \
-    const T old = *address;                         \
-    *address = expression;                          \
-    return old;                                     \
-  }                                                 \
+#define SIMT_ATOMIC(T, name, expression) \
+  inline T name(T* address, T value) {   \
+    const T old = *address;              \
+    *address = expression;               \
+    return old;                          \
+  }                                      \
   inline T name##_block(T* address, T value) { return name(address, value); }
-#define SIMT_ATOMIC_MIN_MAX_EXCH(T)                     \
-  SIMT_ATOMIC(T, atomicMin, old < value ? old : value)  \
-  SIMT_ATOMIC(T, atomicMax, old > value ? old : value)  \
+#define SIMT_ATOMIC_MIN_MAX_EXCH(T)                    \
+  SIMT_ATOMIC(T, atomicMin, old < value ? old : value) \
+  SIMT_ATOMIC(T, atomicMax, old > value ? old : value) \
   SIMT_ATOMIC(T, atomicExch, value)
-#define SIMT_ATOMIC_BITS(T)                  \
-  SIMT_ATOMIC(T, atomicAnd, old & value)  \
-  SIMT_ATOMIC(T, atomicOr, old | value)   \
-  SIMT_ATOMIC(T, atomicXor, old ^ value)  \
+#define SIMT_ATOMIC_BITS(T)                             \
+  SIMT_ATOMIC(T, atomicAnd, old& value)                 \
+  SIMT_ATOMIC(T, atomicOr, old | value)                 \
+  SIMT_ATOMIC(T, atomicXor, old ^ value)                \
   inline T atomicCAS(T* address, T expected, T value) { \
     const T old = *address;                             \
     if (old == expected) *address = value;              \

@@ -75,9 +75,9 @@ uint64_t collective(const char* name, unsigned mask, uint64_t value, uint64_t ar
     const Thread& other = threads[i];
     if (!(mask >> other.lane & 1u)) continue;
     // It needs this lane to go on while this lane needs it, or the two disagree about who takes part.
-    const bool stuck = other.state == State::kInBarrier ||
-                       (other.state == State::kInCollective && !same_wait(other, t) &&
-                        ((other.mask >> t.lane & 1u) || same_place(other, t)));
+    const bool stuck =
+        other.state == State::kInBarrier || (other.state == State::kInCollective && !same_wait(other, t) &&
+                                             ((other.mask >> t.lane & 1u) || same_place(other, t)));
     if (stuck)
       fail("divergent warp: lane %d calls %s, while lane %d, which the mask names, waits in %s", t.lane,
            wait_of(t).c_str(), other.lane, wait_of(other).c_str());
@@ -218,10 +218,18 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
 // A small device of compute capability 9.0, so that kernels take their cluster path.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = 4; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(simt::kMaxSharedBytes); return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = 4;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = 0;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = int(simt::kMaxSharedBytes);
+      return cudaSuccess;
   }
   return simt::last_error = cudaErrorInvalidValue;
 }

@@ -39,7 +39,7 @@ extern constinit thread_local ThreadIndex* self;
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 struct Votes {
-  int arrived;   // threads that took part
+  int arrived;  // threads that took part
   int in_favour;
 };
 // Waits for every thread of the block that has not returned.

@@ -171,8 +171,7 @@ void Gang::finish(Thread& me) {
   idle_ = 0;
   // Whoever waited for this thread alone goes on.
   if (!block.barrier.waiting.empty() && int(block.barrier.waiting.size()) == block.running) open(block.barrier);
-  if (!cluster.barrier.waiting.empty() && int(cluster.barrier.waiting.size()) == cluster.running)
-    open(cluster.barrier);
+  if (!cluster.barrier.waiting.empty() && int(cluster.barrier.waiting.size()) == cluster.running) open(cluster.barrier);
   const size_t first = size_t(me.number) / 32 * 32;
   for (size_t i = first; i < std::min(first + 32, block.threads.size()); ++i)
     if (block.threads[i].state == State::kInCollective) try_collective(block.threads[i]);

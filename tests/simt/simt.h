@@ -21,11 +21,11 @@
 #define gridDim (::simt::self->grid_dim)
 constexpr int warpSize = 32;
 
-#define FF_SHARED(T, name, ...)        \
-  static char name##_tag;              \
-  using name##_type = T __VA_ARGS__;   \
-  name##_type& name = *static_cast<name##_type*>( \
-      ::simt::shared_array(&name##_tag, sizeof(name##_type), ::simt::Where::current()))
+#define FF_SHARED(T, name, ...)      \
+  static char name##_tag;            \
+  using name##_type = T __VA_ARGS__; \
+  name##_type& name =                \
+      *static_cast<name##_type*>(::simt::shared_array(&name##_tag, sizeof(name##_type), ::simt::Where::current()))
 #define FF_DYN_SHARED(T, name) T* const name = static_cast<T*>(::simt::dynamic_shared())
 #define FF_LAUNCH(...) ::frcnn_fast::launch(::simt::Where::current(), __VA_ARGS__)
 #define FF_LAUNCH_CLUSTER(...) ::frcnn_fast::launch_cluster(::simt::Where::current(), __VA_ARGS__)
@@ -37,13 +37,14 @@ void launch_cluster(simt::Where where, void (*kernel)(Parameters...), unsigned c
                     size_t shared_bytes, Stream, Arguments&&... arguments) {
   // Converted once and copied for every thread, as a kernel's parameters are.
   const std::tuple<std::remove_cv_t<Parameters>...> parameters(std::forward<Arguments>(arguments)...);
-  simt::run(reinterpret_cast<const void*>(kernel), cluster, grid, block, shared_bytes,
-            [&] { std::apply(kernel, parameters); }, where);
+  simt::run(
+      reinterpret_cast<const void*>(kernel), cluster, grid, block, shared_bytes,
+      [&] { std::apply(kernel, parameters); }, where);
 }
 
 template <class... Parameters, class... Arguments>
-void launch(simt::Where where, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-            Stream stream, Arguments&&... arguments) {
+void launch(simt::Where where, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+            Arguments&&... arguments) {
   launch_cluster(where, kernel, 1, grid, block, shared_bytes, stream, std::forward<Arguments>(arguments)...);
 }
 
