@@ -11,5 +11,6 @@ void bind_anchor_target(pybind11::module_& m);
 void bind_roi_pool(pybind11::module_& m);
 void bind_proposals(pybind11::module_& m);
 void bind_detections(pybind11::module_& m);
+void bind_test_build(pybind11::module_& m);  // in the test build only (tests/simt)
 
 }  // namespace frcnn_fast

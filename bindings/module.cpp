@@ -48,4 +48,7 @@ PYBIND11_MODULE(_C, m) {
   bind_roi_pool(m);
   bind_proposals(m);
   bind_detections(m);
+#if defined(FF_TEST_BUILD)
+  bind_test_build(m);
+#endif
 }

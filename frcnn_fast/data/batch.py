@@ -64,9 +64,7 @@ class Collate:
             the batch. With it, and pictures of one size, every batch has the same shapes.
     """
 
-    def __init__(
-        self, preprocess: Preprocess | str = "torch", stride: int = 32, max_boxes: int | None = None
-    ) -> None:
+    def __init__(self, preprocess: Preprocess | str = "torch", stride: int = 32, max_boxes: int | None = None) -> None:
         if stride < 1:
             raise ValueError(f"stride must be at least 1, got {stride}")
         self.preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
@@ -82,9 +80,7 @@ class Collate:
         if self.max_boxes is not None:
             if padded > self.max_boxes:
                 crowded = samples[counts.index(padded)][1].get("image_id", counts.index(padded))
-                raise ValueError(
-                    f"image {crowded} has {padded} boxes, max_boxes is {self.max_boxes}: raise it"
-                )
+                raise ValueError(f"image {crowded} has {padded} boxes, max_boxes is {self.max_boxes}: raise it")
             padded = self.max_boxes
 
         height, width = (-(-max(side) // self.stride) * self.stride for side in zip(*sizes))
@@ -104,9 +100,7 @@ class Collate:
         return Batch(
             images=images,
             image_sizes=torch.tensor(sizes, dtype=torch.int64),
-            image_scales=torch.tensor(
-                [target.get("scale", 1.0) for _, target in samples], dtype=torch.float32
-            ),
+            image_scales=torch.tensor([target.get("scale", 1.0) for _, target in samples], dtype=torch.float32),
             original_sizes=torch.tensor(
                 [target.get("original_size", size) for (_, target), size in zip(samples, sizes)],
                 dtype=torch.int64,

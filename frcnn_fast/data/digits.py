@@ -191,7 +191,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 def _paint(rng: np.random.Generator, region: np.ndarray, ink: np.ndarray) -> None:
     """Blend a digit into its region [h, w, 3], with a tint, lighter or darker than most of what is there."""
-    dark, light = np.quantile((region @ _LUMA)[::2, ::2], (0.2, 0.8))
+    dark, light = np.quantile((region @ _LUMA)[::2, ::2], (0.1, 0.9))
     step = rng.uniform(60.0, 140.0)
     darker, lighter = dark - step, light + step
     fits = darker >= 0, lighter <= 255

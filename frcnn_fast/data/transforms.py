@@ -181,9 +181,7 @@ class Preprocess:
     def __call__(self, image: Tensor, out: Tensor | None = None) -> Tensor:
         """uint8 [..., 3, H, W] RGB to float32 of the same shape (into `out` where given)."""
         if image.dtype != torch.uint8 or image.dim() < 3 or image.shape[-3] != 3:
-            raise ValueError(
-                f"image must be a uint8 tensor [..., 3, H, W], got {image.dtype} {tuple(image.shape)}"
-            )
+            raise ValueError(f"image must be a uint8 tensor [..., 3, H, W], got {image.dtype} {tuple(image.shape)}")
         if out is None:
             out = torch.empty(image.shape, dtype=torch.float32, device=image.device)
         # Channel by channel: the change of order costs nothing, and a plane stays in cache between the steps.

@@ -64,9 +64,7 @@ class VocDetection:
         self._first_pixel = 1.0 if one_based else 0.0
         paths = self._annotation_paths()
         annotations = {path: read_annotation(path) for path in paths}
-        self.class_names = (
-            self._names_in_data(annotations) if class_names is None else _checked_names(class_names)
-        )
+        self.class_names = self._names_in_data(annotations) if class_names is None else _checked_names(class_names)
         labels = {name: label for label, name in enumerate(self.class_names, start=1)}
 
         self._items: list[tuple[Path, dict]] = []
@@ -105,9 +103,7 @@ class VocDetection:
 
     def __getitem__(self, index: int) -> Sample:
         image_path, target = self._items[index]
-        copies = {
-            key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in target.items()
-        }
+        copies = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in target.items()}
         return read_image(image_path), copies
 
     def image_path(self, index: int) -> Path:

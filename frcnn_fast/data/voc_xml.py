@@ -90,8 +90,7 @@ def _parse(path: str) -> _Element:
             parser.ParseFile(file)
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be read ({error.strerror});"
-            " restore the annotation or take its name out of the list"
+            f"{path}: cannot be read ({error.strerror}); restore the annotation or take its name out of the list"
         ) from error
     except expat.ExpatError as error:
         raise ValueError(

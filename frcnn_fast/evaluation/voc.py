@@ -116,9 +116,7 @@ class VocEvaluator:
             this library have half-open boxes, whose plain width is the same number: leave it False for them.
     """
 
-    def __init__(
-        self, class_names: Sequence[str], *, iou_threshold: float = 0.5, legacy: bool = False
-    ) -> None:
+    def __init__(self, class_names: Sequence[str], *, iou_threshold: float = 0.5, legacy: bool = False) -> None:
         if not 0 <= iou_threshold < 1:
             raise ValueError(f"iou_threshold must be in [0, 1), got {iou_threshold}")
         self.class_names = list(class_names)
@@ -128,9 +126,7 @@ class VocEvaluator:
         self._scores: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._overlaps: list[np.ndarray] = []
-        self._objects: list[
-            np.ndarray
-        ] = []  # number of the object each detection overlaps most, over all pictures
+        self._objects: list[np.ndarray] = []  # number of the object each detection overlaps most, over all pictures
         self._difficult: list[np.ndarray] = []
         self._seen = 0
 
@@ -147,17 +143,17 @@ class VocEvaluator:
             ValueError: shapes that do not fit, a NaN score, or a label outside 1..K.
         """
         boxes, labels = (
-            _array(detections["boxes"]).reshape(-1, 4),
+            as_array(detections["boxes"]).reshape(-1, 4),
             self._checked(detections["labels"], "detections"),
         )
-        scores = _array(detections["scores"])
+        scores = as_array(detections["scores"])
         gt_boxes, gt_labels = (
-            _array(target["boxes"]).reshape(-1, 4),
+            as_array(target["boxes"]).reshape(-1, 4),
             self._checked(target["labels"], "target"),
         )
         difficult = np.zeros(len(gt_labels), dtype=bool)
         if target.get("difficult") is not None:
-            difficult = _array(target["difficult"]).astype(bool)
+            difficult = as_array(target["difficult"]).astype(bool)
         if not len(boxes) == len(scores) == len(labels):
             raise ValueError(
                 f"detections has {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels:"
@@ -209,7 +205,7 @@ class VocEvaluator:
         return result
 
     def _checked(self, labels: Any, name: str) -> np.ndarray:
-        array = _array(labels).astype(np.int64)
+        array = as_array(labels).astype(np.int64)
         if len(array) and not (array.min() >= 1 and array.max() <= len(self.class_names)):
             raise ValueError(
                 f"{name}['labels'] must be in 1..{len(self.class_names)}, got {array.min()}..{array.max()}"
@@ -217,7 +213,8 @@ class VocEvaluator:
         return array
 
 
-def _array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
+    """float64 array of a tensor on any device, an array or a list."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
@@ -230,12 +227,12 @@ def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
 
 def _iou(boxes: np.ndarray, others: np.ndarray, offset: float) -> np.ndarray:
     """float64 IoU [D, G]; 0 where it is not a number."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    intersection = np.maximum(high - low + offset, 0.0).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2] + offset).prod(-1) for b in (boxes, others)]
-    union = areas[0][:, None] + areas[1][None, :] - intersection
     with np.errstate(divide="ignore", invalid="ignore"):
+        low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+        high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+        intersection = np.maximum(high - low + offset, 0.0).prod(-1)
+        areas = [(b[:, 2:] - b[:, :2] + offset).prod(-1) for b in (boxes, others)]
+        union = areas[0][:, None] + areas[1][None, :] - intersection
         return np.nan_to_num(intersection / union, nan=0.0, posinf=0.0, neginf=0.0)
 
 

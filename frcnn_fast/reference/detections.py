@@ -61,7 +61,7 @@ def detections(
         return out_boxes, out_scores, out_labels, out_counts
     for image in range(batch):
         count = int(counts[image])
-        per_class = box_deltas[image, :count].reshape(count, -1, 4)
+        per_class = box_deltas[image, :count].reshape(count, box_deltas.shape[2] // 4, 4)
         agnostic = per_class.shape[1] == 1
         per_class = np.repeat(per_class, foreground, axis=1) if agnostic else per_class[:, 1:]
         anchors = np.repeat(proposals[image, :count], foreground, axis=0)

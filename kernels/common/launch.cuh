@@ -25,7 +25,7 @@
 #include <cuda_runtime.h>
 
 #define FF_SHARED(T, name, ...) __shared__ T name __VA_ARGS__
-#define FF_DYN_SHARED(T, name)                                       \
+#define FF_DYN_SHARED(T, name)                                        \
   extern __shared__ __align__(128) unsigned char ff_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(ff_dynamic_shared)
 #define FF_LAUNCH(...) ::frcnn_fast::launch(__VA_ARGS__)
@@ -36,7 +36,8 @@ namespace frcnn_fast {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
             Arguments&&... arguments) {
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(std::forward<Arguments>(arguments)...);
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  kernel<<<grid, block, shared_bytes, queue>>>(std::forward<Arguments>(arguments)...);
 }
 
 template <class... Parameters, class... Arguments>
@@ -130,8 +131,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 inline size_t max_dynamic_shared() { return size_t(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)); }
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 inline int compute_capability() {
-  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
-         device_attribute(cudaDevAttrComputeCapabilityMinor);
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
 
 // Blocks of `each` that hold n items.

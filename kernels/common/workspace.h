@@ -3,21 +3,23 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dtype.h"
+
 namespace frcnn_fast {
 
 // take() hands out aligned pieces one after the other; with a null base it only adds up, so that the function that
 // cuts also says how much is needed.
 class Carver {
  public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  FF_HD explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
 
   template <class T>
-  T* take(int64_t count) {
+  FF_HD T* take(int64_t count) {
     char* piece = base_ ? base_ + used_ : nullptr;
     used_ += (size_t(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     return reinterpret_cast<T*>(piece);
   }
-  size_t used() const { return used_; }
+  FF_HD size_t used() const { return used_; }
 
  private:
   static constexpr size_t kAlignment = 256;

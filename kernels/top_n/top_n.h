@@ -65,7 +65,7 @@ inline int64_t ranked_chunk(int64_t N) { return N / 64 > 1024 ? N / 64 : 1024; }
 // For at most N scores a segment, `chunk` ranks at a time.
 template <class Key>
 RankedBuffers<Key> take_ranked_buffers(Carver* carver, int64_t N, int64_t chunk) {
-  const int64_t enough = 2 * chunk + 1024;
+  const int64_t enough = 2 * chunk + kRankedSample;  // a chunk that the sample misjudged, or the sample itself
   RankedBuffers<Key> buffers = {};
   buffers.capacity = N < enough ? N : enough;
   buffers.entries = carver->take<Ranking<Key>>(buffers.capacity);

@@ -1,0 +1,152 @@
+"""COCO average precision and recall, computed by the COCO API itself (extra `coco`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from frcnn_fast._extras import require
+from frcnn_fast.evaluation.voc import as_array
+
+# In the order in which the API gives them.
+_FIGURES = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
+
+
+@dataclasses.dataclass
+class CocoResult:
+    """COCO's twelve figures, as fractions; NaN where there was no object to find.
+
+    `ap` is the mean over IoU 0.50, 0.55 … 0.95 and over classes; `ap50`, `ap75` are at one IoU; small, medium
+    and large objects have areas up to 32², up to 96² and above. `ar1`, `ar10`, `ar100` are recalls with as
+    many detections an image. `ap_by_class` is `ap` of each class.
+    """
+
+    ap: float = math.nan
+    ap50: float = math.nan
+    ap75: float = math.nan
+    ap_small: float = math.nan
+    ap_medium: float = math.nan
+    ap_large: float = math.nan
+    ar1: float = math.nan
+    ar10: float = math.nan
+    ar100: float = math.nan
+    ar_small: float = math.nan
+    ar_medium: float = math.nan
+    ar_large: float = math.nan
+    ap_by_class: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers for a JSON file; NaN stays NaN (`write_json` makes it null)."""
+        return dataclasses.asdict(self)
+
+
+class CocoEvaluator:
+    """Collects detections picture by picture, then gives COCO's figures.
+
+    Detections of equal score rank in the order in which their pictures were added; the COCO API itself takes
+    pictures by rising id.
+
+    Args:
+        class_names: label k is class_names[k - 1].
+
+    Raises:
+        ImportError: pycocotools is missing.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        require("pycocotools.cocoeval", "coco")
+        self.class_names = list(class_names)
+        self._images: list[dict[str, Any]] = []
+        self._objects: list[dict[str, Any]] = []
+        self._detections: list[dict[str, Any]] = []
+
+    def add(self, detections: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+        """Add one picture.
+
+        Args:
+            detections: `boxes` [D, 4] half-open, `scores` [D], `labels` [D] in 1..K.
+            target: `boxes` [G, 4], `labels` [G]; perhaps `crowd` [G], boxes that stand for many objects
+                (where it is missing, `difficult` is taken for it: detections on them are not counted);
+                perhaps `area` [G], the size that tells small from large objects (else the box's).
+        """
+        image = len(self._images) + 1
+        self._images.append({"id": image})
+        boxes = as_array(target["boxes"]).reshape(-1, 4)
+        labels = as_array(target["labels"]).astype(int)
+        crowd = target.get("crowd", target.get("difficult"))
+        crowd = np.zeros(len(boxes), dtype=bool) if crowd is None else as_array(crowd).astype(bool)
+        areas = as_array(target["area"]) if "area" in target else _areas(boxes)
+        self._check("target", boxes, labels, crowd, areas)
+        for box, label, is_crowd, area in zip(boxes, labels, crowd, areas, strict=True):
+            self._objects.append(_annotation(len(self._objects), image, label, box, area, is_crowd))
+
+        boxes = as_array(detections["boxes"]).reshape(-1, 4)
+        labels, scores = as_array(detections["labels"]).astype(int), as_array(detections["scores"])
+        self._check("detections", boxes, labels, scores)
+        for box, label, score, area in zip(boxes, labels, scores, _areas(boxes), strict=True):
+            found = _annotation(len(self._detections), image, label, box, area, False)
+            self._detections.append({**found, "score": float(score)})
+
+    def result(self) -> CocoResult:
+        """COCO's figures over all pictures added so far."""
+        evaluation = require("pycocotools.cocoeval", "coco")
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            run = evaluation.COCOeval(self._api(self._objects), self._api(self._detections), "bbox")
+            if not self._images or not self._objects:
+                return CocoResult(ap_by_class=dict.fromkeys(self.class_names, math.nan))
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        figures = {
+            name: float(value) if value >= 0 else math.nan for name, value in zip(_FIGURES, run.stats, strict=True)
+        }
+        precision = run.eval["precision"][:, :, :, 0, -1]  # IoU × recall × class, all areas, 100 detections
+        by_class = {
+            name: float(curve.mean()) if (curve := precision[:, :, k]).min() >= 0 else math.nan
+            for k, name in enumerate(self.class_names)
+        }
+        return CocoResult(**figures, ap_by_class=by_class)
+
+    def _api(self, annotations: list[dict[str, Any]]) -> Any:
+        api = require("pycocotools.coco", "coco").COCO()
+        api.dataset = {
+            "images": self._images,
+            "annotations": [dict(annotation) for annotation in annotations],  # it writes into them
+            "categories": [{"id": k, "name": name} for k, name in enumerate(self.class_names, start=1)],
+        }
+        api.createIndex()
+        return api
+
+    def _check(self, name: str, boxes: np.ndarray, labels: np.ndarray, *others: np.ndarray) -> None:
+        lengths = [len(boxes), len(labels), *(len(other) for other in others)]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"{name} has entries of different lengths {lengths}: expected as many of each")
+        if len(labels) and not (labels.min() >= 1 and labels.max() <= len(self.class_names)):
+            raise ValueError(
+                f"{name}['labels'] must be in 1..{len(self.class_names)}, got {labels.min()}..{labels.max()}"
+            )
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _annotation(index: int, image: int, label: int, box: np.ndarray, area: float, crowd: bool) -> dict[str, Any]:
+    x1, y1, x2, y2 = box.tolist()
+    return {
+        "id": index + 1,  # the API takes the id 0 for "no match"
+        "image_id": image,
+        "category_id": int(label),
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": float(area),
+        "iscrowd": int(crowd),
+    }

@@ -1,0 +1,298 @@
+"""Pictures to look at: detections beside the truth, contact sheets, loss curves."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from frcnn_fast._extras import require
+from frcnn_fast.io import PathLike, atomic_path, read_jsonl
+
+_SHORTER_SIDE = 400  # smaller pictures are enlarged until lines and letters are fine beside their objects
+_CAPTION = (32, 34, 38)
+_PAPER = (245, 245, 243)
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """The RGB colour of a class label; labels next to each other are far apart in hue."""
+    turn, place = divmod(label - 1, 10)
+    hue = (0.58 + 0.3 * place + 0.05 * turn) % 1.0
+    # Ten hues fill the circle well; every further ten are paler or darker than those before.
+    saturation, value = [(0.85, 1.0), (0.45, 1.0), (0.9, 0.72)][turn % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    image: Any,
+    boxes: Any,
+    labels: Any = None,
+    scores: Any = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    difficult: Any = None,
+    caption: str = "",
+) -> Any:
+    """Draw boxes with their class and score.
+
+    A picture whose shorter side is under 400 pixels is enlarged by a whole factor first. The best boxes are
+    drawn last, on top. Labels are placed where they cover no other label, if there is such a place.
+
+    Args:
+        image: uint8 tensor or array [3, H, W], RGB, or a PIL picture.
+        boxes: [D, 4], x1, y1, x2, y2 in pixels of `image`, half-open. Boxes with a NaN or without area are
+            left out.
+        labels: [D], 1..K; None draws all in one colour without a name.
+        scores: [D]; None writes none.
+        class_names: label k is class_names[k - 1]; None writes the number.
+        difficult: bool [D]: such boxes are drawn thin and marked.
+        caption: a line of text above the picture; "" for none.
+
+    Returns:
+        A PIL picture.
+    """
+    image_module = require("PIL.Image", "train")
+    image_draw = require("PIL.ImageDraw", "train")
+    picture = _as_picture(image)
+    factor = max(1, math.ceil(_SHORTER_SIDE / min(picture.size)))
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), image_module.Resampling.BICUBIC)
+    shorter = min(picture.size)
+    line = max(2, round(shorter / 220))
+    font = _font(max(14, round(shorter / 34)))
+    draw = image_draw.Draw(picture)
+
+    corners = np.asarray(_numbers(boxes), dtype=np.float64).reshape(-1, 4) * factor
+    order = np.argsort(_numbers(scores), kind="stable") if scores is not None else np.arange(len(corners))
+    plates: list[tuple[str, tuple[int, int, int], tuple[int, int, int, int]]] = []
+    for i in order.tolist():
+        if not np.isfinite(corners[i]).all():
+            continue
+        x1, y1, x2, y2 = np.rint(corners[i]).astype(int).tolist()
+        if x1 >= x2 or y1 >= y2:
+            continue
+        label = int(labels[i]) if labels is not None else 1
+        colour = class_colour(label)
+        hard = difficult is not None and bool(difficult[i])
+        thickness = 1 if hard else line
+        # A dark rim keeps the line visible on a ground of its own colour.
+        draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0), width=thickness + 2)
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=thickness)
+        words = []
+        if labels is not None:
+            words.append(class_names[label - 1] if class_names is not None else str(label))
+        if scores is not None:
+            words.append(f"{float(scores[i]):.2f}")
+        if hard:
+            words.append("difficult")
+        if words:
+            plates.append((" ".join(words), colour, (x1, y1, x2, y2)))
+    _draw_plates(draw, font, plates, picture.size)
+    return _captioned(picture, caption, font) if caption else picture
+
+
+def side_by_side(
+    image: Any,
+    detections: Mapping[str, Any],
+    target: Mapping[str, Any],
+    class_names: Sequence[str] | None = None,
+    *,
+    score_threshold: float = 0.5,
+) -> Any:
+    """One picture twice: with its detections (left) and with its true boxes (right).
+
+    Args:
+        image: as in `draw_boxes`.
+        detections: `boxes` [D, 4], `scores` [D], `labels` [D], in pixels of `image`.
+        target: `boxes` [G, 4], `labels` [G], perhaps `difficult` [G] and `image_id`.
+        class_names: label k is class_names[k - 1].
+        score_threshold: detections with a lower score are not drawn.
+
+    Returns:
+        A PIL picture.
+    """
+    scores = np.asarray(_numbers(detections["scores"]), dtype=np.float64)
+    shown = np.flatnonzero(scores >= score_threshold)
+    found = draw_boxes(
+        image,
+        np.asarray(_numbers(detections["boxes"])).reshape(-1, 4)[shown],
+        np.asarray(_numbers(detections["labels"]))[shown],
+        scores[shown],
+        class_names=class_names,
+        caption=f"found: {len(shown)} with score {score_threshold:g} or more",
+    )
+    true_boxes = np.asarray(_numbers(target["boxes"])).reshape(-1, 4)
+    name = f"  ({target['image_id']})" if target.get("image_id") else ""
+    truth = draw_boxes(
+        image,
+        true_boxes,
+        _numbers(target["labels"]),
+        class_names=class_names,
+        difficult=target.get("difficult"),
+        caption=f"truth: {len(true_boxes)}{name}",
+    )
+    return contact_sheet([found, truth], columns=2, gap=6)
+
+
+def contact_sheet(pictures: Sequence[Any], columns: int | None = None, gap: int = 12) -> Any:
+    """Several pictures (as in `draw_boxes`) on one sheet, row by row, columns of equal width, each picture
+    centred in its cell.
+
+    Args:
+        pictures: at least one.
+        columns: None makes the sheet about as wide as high.
+        gap: pixels around and between the pictures.
+
+    Returns:
+        A PIL picture.
+    """
+    if not pictures:
+        raise ValueError("pictures is empty: a sheet needs at least one")
+    image_module = require("PIL.Image", "train")
+    ready = [_as_picture(picture) for picture in pictures]
+    width = max(picture.width for picture in ready)
+    if columns is None:
+        height = sum(picture.height for picture in ready) / len(ready)
+        columns = round(math.sqrt(len(ready) * height / width))
+    columns = max(1, min(columns, len(ready)))
+    rows = [ready[i : i + columns] for i in range(0, len(ready), columns)]
+    heights = [max(picture.height for picture in row) for row in rows]
+    size = (columns * (width + gap) + gap, sum(heights) + (len(rows) + 1) * gap)
+    sheet = image_module.new("RGB", size, _PAPER)
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            left = gap + column * (width + gap) + (width - picture.width) // 2
+            sheet.paste(picture, (left, top + (height - picture.height) // 2))
+        top += height + gap
+    return sheet
+
+
+def save_picture(path: PathLike, picture: Any) -> None:
+    """Write a PIL picture whole or not at all; the ending of `path` (.png, .jpg) chooses the format."""
+    with atomic_path(path) as beside:
+        picture.save(beside, **({"quality": 92} if beside.suffix.lower() in (".jpg", ".jpeg") else {}))
+
+
+def plot_losses(metrics: PathLike, path: PathLike) -> None:
+    """Plot the losses of a training run.
+
+    Args:
+        metrics: JSON lines; every record with an `iteration` gives a point to each of its numbers whose name
+            begins with "loss". The faint line is what was recorded, the strong one a running mean.
+        path: the picture to write, for example loss.png.
+
+    Raises:
+        ValueError: `metrics` is missing or broken or has no losses; names it.
+        ImportError: matplotlib is missing.
+    """
+    figure_module = require("matplotlib.figure", "train")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in read_jsonl(metrics):
+        for name, value in record.items():
+            if "iteration" in record and name.startswith("loss") and isinstance(value, (int, float)):
+                points.setdefault(name, []).append((record["iteration"], value))
+    if not points:
+        raise ValueError(f"{metrics}: no record has an iteration and a loss, so there is nothing to plot")
+
+    figure = figure_module.Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    top = 0.0
+    # The sum first and in black, then the largest part: the legend reads like the curves lie.
+    means = {name: np.mean([value for _, value in curve]) for name, curve in points.items()}
+    for i, name in enumerate(sorted(points, key=lambda name: (name != "loss", -means[name]))):
+        steps, values = np.array(points[name], dtype=np.float64).T
+        colour = "black" if name == "loss" else f"C{i % 10}"
+        smooth = _running_mean(values, max(1, len(values) // 40))
+        axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
+        axes.plot(steps, smooth, color=colour, linewidth=1.8, label=_curve_name(name))
+        top = max(top, float(np.quantile(values, 0.98)), float(smooth[len(smooth) // 50 :].max()))
+    axes.set_ylim(0, top * 1.08 if top > 0 else 1)
+    axes.set_xlim(0, max(1, *(curve[-1][0] for curve in points.values())))
+    axes.set_xlabel("iteration  (faint: as recorded; strong: running mean)")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_path(path) as beside:
+        figure.savefig(beside)
+
+
+def _curve_name(name: str) -> str:
+    return "sum" if name == "loss" else name.removeprefix("loss").strip("_/. ").replace("_", " ")
+
+
+def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean of each value and up to `reach` neighbours on both sides."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _numbers(values: Any) -> Any:
+    return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _as_picture(image: Any) -> Any:
+    """A PIL picture that may be drawn on, of a PIL picture or of uint8 [3, H, W]."""
+    image_module = require("PIL.Image", "train")
+    if isinstance(image, image_module.Image):
+        return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    pixels = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(f"image must be uint8 [3, H, W] or a PIL picture, got {pixels.dtype} {pixels.shape}")
+    return image_module.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _font(size: int) -> Any:
+    image_font = require("PIL.ImageFont", "train")
+    return image_font.load_default(size)
+
+
+def _draw_plates(draw: Any, font: Any, plates: Sequence[tuple], size: tuple[int, int]) -> None:
+    """Write each text on a plate of its colour at its box: the first free place of a few, else the freest."""
+    ascent = font.getbbox("Ag0")
+    height = ascent[3] - ascent[1] + 6
+    taken: list[tuple[int, int, int, int]] = []
+    for text, colour, (x1, y1, x2, y2) in reversed(plates):  # the best box chooses first
+        width = math.ceil(font.getlength(text)) + 8
+        places = []
+        for left, top in (
+            (x1, y1 - height),
+            (x1, y2),
+            (x2 - width, y1 - height),
+            (x2 - width, y2),
+            (x1, y1),
+            (x2, y1),
+            (x1 - width, y1),
+            (x1, y2 - height),
+        ):
+            left, top = max(0, min(left, size[0] - width)), max(0, min(top, size[1] - height))
+            places.append((left, top, left + width, top + height))
+        place = min(places, key=lambda p: sum(_common_area(p, other) for other in taken))
+        taken.append(place)
+        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour, outline=(0, 0, 0))
+        luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+        ink = (0, 0, 0) if luma > 120 else (255, 255, 255)
+        draw.text((place[0] + 4, place[1] + 3 - ascent[1]), text, fill=ink, font=font)
+
+
+def _common_area(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _captioned(picture: Any, caption: str, font: Any) -> Any:
+    """The picture under a dark bar with one line of text."""
+    image_module, image_draw = require("PIL.Image", "train"), require("PIL.ImageDraw", "train")
+    box = font.getbbox("Ag0")
+    bar = box[3] - box[1] + 14
+    whole = image_module.new("RGB", (picture.width, picture.height + bar), _CAPTION)
+    whole.paste(picture, (0, bar))
+    image_draw.Draw(whole).text((10, 7 - box[1]), caption, fill=(255, 255, 255), font=font)
+    return whole

@@ -1,0 +1,207 @@
+"""Cases of box_iou, nms, batched_nms and nms_padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from .build import (
+    DTYPES,
+    clustered_boxes,
+    generator,
+    integer_boxes,
+    ints,
+    odd_scores,
+    random_boxes,
+    strided,
+    tensor,
+    tied_scores,
+    transposed,
+    with_odd_boxes,
+)
+from .harness import Args, Case, Op, simple_op
+
+
+def _padded(
+    B: int,
+    N: int,
+    *,
+    kind: str = "clustered",
+    scores: str = "random",
+    dtype: torch.dtype = torch.float32,
+    threshold: float = 0.5,
+    max_output: int = 200,
+    classes: int = 0,
+    counts: list[int] | None = None,
+    legacy: bool = False,
+    layout: str = "contiguous",
+    seed: int = 0,
+) -> Args:
+    g = generator(seed, B, N)
+    make = {"clustered": clustered_boxes, "integer": integer_boxes, "random": random_boxes}
+    boxes = make[kind.removeprefix("odd ")](g, (B, N))
+    if kind.startswith("odd "):
+        boxes = with_odd_boxes(g, boxes)
+    values = {
+        "random": lambda: g.normal(size=(B, N)),
+        "tied": lambda: tied_scores(g, (B, N)),
+        "odd": lambda: odd_scores(g, (B, N)),
+    }
+    args: Args = {
+        "boxes": tensor(boxes, dtype),
+        "scores": tensor(values[scores](), dtype),
+        "iou_threshold": threshold,
+        "max_output": max_output,
+        "legacy": legacy,
+    }
+    if layout == "strided":
+        args["boxes"], args["scores"] = strided(args["boxes"]), strided(args["scores"])
+    elif layout == "transposed":
+        args["boxes"], args["scores"] = transposed(args["boxes"]), transposed(args["scores"])
+    if classes:
+        # Identifiers are not small consecutive numbers: sparse, negative and beyond 32 bits.
+        names = np.array([0, -1, 7, 1 << 40, -(1 << 40), 3, 90, 5, 2, 1][:classes])
+        args["class_ids"] = torch.from_numpy(g.choice(names, (B, N)))
+    if counts is not None:
+        args["counts"] = ints(*counts)
+    return args
+
+
+def _padded_cases() -> Iterator[Case]:
+    for N in (0, 1, 2, 63, 64, 65, 127, 129):
+        yield Case(f"N{N}", lambda N=N: _padded(1, N), small=True)
+    for N in (1000, 5000):
+        yield Case(f"N{N}", lambda N=N: _padded(1, N, max_output=N))
+    yield Case("N5000-stops-early", lambda: _padded(2, 5000, kind="random", max_output=100))
+    yield Case("no-images", lambda: _padded(0, 10), small=True)
+    for name, dtype in DTYPES.items():
+        yield Case(f"{name}-clustered", lambda d=dtype: _padded(3, 150, dtype=d, scores="tied"), small=True)
+        yield Case(f"{name}-odd", lambda d=dtype: _padded(2, 200, kind="odd random", scores="odd", dtype=d), small=True)
+        yield Case(f"{name}-N1500", lambda d=dtype: _padded(2, 1500, dtype=d, classes=5, max_output=300))
+    for threshold in (0.0, 0.3, 1 / 3, 0.5, 0.7, 1.0, 2.0):
+        for legacy in (False, True):
+            yield Case(
+                f"integer-boxes-at-{threshold:.2f}{'-legacy' if legacy else ''}",
+                lambda t=threshold, y=legacy: _padded(
+                    2, 300, kind="integer", scores="tied", threshold=t, legacy=y, max_output=300
+                ),
+                small=threshold in (0.3, 0.5),
+            )
+    yield Case("f64-integer-boxes-at-0.30", lambda: _padded(1, 300, kind="integer", dtype=torch.float64, threshold=0.3))
+    for classes in (1, 3, 10):
+        yield Case(f"classes-{classes}", lambda c=classes: _padded(2, 260, classes=c, scores="tied"), small=True)
+    yield Case("classes-N3000", lambda: _padded(1, 3000, classes=10, max_output=3000))
+    yield Case("counts", lambda: _padded(4, 100, counts=[0, 1, 64, 100]), small=True)
+    yield Case(
+        "counts-classes-odd", lambda: _padded(3, 130, kind="odd clustered", counts=[0, 65, 129], classes=3), small=True
+    )
+    yield Case("max-output-1", lambda: _padded(3, 200, max_output=1), small=True)
+    yield Case("max-output-beyond-N", lambda: _padded(2, 65, max_output=1000), small=True)
+    yield Case("max-output-64", lambda: _padded(1, 700, kind="random", threshold=0.3, max_output=64), small=True)
+    yield Case("nothing-suppressed", lambda: _padded(1, 300, kind="random", threshold=1.0, max_output=300), small=True)
+    yield Case("all-identical", _identical, small=True)
+    yield Case("sliding-chain", _chain, small=True)
+    yield Case("chain-across-blocks", _long_chain)
+    yield Case("all-scores-NaN", _all_nan, small=True)
+    yield Case("areas-overflow", _overflowing, small=True)
+    yield Case("strided", lambda: _padded(2, 100, layout="strided"), small=True)
+    yield Case("transposed", lambda: _padded(2, 100, layout="transposed"), small=True)
+
+
+def _identical() -> Args:
+    args = _padded(2, 200)
+    args["boxes"] = tensor([10.0, 10.0, 30.0, 40.0]).expand(2, 200, 4)
+    return args
+
+
+def _slide(N: int) -> Args:
+    """Each box overlaps its neighbours alone above the threshold: every second one is kept."""
+    left = 10.0 * np.arange(N)
+    boxes = np.stack([left, np.zeros(N), left + 30.0, np.full(N, 30.0)], axis=1)[None]
+    return {
+        "boxes": tensor(boxes),
+        "scores": tensor(-np.arange(N)[None]),
+        "iou_threshold": 0.4,
+        "max_output": N,
+    }
+
+
+def _chain() -> Args:
+    return _slide(150)
+
+
+def _long_chain() -> Args:
+    """The order is shuffled, so that each decision depends on others far away."""
+    args = _slide(4500)
+    order = torch.from_numpy(generator(5).permutation(4500))
+    return args | {"boxes": args["boxes"][:, order], "scores": args["scores"][:, order]}
+
+
+def _all_nan() -> Args:
+    args = _padded(2, 70)
+    return args | {"scores": torch.full_like(args["scores"], float("nan"))}
+
+
+def _overflowing() -> Args:
+    """Every box twice. Areas that overflow or vanish make the IoU of the two NaN, which suppresses nothing."""
+    g = generator(9)
+    boxes = random_boxes(g, (1, 40)) * 10.0 ** g.choice([-30, -20, 0, 17, 20, 30], (1, 40, 1))
+    return {
+        "boxes": tensor(np.concatenate([boxes, boxes], axis=1)),
+        "scores": tensor(g.normal(size=(1, 80))),
+        "iou_threshold": 0.5,
+        "max_output": 80,
+    }
+
+
+def _single(N: int, idxs: bool = False, **kwargs: object) -> Args:
+    args = _padded(1, N, classes=4 if idxs else 0, **kwargs)  # type: ignore[arg-type]
+    single: Args = {"boxes": args["boxes"][0], "scores": args["scores"][0]}
+    if idxs:
+        single["idxs"] = args["class_ids"][0]
+    return single | {"iou_threshold": args["iou_threshold"]}
+
+
+def _single_cases(idxs: bool) -> Iterator[Case]:
+    for N in (0, 1, 64, 65):
+        yield Case(f"N{N}", lambda N=N: _single(N, idxs), small=True)
+    yield Case("N5000", lambda: _single(5000, idxs, kind="random"))
+    for name, dtype in DTYPES.items():
+        yield Case(
+            f"{name}", lambda d=dtype: _single(300, idxs, kind="odd clustered", scores="odd", dtype=d), small=True
+        )
+    yield Case("ties", lambda: _single(300, idxs, kind="integer", scores="tied", threshold=0.3), small=True)
+    yield Case("strided", lambda: _single(100, idxs, layout="strided"), small=True)
+
+
+def _pair(N: int, M: int, dtype: torch.dtype = torch.float32, kind: str = "random", legacy: bool = False) -> Args:
+    g = generator(21, N, M)
+    make = integer_boxes if kind == "integer" else random_boxes
+    boxes = [make(g, (n,)) for n in (N, M)]
+    if kind == "odd":
+        boxes = [with_odd_boxes(g, b, 0.5) for b in boxes]
+    return {"boxes1": tensor(boxes[0], dtype), "boxes2": tensor(boxes[1], dtype), "legacy": legacy}
+
+
+def _iou_cases() -> Iterator[Case]:
+    for N, M in ((0, 5), (5, 0), (1, 1), (33, 65)):
+        yield Case(f"{N}x{M}", lambda N=N, M=M: _pair(N, M), small=True)
+    yield Case("1000x300", lambda: _pair(1000, 300))
+    for name, dtype in DTYPES.items():
+        yield Case(f"{name}-odd", lambda d=dtype: _pair(40, 50, d, "odd"), small=True)
+    for legacy in (False, True):
+        tail = "-legacy" if legacy else ""
+        yield Case(f"integer-values{tail}", lambda y=legacy: _pair(60, 60, kind="integer", legacy=y), small=True)
+        yield Case(f"int64{tail}", lambda y=legacy: _pair(60, 60, torch.int64, "integer", y), small=True)
+    yield Case("int32", lambda: _pair(20, 30, torch.int32, "integer"), small=True)
+    yield Case("strided", lambda: {k: strided(v) for k, v in _pair(20, 30).items() if k != "legacy"}, small=True)
+
+
+OPS: tuple[Op, ...] = (
+    simple_op("box_iou", "iou:compute", tuple(_iou_cases()), lead="boxes1"),
+    simple_op("nms", "keep:int64", tuple(_single_cases(False)), lead="boxes"),
+    simple_op("batched_nms", "keep:int64", tuple(_single_cases(True)), lead="boxes"),
+    simple_op("nms_padded", "keep:int64 num_keep:int64", tuple(_padded_cases()), lead="boxes"),
+)

@@ -1,0 +1,299 @@
+"""Cases of roi_pool, roi_align and multiscale_roi_align, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import frcnn_fast.ops
+from frcnn_fast import reference
+
+from .build import DTYPES, generator, random_boxes, strided, tensor
+from .harness import Args, Case, Op
+
+
+def _rois(g: np.random.Generator, K: int, B: int, extent: float, kind: str) -> np.ndarray:
+    boxes = random_boxes(g, (K,), extent, extent * 0.6)
+    if kind == "integer":
+        boxes = np.round(boxes)
+    elif kind == "half":
+        # Corners at .5 after scaling: round half away from zero, on both sides of zero.
+        boxes = np.round(boxes) + 0.5
+    elif kind == "tiny":
+        boxes[:, 2:] = boxes[:, :2] + g.uniform(0.0, 0.5, (K, 2))
+    elif kind == "odd":
+        inverted = g.random(K) < 0.3
+        boxes[inverted] = boxes[inverted][:, [2, 3, 0, 1]]
+        far = g.random(K) < 0.3
+        boxes[far] += g.choice([-10.0, 10.0], (int(far.sum()), 1)) * extent
+        flat = g.random(K) < 0.2
+        boxes[flat, 2:] = boxes[flat, :2]
+    images = g.integers(-1 if kind == "odd" else 0, B, K) if B else np.full(K, -1)
+    return np.concatenate([images[:, None], boxes], axis=1)
+
+
+def _values(g: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    values = g.normal(size=shape)
+    if kind == "tied":
+        return g.choice([-1.0, 0.0, -0.0, 2.0], shape)
+    if kind == "odd":
+        odd = g.choice([np.nan, np.inf, -np.inf, 0.0, -0.0], shape)
+        return np.where(g.random(shape) < 0.2, odd, values)
+    if kind == "NaN":
+        return np.where(g.random(shape) < 0.7, np.nan, -np.inf)
+    return values
+
+
+def _pool(
+    shape: tuple[int, int, int, int] = (2, 5, 17, 23),
+    K: int = 12,
+    size: Any = (7, 7),
+    *,
+    scale: float = 0.25,
+    rois: str = "random",
+    values: str = "random",
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    **scalars: object,
+) -> Args:
+    g = generator(51, *shape, K)
+    feature = tensor(_values(g, shape, values), dtype)
+    if layout == "channels_last":
+        feature = feature.to(memory_format=torch.channels_last)
+    elif layout == "strided":
+        feature = strided(feature)
+    elif layout == "sliced":
+        feature = feature[:, 1:, 2:, 3:]
+    boxes = tensor(_rois(g, K, shape[0], max(shape[2:]) / scale, rois), dtype)
+    return {"input": feature, "boxes": boxes, "output_size": size, "spatial_scale": scale} | scalars
+
+
+def _common_cases() -> Iterator[tuple[str, Callable[[], Args], bool]]:
+    """Name, arguments, small: for RoIPool and RoIAlign alike."""
+    for K in (0, 1, 2, 33):
+        yield f"K{K}", lambda K=K: _pool(K=K), True
+    yield "K300-C64", lambda: _pool((2, 64, 38, 50), 300), False
+    for size in (1, (2, 2), (3, 5), 14):
+        yield f"bins-{size}".replace(" ", ""), lambda s=size: _pool(size=s), True
+    for C in (1, 31, 33, 64):
+        yield f"C{C}", lambda C=C: _pool((1, C, 9, 9), 6, 2), True
+    for name, dtype in DTYPES.items():
+        yield name, lambda d=dtype: _pool(dtype=d), True
+        for layout in ("channels_last", "strided", "sliced"):
+            yield f"{name}-{layout}", lambda d=dtype, y=layout: _pool((2, 8, 10, 11), 7, 3, dtype=d, layout=y), True
+    for rois in ("integer", "half", "tiny", "odd"):
+        yield f"rois-{rois}", lambda r=rois: _pool(K=40, size=3, rois=r), True
+    yield "rois-odd-f64", lambda: _pool(K=40, size=(3, 2), rois="odd", dtype=torch.float64), True
+    yield "scale-1-16", lambda: _pool((1, 4, 20, 31), 20, scale=1 / 16), True
+    yield "scale-1", lambda: _pool((1, 4, 20, 31), 20, scale=1.0), True
+    yield "one-cell-map", lambda: _pool((2, 3, 1, 1), 10, 2), True
+    yield "one-row-map", lambda: _pool((2, 3, 1, 30), 10, 3), True
+    yield "list-of-boxes", lambda: _as_list(_pool()), True
+    yield "list-with-an-empty-image", lambda: _as_list(_pool((3, 4, 9, 9), 8), 3), True
+    yield "same-roi-often", _same_roi, True
+    yield "transposed-rois", _transposed_rois, True
+
+
+def _as_list(args: Args, images: int = 2) -> Args:
+    rois = args["boxes"]
+    lists = [rois[rois[:, 0] == b][:, 1:].contiguous() for b in range(images)]
+    lists[-1] = lists[-1][:0]
+    return args | {"boxes": lists}
+
+
+def _same_roi() -> Args:
+    args = _pool(K=1, size=2)
+    return args | {"boxes": args["boxes"].repeat(50, 1)}
+
+
+def _transposed_rois() -> Args:
+    args = _pool()
+    return args | {"boxes": args["boxes"].t().contiguous().t()}
+
+
+def _pool_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Case]:
+    for name, args, small in _common_cases():
+        yield Case(name, lambda a=args: make(a()), small)
+    for values in ("tied", "odd", "NaN"):
+        for dtype in ("f32", "f16"):
+            yield Case(
+                f"values-{values}-{dtype}",
+                lambda v=values, d=dtype: make(_pool(K=25, size=2, values=v, dtype=DTYPES[d])),
+                small=True,
+            )
+    yield Case("odd-everything", lambda: make(_pool(K=60, size=3, rois="odd", values="odd")), small=True)
+    yield Case("rois-not-finite", lambda: make(_not_finite()), small=True)
+
+
+def _not_finite() -> Args:
+    args = _pool(K=10, size=2)
+    rois = args["boxes"].clone()
+    rois[0, 1], rois[1, 4], rois[2, 3], rois[3, 2] = float("nan"), float("inf"), float("-inf"), float("nan")
+    return args | {"boxes": rois}
+
+
+def _align_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Case]:
+    for ratio in (-1, 0, 1, 2, 3):
+        for aligned in (False, True):
+            yield Case(
+                f"ratio{ratio}{'-aligned' if aligned else ''}",
+                lambda r=ratio, a=aligned: make(_pool(sampling_ratio=r, aligned=a, rois="odd", K=30, size=3)),
+                small=True,
+            )
+    for name, args, small in _common_cases():
+        yield Case(name, lambda a=args: make(a() | {"sampling_ratio": 2}), small)
+    for name in ("f64", "f16"):
+        for aligned in (False, True):
+            yield Case(
+                f"tiny-rois-{name}{'-aligned' if aligned else ''}",
+                lambda d=DTYPES[name], a=aligned: make(_pool(rois="tiny", dtype=d, aligned=a, size=2)),
+                small=True,
+            )
+    yield Case("adaptive-K100", lambda: make(_pool((2, 16, 38, 50), 100)))
+    yield Case("infinite-values", lambda: make(_pool(values="odd", sampling_ratio=2, size=2)), small=True)
+
+
+def _pyramid(
+    K: int = 40,
+    *,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    rois: str = "random",
+    **scalars: object,
+) -> Args:
+    """Two images of 256x256 at strides 4 ... 32; RoI sides from 4 to 400 pixels reach every level."""
+    g = generator(52, K)
+    features = [tensor(g.normal(size=(2, 6, 256 // s, 256 // s)), dtype) for s in (4, 8, 16, 32)]
+    if channels_last:
+        features = [f.to(memory_format=torch.channels_last) for f in features]
+    boxes = _rois(g, K, 2, 200.0, rois)
+    growth = 2.0 ** g.uniform(-3.0, 1.5, (K, 1))
+    boxes[:, 3:] = boxes[:, 1:3] + (boxes[:, 3:] - boxes[:, 1:3]) * growth
+    return {
+        "features": features,
+        "rois": tensor(boxes, dtype),
+        "spatial_scales": [1 / 4, 1 / 8, 1 / 16, 1 / 32],
+        "output_size": 3,
+        "sampling_ratio": 2,
+    } | scalars
+
+
+def _exact_levels() -> Args:
+    """Squares whose side is exactly a level's, one pixel less and one more."""
+    sides = np.array([[s - 1, s, s + 1] for s in (56, 112, 224, 448)], np.float64).reshape(-1)
+    boxes = np.zeros((len(sides), 5))
+    boxes[:, 3] = boxes[:, 4] = sides
+    return _pyramid() | {"rois": tensor(boxes)}
+
+
+def _pyramid_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Case]:
+    for K in (0, 1, 40):
+        yield Case(f"K{K}", lambda K=K: make(_pyramid(K)), small=True)
+    for name, dtype in DTYPES.items():
+        yield Case(name, lambda d=dtype: make(_pyramid(15, dtype=d)), small=True)
+    yield Case("channels-last", lambda: make(_pyramid(channels_last=True)), small=True)
+    yield Case("aligned-adaptive", lambda: make(_pyramid(12, aligned=True, sampling_ratio=-1)), small=True)
+    yield Case("odd-rois", lambda: make(_pyramid(rois="odd")), small=True)
+    yield Case("exact-levels", lambda: make(_exact_levels()), small=True)
+    yield Case("canonical", lambda: make(_pyramid(canonical_scale=64, canonical_level=3)), small=True)
+    yield Case("K500", lambda: make(_pyramid(500, output_size=7)))
+
+
+def _output_shape(args: Args) -> tuple[int, ...]:
+    size = args["output_size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if "features" in args:
+        return (len(args["rois"]), args["features"][0].shape[1], *size)
+    boxes = args["boxes"]
+    return (len(boxes) if isinstance(boxes, Tensor) else sum(map(len, boxes)), args["input"].shape[1], *size)
+
+
+def _with_grad(args: Args) -> Args:
+    lead = args["input"] if "input" in args else args["features"][0]
+    return args | {"grad": tensor(generator(53).normal(size=_output_shape(args)), lead.dtype)}
+
+
+def _through(op: str) -> Callable[[Args], Any]:
+    """Runs the op and its backward; returns the gradient of each feature map."""
+
+    def call(args: Args) -> Any:
+        args = dict(args)
+        grad = args.pop("grad")
+        name = "features" if "features" in args else "input"
+        maps = args[name] if name == "features" else [args[name]]
+        leaves = [f.detach().clone().requires_grad_() for f in maps]
+        args[name] = leaves if name == "features" else leaves[0]
+        getattr(frcnn_fast.ops, op)(**args).backward(grad)
+        return tuple(leaf.grad for leaf in leaves)
+
+    return call
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
+        return [v.astype(np.float64) for v in value]
+    return value.astype(np.float64)
+
+
+def _forward_oracle(op: str) -> Callable[[Args], Any]:
+    """Feature values in float64, geometry in the backends' precision."""
+
+    def oracle(args: Args) -> Any:
+        name = "features" if "features" in args else "input"
+        wide = _wide(args[name])
+        sizes = [np.abs(f) for f in wide] if name == "features" else np.abs(wide)
+        run = getattr(reference, op)
+        return run(**(args | {name: wide})), run(**(args | {name: sizes}))
+
+    return oracle
+
+
+def _backward_oracle(op: str) -> Callable[[Args], Any]:
+    def oracle(args: Args) -> Any:
+        args = dict(args)
+        grad = args.pop("grad").astype(np.float64)
+        run = getattr(reference, f"{op}_backward")
+        if op == "multiscale_roi_align":
+            args["input_shapes"] = [f.shape for f in args.pop("features")]
+            return (*run(grad, **args), *run(np.abs(grad), **args))
+        features = args.pop("input")
+        if op == "roi_pool":
+            argmax = reference.roi_pool(features, **args)[1]
+            args = {"argmax": argmax, "boxes": args["boxes"]}
+        args["input_shape"] = features.shape
+        return run(grad, **args), run(np.abs(grad), **args)
+
+    return oracle
+
+
+def _op(name: str, cases: Iterator[Case], *, backward: bool, lead: str = "input") -> Op:
+    return Op(
+        f"{name}_backward" if backward else name,
+        ("grad:input*",) if backward else ("output:input",),
+        tuple(cases),
+        lead,
+        call=_through(name) if backward else lambda args: getattr(frcnn_fast.ops, name)(**args),
+        oracle=_backward_oracle(name) if backward else _forward_oracle(name),
+        precise=True,
+    )
+
+
+OPS: tuple[Op, ...] = (
+    Op(
+        "roi_pool",
+        ("output:input",),
+        tuple(_pool_cases()),
+        "input",
+        call=lambda args: frcnn_fast.ops.roi_pool(**args),
+        oracle=lambda args: reference.roi_pool(**args)[0],
+    ),
+    _op("roi_pool", _pool_cases(_with_grad), backward=True),
+    _op("roi_align", _align_cases(), backward=False),
+    _op("roi_align", _align_cases(_with_grad), backward=True),
+    _op("multiscale_roi_align", _pyramid_cases(), backward=False, lead="features"),
+    _op("multiscale_roi_align", _pyramid_cases(_with_grad), backward=True, lead="features"),
+)

@@ -1,0 +1,50 @@
+"""Cases of top_n."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from .build import DTYPES, generator, odd_scores, strided, tensor, tied_scores, transposed
+from .harness import Args, Case, Op, simple_op
+
+
+def _scores(B: int, N: int, n: int, kind: str = "random", dtype: torch.dtype = torch.float32) -> Args:
+    g = generator(2, B, N)
+    values = {
+        "random": lambda: g.normal(size=(B, N)),
+        "tied": lambda: tied_scores(g, (B, N)),
+        "odd": lambda: odd_scores(g, (B, N)),
+        "equal": lambda: np.full((B, N), 0.25),
+        "NaN": lambda: np.full((B, N), np.nan),
+        "infinite": lambda: g.choice([np.inf, -np.inf], (B, N)),
+        "ascending": lambda: np.broadcast_to(np.arange(N, dtype=np.float64), (B, N)),
+        # All within one bit pattern's neighbourhood: a radix select that looks at the high bits alone cannot decide.
+        "close": lambda: 1.0 + g.integers(0, 4096, (B, N)) * 2.0**-23,
+    }
+    return {"scores": tensor(values[kind](), dtype), "n": n}
+
+
+def _cases() -> Iterator[Case]:
+    for N in (0, 1, 2, 63, 64, 65, 255, 257):
+        yield Case(f"N{N}", lambda N=N: _scores(1, N, 64), small=True)
+    for N, n in ((1000, 1), (1000, 999), (1000, 1000), (1000, 1001), (2049, 300)):
+        yield Case(f"N{N}-n{n}", lambda N=N, n=n: _scores(2, N, n), small=True)
+    for N, n in ((5000, 2000), (20000, 6000), (20646, 12000), (100_000, 1000), (300_000, 300_000)):
+        yield Case(f"N{N}-n{n}", lambda N=N, n=n: _scores(1, N, n))
+    for kind in ("tied", "odd", "equal", "NaN", "infinite", "ascending", "close"):
+        yield Case(f"{kind}", lambda k=kind: _scores(3, 700, 300, k), small=True)
+        yield Case(f"{kind}-N30000", lambda k=kind: _scores(2, 30000, 6000, k))
+    for name, dtype in DTYPES.items():
+        for kind in ("random", "odd"):
+            yield Case(f"{name}-{kind}", lambda d=dtype, k=kind: _scores(2, 500, 100, k, d), small=True)
+        yield Case(f"{name}-N20000", lambda d=dtype: _scores(1, 20000, 2000, "odd", d))
+    yield Case("many-rows", lambda: _scores(40, 130, 20, "odd"), small=True)
+    yield Case("no-rows", lambda: _scores(0, 130, 20), small=True)
+    yield Case("strided", lambda: {"scores": strided(_scores(3, 200, 0)["scores"]), "n": 50}, small=True)
+    yield Case("transposed", lambda: {"scores": transposed(_scores(3, 200, 0)["scores"]), "n": 50}, small=True)
+
+
+OPS: tuple[Op, ...] = (simple_op("top_n", "values:input indices:int64 counts:int64", tuple(_cases()), lead="scores"),)

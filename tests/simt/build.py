@@ -1,0 +1,63 @@
+"""Builds the instrumented test module (tests/simt/CMakeLists.txt); `python -m tests.simt.build` does so by hand."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "test"
+
+
+def build() -> Path:
+    """Configures when needed, compiles what is stale, and returns the module's path."""
+    import pybind11
+
+    tools = "\n".join(str(shutil.which(name)) for name in ("cmake", "ninja", "c++")) + sys.executable
+    stamp = BUILD / "tools.txt"
+    if not stamp.exists() or stamp.read_text() != tools:
+        shutil.rmtree(BUILD, ignore_errors=True)
+        BUILD.mkdir(parents=True)
+        subprocess.check_call(
+            [
+                "cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=None",
+                f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                "-DPYBIND11_FINDPYTHON=ON", "-DFRCNN_FAST_CUDA=OFF", "-DFRCNN_FAST_TEST_BUILD=ON",
+            ],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        stamp.write_text(tools)
+    subprocess.check_call(["cmake", "--build", str(BUILD), "--target", "simt_module"])
+    (module,) = (BUILD / "module").glob("_C*.so")
+    return module
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """What the interpreter needs so that a module with AddressSanitizer can be loaded into it."""
+    libraries = [
+        subprocess.check_output(["c++", f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    return {
+        "LD_PRELOAD": " ".join(libraries),
+        # Python and torch leave memory to the end of the process; and one report says enough.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:halt_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    }
+
+
+def mutants() -> dict[str, list[Path]]:
+    """Every planted mutant by name, with the files that it is in."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((ROOT / "kernels").rglob("*")):
+        if path.suffix in {".h", ".cuh", ".cu", ".cpp"} and path.name != "mutant.h":
+            for name in sorted(set(re.findall(r"FF_MUTANT\(\s*(\w+)", path.read_text()))):
+                found.setdefault(name, []).append(path.relative_to(ROOT))
+    return found
+
+
+if __name__ == "__main__":
+    print(build())

@@ -1,0 +1,235 @@
+#include "runtime.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdarg>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+
+#include "scheduler.h"
+
+namespace simt {
+namespace {
+
+// The least that a device of sm_80 or later offers: what passes here fits everywhere.
+constexpr size_t kSharedBytes = 48 << 10, kMaxSharedBytes = 99 << 10;
+constexpr unsigned kMaxThreads = 1024, kMaxCluster = 8, kMaxGridYZ = 65535;
+constexpr size_t kInterleaved = 4;  // clusters that run together in the random schedule
+
+thread_local cudaError_t last_error = cudaSuccess;
+std::atomic<int64_t> launch_count{0};
+
+int environment(const char* name, int otherwise) {
+  const char* value = std::getenv(name);
+  return value ? std::atoi(value) : otherwise;
+}
+int chosen_order = environment("SIMT_ORDER", 0);
+unsigned chosen_seed = unsigned(environment("SIMT_SEED", 1));
+
+std::mutex allowed_mutex;
+std::map<const void*, size_t> allowed_dynamic;  // cudaFuncSetAttribute, by kernel
+
+Thread& me() { return static_cast<Thread&>(*self); }
+
+SharedArray& find_or_make(Block& block, const void* tag, size_t bytes) {
+  for (SharedArray& array : block.arrays)
+    if (array.tag == tag) return array;
+  char* data = static_cast<char*>(::operator new(bytes, std::align_val_t(SharedArray::kAlignment)));
+  std::memset(data, 0xCD, bytes);
+  block.arrays.push_back({tag, bytes, std::unique_ptr<char, SharedArray::Delete>(data)});
+  return block.arrays.back();
+}
+
+}  // namespace
+
+void fail(const char* format, ...) {
+  char message[1024];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  throw Error(name_of(me()) + ": " + message);
+}
+
+Votes block_barrier(const char* name, bool vote, Where where) {
+  Block& block = *me().owner;
+  gang->arrive(block.barrier, block.running, name, vote, where);
+  return me().votes;
+}
+
+uint64_t collective(const char* name, unsigned mask, uint64_t value, uint64_t argument, void (*combine)(Exchange&),
+                    Where where) {
+  Thread& t = me();
+  t.state = State::kInCollective;
+  t.name = name;
+  t.where = where;
+  t.mask = mask;
+  t.value = value;
+  t.argument = argument;
+  t.combine = combine;
+  if (!(mask >> t.lane & 1u)) fail("calls %s: its own lane %d is not in the mask", wait_of(t).c_str(), t.lane);
+  const size_t first = size_t(t.number) - size_t(t.lane);
+  std::vector<Thread>& threads = t.owner->threads;
+  for (size_t i = first; i < std::min(first + 32, threads.size()); ++i) {
+    const Thread& other = threads[i];
+    if (!(mask >> other.lane & 1u)) continue;
+    // It needs this lane to go on while this lane needs it, or the two disagree about who takes part.
+    const bool stuck =
+        other.state == State::kInBarrier || (other.state == State::kInCollective && !same_wait(other, t) &&
+                                             ((other.mask >> t.lane & 1u) || same_place(other, t)));
+    if (stuck)
+      fail("divergent warp: lane %d calls %s, while lane %d, which the mask names, waits in %s", t.lane,
+           wait_of(t).c_str(), other.lane, wait_of(other).c_str());
+  }
+  try_collective(t);
+  gang->wait(t);
+  return t.result;
+}
+
+void try_collective(Thread& waiting) {
+  std::vector<Thread>& threads = waiting.owner->threads;
+  const size_t first = size_t(waiting.number) - size_t(waiting.lane);
+  Exchange exchange = {waiting.name, waiting.where, 0, {}, {}, {}};
+  for (size_t i = first; i < std::min(first + 32, threads.size()); ++i) {
+    const Thread& t = threads[i];
+    if (!(waiting.mask >> t.lane & 1u) || t.state == State::kFinished) continue;
+    if (t.state != State::kInCollective) return;
+    exchange.lanes |= 1u << t.lane;
+    exchange.values[t.lane] = t.value;
+    exchange.arguments[t.lane] = t.argument;
+  }
+  waiting.combine(exchange);
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(exchange.lanes >> lane & 1u)) continue;
+    Thread& t = threads[first + size_t(lane)];
+    t.result = exchange.results[lane];
+    gang->wake(t);
+  }
+}
+
+void yield(Where where) {
+  me().name = "__nanosleep";
+  me().where = where;
+  gang->yield(me());
+}
+
+void* shared_array(const void* tag, size_t bytes, Where where) {
+  Block& block = *me().owner;
+  const size_t arrays = block.arrays.size();
+  SharedArray& array = find_or_make(block, tag, bytes);
+  if (block.arrays.size() > arrays) {
+    block.shared_bytes += bytes;
+    if (block.shared_bytes > gang->launch.shared_limit)
+      fail("%s:%u: %zu bytes of shared memory with this array, of which %zu are dynamic; allowed are %zu",
+           where.file_name(), unsigned(where.line()), block.shared_bytes, gang->launch.dynamic_bytes,
+           gang->launch.shared_limit);
+  }
+  return array.data.get();
+}
+
+void* dynamic_shared() { return find_or_make(*me().owner, nullptr, gang->launch.dynamic_bytes).data.get(); }
+
+unsigned cluster_size() { return gang->launch.cluster; }
+unsigned cluster_rank() { return me().owner->rank; }
+
+void cluster_barrier(Where where) {
+  Cluster& cluster = *me().owner->cluster;
+  gang->arrive(cluster.barrier, cluster.running, "cluster_sync", false, where);
+  cluster.in_step = true;
+}
+
+void* cluster_address(const void* mine, unsigned rank, Where where) {
+  Block& block = *me().owner;
+  Cluster& cluster = *block.cluster;
+  const std::string place = text("cluster_map at %s:%u", where.file_name(), unsigned(where.line()));
+  if (rank >= gang->launch.cluster) fail("%s: rank %u of %u", place.c_str(), rank, gang->launch.cluster);
+  if (!cluster.in_step) fail("%s before the first cluster_sync: block %u may not have started", place.c_str(), rank);
+  Block& target = cluster.blocks[rank];
+  if (target.running == 0) fail("%s: block %u of the cluster has ended", place.c_str(), rank);
+  const char* p = static_cast<const char*>(mine);
+  for (const SharedArray& array : block.arrays)
+    if (p >= array.data.get() && p < array.data.get() + array.bytes)
+      return find_or_make(target, array.tag, array.bytes).data.get() + (p - array.data.get());
+  fail("%s: not an address in this block's shared memory", place.c_str());
+}
+
+void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dynamic_bytes,
+         const std::function<void()>& body, Where where) {
+  const size_t blocks = size_t(grid.x) * grid.y * grid.z, threads = size_t(block.x) * block.y * block.z;
+  size_t limit = kSharedBytes;
+  {
+    const std::lock_guard<std::mutex> lock(allowed_mutex);
+    if (const auto found = allowed_dynamic.find(kernel); found != allowed_dynamic.end())
+      limit = std::max(limit, found->second);
+  }
+  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ || threads == 0 ||
+      threads > kMaxThreads || cluster == 0 || cluster > kMaxCluster || grid.x % cluster) {
+    last_error = cudaErrorInvalidConfiguration;
+    return;
+  }
+  if (dynamic_bytes > limit) {
+    last_error = cudaErrorInvalidValue;
+    return;
+  }
+  ++launch_count;
+  std::vector<size_t> first_blocks(blocks / cluster);
+  for (size_t i = 0; i < first_blocks.size(); ++i) first_blocks[i] = i * cluster;
+  const Order order = Order(chosen_order);
+  std::minstd_rand random(chosen_seed);
+  if (order == Order::kDescending) std::reverse(first_blocks.begin(), first_blocks.end());
+  if (order == Order::kRandom) std::shuffle(first_blocks.begin(), first_blocks.end(), random);
+
+  const Launch launch{&body, grid, block, cluster, dynamic_bytes, limit};
+  const size_t together = order == Order::kRandom ? kInterleaved : 1;
+  for (size_t i = 0; i < first_blocks.size(); i += together) {
+    const auto begin = first_blocks.begin() + ptrdiff_t(i);
+    const auto end = first_blocks.begin() + ptrdiff_t(std::min(i + together, first_blocks.size()));
+    try {
+      Gang(launch, std::vector<size_t>(begin, end), order, random).run();
+    } catch (const Error& error) {
+      throw Error(text("simt: launch at %s:%u: ", where.file_name(), unsigned(where.line())) + error.what());
+    }
+  }
+}
+
+void set_order(int order, unsigned seed) {
+  chosen_order = order;
+  chosen_seed = seed;
+}
+
+int64_t launches() { return launch_count; }
+
+}  // namespace simt
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = simt::last_error;
+  simt::last_error = cudaSuccess;
+  return error;
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  if (value < 0 || size_t(value) > simt::kMaxSharedBytes) return simt::last_error = cudaErrorInvalidValue;
+  const std::lock_guard<std::mutex> lock(simt::allowed_mutex);
+  simt::allowed_dynamic[kernel] = size_t(value);
+  return cudaSuccess;
+}
+
+// A small device of compute capability 9.0, so that kernels take their cluster path.
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = 4;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = 0;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = int(simt::kMaxSharedBytes);
+      return cudaSuccess;
+  }
+  return simt::last_error = cudaErrorInvalidValue;
+}
