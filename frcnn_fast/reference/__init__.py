@@ -10,7 +10,7 @@ from .anchor_decode import decode, decode_clip, decode_clip_backward, encode, ge
 from .anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from .arithmetic import exp_, log_
 from .detections import detections, softmax
-from .nms import batched_nms, box_iou, nms, nms_padded
+from .nms import batched_nms, box_iou, box_iou_backward, nms, nms_padded
 from .proposals import rpn_proposals
 from .rng import philox4x32, sample_keys
 from .roi_pool import (
@@ -28,6 +28,7 @@ __all__ = [
     "assign_anchors",
     "batched_nms",
     "box_iou",
+    "box_iou_backward",
     "decode",
     "decode_clip",
     "decode_clip_backward",

@@ -16,6 +16,48 @@ def box_iou(boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> 
     return box.iou(boxes1[:, None, :], boxes2[None, :, :], legacy)
 
 
+def box_iou_backward(grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> np.ndarray:
+    """Gradient of boxes1 [N, 4], given that of the IoU [N, M].
+
+    Through max and min it goes to the side that was taken, half to each in a tie; an intersection that is just
+    empty (a side of exactly 0) still passes it. Lane l of 32 sums columns l, l + 32, ... in turn; lanes are then
+    folded in halves.
+    """
+    dtype = boxes1.dtype.type
+    with np.errstate(all="ignore"):
+        a, b = boxes1[:, None, :], boxes2[None, :, :]
+        w = box.side(box.larger(a[..., 0], b[..., 0]), box.smaller(a[..., 2], b[..., 2]), legacy)
+        h = box.side(box.larger(a[..., 1], b[..., 1]), box.smaller(a[..., 3], b[..., 3]), legacy)
+        zero = dtype(0)
+        overlap = box.larger(zero, w) * box.larger(zero, h)
+        union = (box.area(a, legacy) + box.area(b, legacy)) - overlap
+        square = union * union
+        per_overlap, per_area = (union + overlap) / square, overlap / square
+        along_x = np.where(w >= 0, per_overlap * box.larger(zero, h), zero)
+        along_y = np.where(h >= 0, per_overlap * box.larger(zero, w), zero)
+        height = per_area * box.side(a[..., 1], a[..., 3], legacy)
+        width = per_area * box.side(a[..., 0], a[..., 2], legacy)
+
+        def taken(mine: np.ndarray, other: np.ndarray) -> np.ndarray:
+            return np.where(mine > other, dtype(1), np.where(mine == other, dtype(0.5), zero))
+
+        parts = (
+            height - along_x * taken(a[..., 0], b[..., 0]),
+            width - along_y * taken(a[..., 1], b[..., 1]),
+            along_x * taken(b[..., 2], a[..., 2]) - height,
+            along_y * taken(b[..., 3], a[..., 3]) - width,
+        )
+        partial = np.zeros((len(boxes1), 4, 32), boxes1.dtype)
+        for j in range(len(boxes2)):
+            for k, part in enumerate(parts):
+                partial[:, k, j % 32] = partial[:, k, j % 32] + grad[:, j] * part[:, j]
+        half = 16
+        while half:
+            partial[..., :half] = partial[..., :half] + partial[..., half : 2 * half]
+            half //= 2
+    return partial[..., 0]
+
+
 def greedy(
     boxes: np.ndarray,
     order: np.ndarray,

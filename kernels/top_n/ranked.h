@@ -197,9 +197,12 @@ inline Ranking<Key>* sort_rankings(Ranking<Key>* entries, Ranking<Key>* spare, i
   }
   const int bits = bit_length(uint64_t(most - least));
   if (bits == 0) return entries;
-  // The leading bits tell most keys apart; insertion does the rest, unless the keys crowd.
-  const int distinct = bit_length(uint64_t(n)) + 8, leading = bits < distinct ? bits : distinct;
-  const int passes = (leading + kDigitBits - 1) / kDigitBits, width = (leading + passes - 1) / passes;
+  // The leading bits tell most keys apart; insertion does the rest, unless the keys crowd. Where as many passes can
+  // take all bits, they do.
+  const int distinct = bit_length(uint64_t(n)) + 8;
+  const int passes = ((bits < distinct ? bits : distinct) + kDigitBits - 1) / kDigitBits;
+  const int sorted_bits = passes * kDigitBits >= bits ? bits : distinct;
+  const int width = (sorted_bits + passes - 1) / passes;
   const int low = bits > passes * width ? bits - passes * width : 0;
   Ranking<Key>* const sorted = sort_digits(entries, spare, n, least, low, passes, width);
   if (low == 0 || sort_by_insertion(sorted, n, 4 * n)) return sorted;

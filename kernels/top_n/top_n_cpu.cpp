@@ -3,7 +3,7 @@
 
 namespace frcnn_fast {
 
-FF_ISA_DECLARE(template <class T> void top_n_rows(const T* scores, int64_t rows, int64_t N, int64_t n,
+FF_ISA_DECLARE(template <class T> void top_n_rows(const T* scores, int64_t rows, int64_t N, int64_t n, int64_t chunk,
                                                   const RankedBuffers<RankKey<Compute<T>>>& buffers, T* values,
                                                   int64_t* indices, int64_t* counts))
 
@@ -18,9 +18,12 @@ int64_t parts(int64_t B, int64_t N) {
 // Small rows are ranked on the stack.
 constexpr int64_t kStackBytes = 32 << 10;
 
+// Chunks sort within the cache; a row that is wanted whole needs no other pass.
+int64_t chunk_for(int64_t N, int64_t n) { return 4 * n >= 3 * N ? N : std::min(n, ranked_chunk(N)); }
+
 template <class T>
 RankedBuffers<RankKey<Compute<T>>> take(Carver* carver, int64_t N, int64_t n) {
-  return take_ranked_buffers<RankKey<Compute<T>>>(carver, N, std::min(n, N));
+  return take_ranked_buffers<RankKey<Compute<T>>>(carver, N, chunk_for(N, n));
 }
 
 template <class T>
@@ -39,8 +42,8 @@ void top_n(const T* scores, int64_t B, int64_t N, int64_t n, char* workspace, T*
     for (int64_t part = first; part < last; ++part) {
       const int64_t begin = B * part / count, rows = B * (part + 1) / count - begin;
       Carver carver(each <= kStackBytes ? stack : workspace + part * each);
-      FF_ISA_CALL(top_n_rows, scores + begin * N, rows, N, n, take<T>(&carver, N, n), values + begin * n,
-                  indices + begin * n, counts + begin);
+      FF_ISA_CALL(top_n_rows, scores + begin * N, rows, N, n, chunk_for(N, n), take<T>(&carver, N, n),
+                  values + begin * n, indices + begin * n, counts + begin);
     }
   });
 }

@@ -5,10 +5,10 @@ namespace frcnn_fast {
 namespace FF_ISA {
 
 template <class T>
-void top_n_rows(const T* scores, int64_t rows, int64_t N, int64_t n, const RankedBuffers<RankKey<Compute<T>>>& buffers,
-                T* values, int64_t* indices, int64_t* counts) {
+void top_n_rows(const T* scores, int64_t rows, int64_t N, int64_t n, int64_t chunk,
+                const RankedBuffers<RankKey<Compute<T>>>& buffers, T* values, int64_t* indices, int64_t* counts) {
   for (int64_t row = 0; row < rows; ++row, scores += N, values += n, indices += n) {
-    Ranked<T> ranked(scores, N, n, n < N ? n : N, buffers);
+    Ranked<T> ranked(scores, N, n, chunk, buffers);
     int64_t filled = 0;
     const uint32_t* best;
     while (const int64_t found = ranked.next_chunk(&best)) {
@@ -26,9 +26,9 @@ void top_n_rows(const T* scores, int64_t rows, int64_t N, int64_t n, const Ranke
   }
 }
 
-#define FF_TOP_N_ROWS(T)                                                                                       \
-  template void top_n_rows(const T*, int64_t, int64_t, int64_t, const RankedBuffers<RankKey<Compute<T>>>&, T*, \
-                           int64_t*, int64_t*)
+#define FF_TOP_N_ROWS(T)                                                                                            \
+  template void top_n_rows(const T*, int64_t, int64_t, int64_t, int64_t, const RankedBuffers<RankKey<Compute<T>>>&, \
+                           T*, int64_t*, int64_t*)
 FF_TOP_N_ROWS(Half);
 FF_TOP_N_ROWS(BFloat16);
 FF_TOP_N_ROWS(float);

@@ -1,0 +1,34 @@
+"""The command `frcnn-fast`: train, evaluate, detect, doctor."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a detector, evaluate it, draw what it finds",
+    "evaluate": "average precision of a trained detector on a data set",
+    "detect": "find objects in picture files",
+    "doctor": "what is installed, which backends work here, and why not the others",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments else "--help"
+    if command in COMMANDS:
+        # Only the chosen command is imported: the doctor must run where training's packages are missing.
+        return importlib.import_module(f"frcnn_fast.{command}").main(arguments, prog=f"frcnn-fast {command}")
+    print("usage: frcnn-fast COMMAND [options]\n")
+    for name, text in COMMANDS.items():
+        print(f"  {name:<10}{text}")
+    print("\nfrcnn-fast COMMAND --help shows a command's options")
+    if command in ("-h", "--help"):
+        return 0
+    print(f"\nfrcnn-fast: error: no command {command!r}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

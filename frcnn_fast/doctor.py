@@ -1,0 +1,129 @@
+"""What is installed, which backends work on this machine, and why not the others. `python -m frcnn_fast.doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import frcnn_fast
+from frcnn_fast import _extension
+
+_PACKAGES = ("numpy", "triton", "cupy-cuda13x", "pillow", "scikit-learn", "tqdm", "matplotlib", "safetensors")
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name: "" where it works on this machine, else the reason why not."""
+    info = build_info()
+    return {
+        "cpu": "" if info is not None else _extension.missing_reason,
+        "cuda": _why_no_cuda(info),
+        "triton": _why_no_triton(),
+        "reference": "",
+    }
+
+
+def build_info() -> dict[str, Any] | None:
+    """What the compiled half says of itself; None where there is none."""
+    return _extension.extension().build_info() if _extension.missing_reason == "" else None
+
+
+def carries_code_for(architectures: str, capability: tuple[int, int]) -> str:
+    """How a binary for `architectures` serves a GPU of that compute capability.
+
+    Args:
+        architectures: as CMake writes them, "80-real;90-real;100": real code, or (without a suffix, or "-virtual")
+            also PTX that the driver compiles.
+        capability: (major, minor).
+
+    Returns:
+        "machine code (sm_90)", "PTX (compute_100), compiled by the driver at first use", or "".
+    """
+    gpu = capability[0] * 10 + capability[1]
+    real, virtual = [], []
+    for entry in filter(None, architectures.split(";")):
+        number, _, kind = entry.partition("-")
+        value = int(number.rstrip("af"))
+        real += [value] if kind != "virtual" else []
+        virtual += [value] if kind != "real" else []
+    # Machine code serves GPUs of the same major version and at least the same minor one; PTX all newer ones.
+    fitting = [value for value in real if value // 10 == capability[0] and value <= gpu]
+    if fitting:
+        return f"machine code (sm_{max(fitting)})"
+    older = [value for value in virtual if value <= gpu]
+    return f"PTX (compute_{max(older)}), compiled by the driver at first use" if older else ""
+
+
+def _why_no_cuda(info: dict[str, Any] | None) -> str:
+    if info is None:
+        return _extension.missing_reason
+    if not info["cuda"]:
+        return "the binary was built without its CUDA half; build it where nvcc is found (FRCNN_FAST_CUDA=ON insists)"
+    if info["cuda_devices"] == 0:
+        return f"the CUDA runtime finds no GPU ({info['cuda_error'] or 'none installed'})"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU: it may have been installed without CUDA"
+    capability = torch.cuda.get_device_capability(0)
+    if not carries_code_for(info["cuda_architectures"], capability):
+        return f"the binary ({info['cuda_architectures']}) carries no code for sm_{capability[0]}{capability[1]}"
+    return ""
+
+
+def _why_no_triton() -> str:
+    if _version("triton") is None:
+        return "triton is not installed: pip install 'frcnn_fast[triton]'"
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "there is no GPU (TRITON_INTERPRET=1 runs its kernels on the processor, slowly)"
+    return ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def report() -> list[tuple[str, str]]:
+    """Everything the doctor knows, as (name, finding)."""
+    info = build_info()
+    lines = [
+        ("frcnn_fast", f"{frcnn_fast.__version__} in {os.path.dirname(frcnn_fast.__file__)}"),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads"),
+        *[(package, _version(package) or "not installed") for package in _PACKAGES],
+    ]
+    if info is None:
+        lines.append(("binary", _extension.missing_reason))
+    else:
+        cuda = f"CUDA for {info['cuda_architectures']}" if info["cuda"] else "no CUDA half"
+        openmp = "OpenMP" if info["openmp"] else "no OpenMP: one thread"
+        lines.append(("binary", f"{cuda}; processor code for {info['isa']}, {openmp}"))
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        capability = torch.cuda.get_device_capability(index)
+        code = carries_code_for(info["cuda_architectures"], capability) if info is not None else ""
+        name = f"{torch.cuda.get_device_name(index)}, sm_{capability[0]}{capability[1]}"
+        lines.append((f"gpu {index}", f"{name}: the binary carries {code or 'no code for it'}"))
+    if not torch.cuda.is_available():
+        lines.append(("gpu", "torch finds none"))
+    for name, reason in backends().items():
+        lines.append((f"backend {name}", f"not available: {reason}" if reason else "available"))
+    return lines
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.doctor", description=__doc__)
+    parser.parse_args(argv)
+    for name, finding in report():
+        print(f"{name:<18}{finding}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

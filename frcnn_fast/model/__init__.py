@@ -1,0 +1,21 @@
+"""Faster R-CNN, composed of `frcnn_fast.ops`."""
+
+from frcnn_fast.model.backbones import VGG16, SmallTrunk, SqueezeNet, build_backbone
+from frcnn_fast.model.build import build_detector, load_detector, load_pretrained, save_detector
+from frcnn_fast.model.config import DetectorConfig, preset
+from frcnn_fast.model.detector import Detections, FasterRCNN
+
+__all__ = [
+    "VGG16",
+    "Detections",
+    "DetectorConfig",
+    "FasterRCNN",
+    "SmallTrunk",
+    "SqueezeNet",
+    "build_backbone",
+    "build_detector",
+    "load_detector",
+    "load_pretrained",
+    "preset",
+    "save_detector",
+]

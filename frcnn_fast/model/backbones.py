@@ -1,0 +1,142 @@
+"""Convolutional trunks: images [B, 3, H, W] in, a tuple of feature maps (finest first) out.
+
+A backbone is any module with `out_channels` (every map's channels), `strides` (pixels per cell, one per map) and a
+`forward` that returns as many maps. The two published trunks keep torchvision's parameter names
+(`features.0.weight`, ...), so ImageNet weights load without renaming.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class VGG16(nn.Module):
+    """conv1_1 ... conv5_3 of VGG-16: one map of 512 channels at stride 16 (the fifth pooling is left out)."""
+
+    out_channels = 512
+    strides = (16,)
+    paper_frozen_layers = 10  # conv1_1 ... conv2_2 with their pooling: conv3_1 and up are tuned
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for block, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
+            if block:
+                layers.append(nn.MaxPool2d(2, 2))
+            for _ in range(depth):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.features(images),)
+
+
+class Fire(nn.Module):
+    """SqueezeNet's block: a 1x1 bottleneck, then 1x1 and 3x3 convolutions side by side."""
+
+    def __init__(self, channels: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, squeeze, 1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x), inplace=True)
+        return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], 1), inplace=True)
+
+
+class SqueezeNet(nn.Module):
+    """The convolutions of SqueezeNet 1.0: one map of 512 channels at stride 16; pooling rounds sizes up."""
+
+    out_channels = 512
+    strides = (16,)
+    paper_frozen_layers = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 96, 7, stride=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            Fire(96, 16, 64),
+            Fire(128, 16, 64),
+            Fire(128, 32, 128),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            Fire(256, 32, 128),
+            Fire(256, 48, 192),
+            Fire(384, 48, 192),
+            Fire(384, 64, 256),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            Fire(512, 64, 256),
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.features(images),)
+
+
+def _conv_bn_relu(channels: int, width: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+class SmallTrunk(nn.Module):
+    """Six 3x3 convolutions with batch normalisation, for training from nothing on a processor.
+
+    Two maps of 64 channels at strides 4 and 8; the coarse map is added into the fine one (a two-level pyramid).
+    """
+
+    out_channels = 64
+    strides = (4, 8)
+    paper_frozen_layers = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(_conv_bn_relu(3, 24, 2), _conv_bn_relu(24, 48, 2), _conv_bn_relu(48, 48, 1))
+        self.coarse = nn.Sequential(_conv_bn_relu(48, 96, 2), _conv_bn_relu(96, 96, 1), _conv_bn_relu(96, 128, 1))
+        self.lateral_fine = nn.Conv2d(48, self.out_channels, 1)
+        self.lateral_coarse = nn.Conv2d(128, self.out_channels, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        fine = self.fine(images)
+        top = self.lateral_coarse(self.coarse(fine))
+        return self.lateral_fine(fine) + F.interpolate(top, size=fine.shape[-2:], mode="nearest"), top
+
+
+BACKBONES: dict[str, type[nn.Module]] = {"vgg16": VGG16, "squeezenet1_0": SqueezeNet, "small": SmallTrunk}
+
+
+def build_backbone(name: str) -> nn.Module:
+    """The trunk called `name`, randomly initialised. ValueError names the known ones."""
+    if name not in BACKBONES:
+        raise ValueError(f"backbone: got {name!r}, expected one of {', '.join(sorted(BACKBONES))}")
+    return BACKBONES[name]()
+
+
+def trunk_shape(backbone: nn.Module) -> tuple[int, tuple[int, ...]]:
+    """(channels, strides) of a trunk's maps; TypeError where it does not say them."""
+    channels, strides = getattr(backbone, "out_channels", None), getattr(backbone, "strides", None)
+    if not isinstance(channels, int) or not isinstance(strides, list | tuple) or not strides:
+        raise TypeError(
+            f"backbone: {type(backbone).__name__} has out_channels {channels!r} and strides {strides!r}, expected an "
+            "int and a tuple of ints, one for each feature map that it returns"
+        )
+    return channels, tuple(int(stride) for stride in strides)
+
+
+def freeze_layers(backbone: nn.Module, count: int) -> None:
+    """Stop training the first `count` layers of `backbone.features` (ValueError where it has no such list)."""
+    if count == 0:
+        return
+    features = getattr(backbone, "features", None)
+    if not isinstance(features, nn.Sequential) or not 0 < count <= len(features):
+        size = len(features) if isinstance(features, nn.Sequential) else "no"
+        raise ValueError(f"freeze: got {count} layers, but {type(backbone).__name__} has {size} `features` layers")
+    for parameter in features[:count].parameters():
+        parameter.requires_grad_(False)

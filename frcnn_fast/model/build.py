@@ -1,0 +1,126 @@
+"""From settings and files to a detector, and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frcnn_fast.io import load_checkpoint, save_checkpoint
+from frcnn_fast.model.backbones import BACKBONES, build_backbone
+from frcnn_fast.model.config import DetectorConfig
+from frcnn_fast.model.detector import FasterRCNN
+from frcnn_fast.model.head import VGG16Head
+
+
+def build_detector(
+    class_names: Sequence[str],
+    config: DetectorConfig | None = None,
+    *,
+    backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
+) -> FasterRCNN:
+    """A new detector for `class_names` (without the background).
+
+    Args:
+        config: settings; default the paper's, VGG-16 with its own fc6 and fc7.
+        backbone, head: modules of your own instead of those that config.backbone names.
+    """
+    config = config or DetectorConfig()
+    if backbone is None:
+        backbone = build_backbone(config.backbone)
+        if head is None and config.backbone == "vgg16":
+            head = VGG16Head(config.dropout)
+    return FasterRCNN(backbone, len(class_names) + 1, config, head=head, class_names=class_names)
+
+
+def load_pretrained(detector: FasterRCNN, weights: Mapping[str, Tensor], source: str = "weights") -> list[str]:
+    """Copy published classifier weights into the trunk, and into the head where it has layers of the same names.
+
+    The trunk must find all its tensors. Tensors without a place here (the 1,000-class layer) are left out.
+
+    Args:
+        weights: tensors by torchvision's names, as `frcnn_fast.io.load_weights` reads them.
+        source: how an error calls them.
+
+    Returns:
+        The names that were left out.
+
+    Raises:
+        ValueError: a tensor of the trunk is missing, or one has another shape; names them.
+    """
+    trunk, body = detector.backbone.state_dict(keep_vars=True), detector.roi_head.body.state_dict(keep_vars=True)
+    # A normalisation's batch counter says nothing about the weights, and old files lack it.
+    needed = [name for name in trunk if not name.endswith("num_batches_tracked")]
+    missing = [name for name in needed if name not in weights]
+    if missing:
+        raise ValueError(
+            f"{source}: lacks {_listed(missing)} of {type(detector.backbone).__name__}; it has {_listed(list(weights))}"
+        )
+    places = {**{name: trunk[name] for name in needed}, **{name: body[name] for name in body if name in weights}}
+    wrong = [
+        f"{name} {list(weights[name].shape)} (expected {list(place.shape)})"
+        for name, place in places.items()
+        if weights[name].shape != place.shape
+    ]
+    if wrong:
+        raise ValueError(f"{source}: does not fit {type(detector.backbone).__name__}: {_listed(wrong)}")
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(weights[name])
+    return [name for name in weights if name not in places]
+
+
+def save_detector(path: str | os.PathLike[str], detector: FasterRCNN, extra: Mapping[str, Any] | None = None) -> None:
+    """Write the detector to a checkpoint file, atomically (see `frcnn_fast.io.save_checkpoint`)."""
+    save_checkpoint(
+        path,
+        detector.state_dict(),
+        class_names=detector.class_names,
+        config=detector.config.to_dict(),
+        extra=extra,
+    )
+
+
+def load_detector(
+    path: str | os.PathLike[str],
+    *,
+    backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
+    device: torch.device | str = "cpu",
+) -> FasterRCNN:
+    """The detector of a run, ready to detect (in eval mode).
+
+    Args:
+        path: the run's folder, or a checkpoint file.
+        backbone, head: needed where the run was trained with modules of your own.
+
+    Raises:
+        ValueError: the file is missing, broken, or its tensors do not fit; names the file and the tensors.
+    """
+    checkpoint = load_checkpoint(path)
+    config = DetectorConfig.from_dict(checkpoint.config)
+    if backbone is None and config.backbone not in BACKBONES:
+        raise ValueError(
+            f"{os.fspath(path)}: was trained with a trunk of its own, {config.backbone}; pass one as `backbone`"
+        )
+    detector = build_detector(checkpoint.class_names, config, backbone=backbone, head=head)
+    expected = detector.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
+    for name, tensor in checkpoint.tensors.items():
+        if name not in expected:
+            wrong.append(f"{name} has no place")
+        elif tensor.shape != expected[name].shape:
+            wrong.append(f"{name} is {list(tensor.shape)}, expected {list(expected[name].shape)}")
+    if wrong:
+        raise ValueError(f"{os.fspath(path)}: the weights do not fit the detector: {_listed(wrong)}")
+    detector.load_state_dict(checkpoint.tensors)
+    return detector.to(device).eval()
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"

@@ -1,0 +1,221 @@
+"""Faster R-CNN: backbone, region proposal network and detection head, composed of `frcnn_fast.ops`.
+
+Every tensor has a fixed shape with counts beside it, in training and at test, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from frcnn_fast import ops
+from frcnn_fast.model.backbones import trunk_shape
+from frcnn_fast.model.config import DetectorConfig
+from frcnn_fast.model.head import RoIHead, TwoLayerHead
+from frcnn_fast.model.losses import head_losses, rpn_losses
+from frcnn_fast.model.rpn import RegionProposalNetwork, RpnOutput
+
+
+class Detections(NamedTuple):
+    """Padded detections of B images, best first; D = config.max_detections."""
+
+    boxes: Tensor  # [B, D, 4] x1, y1, x2, y2 in pixels of the network's input, 0 in padded rows
+    scores: Tensor  # [B, D]
+    labels: Tensor  # int64 [B, D], 1..K, -1 in padded rows
+    counts: Tensor  # int64 [B]
+
+    def to_list(self) -> list[dict[str, Tensor]]:
+        """One dict of boxes, scores and labels per image without the padding. Waits for the device."""
+        return [
+            {"boxes": boxes[:count], "scores": scores[:count], "labels": labels[:count]}
+            for boxes, scores, labels, count in zip(
+                self.boxes, self.scores, self.labels, self.counts.tolist(), strict=True
+            )
+        ]
+
+
+class FasterRCNN(nn.Module):
+    """A two-stage detector (Ren, He, Girshick, Sun).
+
+    Args:
+        backbone: trunk with `out_channels`, `strides` and a forward that returns one map per stride.
+        num_classes: classes including the background, K + 1.
+        config: settings; the defaults are the paper's.
+        head: module from pooled features [R, C, pool, pool] to [R, head.out_features]; default: two fully connected
+            layers of config.head_channels.
+        class_names: label k is class_names[k - 1]; default: the label itself.
+
+    In training mode `forward` returns the four losses, at test `Detections`. `rng` (int64 [2]: seed, step) drives the
+    random samples; its step advances with every training forward.
+    """
+
+    rng: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        config: DetectorConfig | None = None,
+        head: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes: got {num_classes}, expected at least 2 (the background counts)")
+        if class_names is not None and len(class_names) != num_classes - 1:
+            raise ValueError(
+                f"class_names: got {len(class_names)} names, expected {num_classes - 1}, all classes but the background"
+            )
+        self.class_names = [str(name) for name in class_names or range(1, num_classes)]
+        self.config = config = config or DetectorConfig()
+        self.num_classes = num_classes
+        self.backbone = backbone
+        channels, strides = trunk_shape(backbone)
+        if head is None:
+            head = TwoLayerHead(channels * config.pool_size**2, config.head_channels, config.dropout)
+        self.rpn = RegionProposalNetwork(channels, strides, config)
+        self.roi_head = RoIHead(head, strides, num_classes, config)
+        self.register_buffer("rng", torch.zeros(2, dtype=torch.int64), persistent=False)
+        # Convolutions are faster on the processor with the channels last, and no slower on a GPU.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def seed(self, seed: int) -> None:
+        """Start the random samples anew from `seed`."""
+        self.rng.copy_(torch.tensor([seed, 0]))
+
+    def forward(
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        gt_boxes: Tensor | None = None,
+        gt_labels: Tensor | None = None,
+        gt_counts: Tensor | None = None,
+        crowd: Tensor | None = None,
+        image_scales: Tensor | None = None,
+    ) -> dict[str, Tensor] | Detections:
+        """Losses (training mode, ground truth needed) or detections.
+
+        Args:
+            images: float [B, 3, H, W], preprocessed, zero outside each image.
+            image_sizes: [B, 2], height and width of each image inside `images`.
+            gt_boxes: [B, G, 4] in pixels of `images`; gt_labels: int64 [B, G], 1..K; gt_counts: int64 [B].
+            crowd: bool [B, G], objects that are no positives and whose surroundings are ignored.
+            image_scales: [B], size in `images` per size in the original picture (for config.min_size).
+        """
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"images: got {images.dtype} with shape {tuple(images.shape)}, expected floats [B, 3, H, W] as "
+                "frcnn_fast.data.Collate makes them"
+            )
+        if min(images.shape) == 0:
+            raise ValueError(f"images: got shape {tuple(images.shape)}, expected at least one pixel")
+        features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        rpn = self.rpn(features)
+        proposals, _, _, counts = self.propose(rpn, image_sizes, image_scales)
+        if not self.training:
+            return self.detect(features, proposals, counts, image_sizes)
+        if gt_boxes is None or gt_labels is None or gt_counts is None:
+            raise ValueError("gt_boxes, gt_labels, gt_counts: got None, expected the ground truth (training mode)")
+        losses = self.rpn_loss(rpn, gt_boxes, gt_counts, crowd, image_sizes)
+        losses |= self.head_loss(features, proposals, counts, gt_boxes, gt_labels, gt_counts, crowd)
+        self.rng[1] += 1
+        return losses
+
+    def propose(
+        self, rpn: RpnOutput, image_sizes: Tensor, image_scales: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Proposals as constants: boxes [B, P, 4], logits [B, P], anchor indices [B, P], counts [B]."""
+        config = self.config
+        before, after = config.proposals_train if self.training else config.proposals_test
+        return ops.rpn_proposals(
+            rpn.logits.detach(),
+            rpn.deltas.detach(),
+            rpn.anchors,
+            image_sizes,
+            pre_nms_top_n=before,
+            post_nms_top_n=after,
+            iou_threshold=config.proposal_iou,
+            min_size=config.min_size,
+            image_scales=image_scales,
+            filter_order=config.filter_order,
+        )
+
+    def rpn_loss(
+        self, rpn: RpnOutput, gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None, image_sizes: Tensor
+    ) -> dict[str, Tensor]:
+        config = self.config
+        indices, labels, targets, _, _ = ops.rpn_targets(
+            rpn.anchors,
+            gt_boxes,
+            gt_counts,
+            self.rng,
+            image_sizes=image_sizes if config.ignore_straddling else None,
+            crowd=crowd,
+            positive_iou=config.rpn_positive_iou,
+            negative_iou=config.rpn_negative_iou,
+            batch_size=config.rpn_batch_size,
+            max_positive=config.rpn_max_positive,
+        )
+        objectness, boxes = rpn_losses(
+            rpn.logits,
+            rpn.deltas,
+            indices,
+            labels,
+            targets,
+            n_cls=config.n_cls or config.rpn_batch_size,
+            n_reg=config.n_reg or rpn.locations,
+            weight=config.rpn_lambda,
+            beta=config.rpn_beta,
+        )
+        return {"loss_objectness": objectness, "loss_rpn_box_reg": boxes}
+
+    def head_loss(
+        self,
+        features: tuple[Tensor, ...],
+        proposals: Tensor,
+        counts: Tensor,
+        gt_boxes: Tensor,
+        gt_labels: Tensor,
+        gt_counts: Tensor,
+        crowd: Tensor | None,
+    ) -> dict[str, Tensor]:
+        config = self.config
+        rois, labels, targets, _, sampled = ops.sample_rois(
+            proposals,
+            counts,
+            gt_boxes,
+            gt_labels,
+            gt_counts,
+            self.rng,
+            batch_size=config.roi_batch_size,
+            positive_fraction=config.roi_positive_fraction,
+            positive_iou=config.roi_positive_iou,
+            negative_iou_high=config.roi_negative_iou_high,
+            negative_iou_low=config.roi_negative_iou_low,
+            crowd=crowd,
+        )
+        logits, deltas = self.roi_head(features, rois, sampled.sum(1))
+        classes, boxes = head_losses(logits, deltas, labels, targets, beta=config.roi_beta)
+        return {"loss_classifier": classes, "loss_box_reg": boxes}
+
+    def detect(
+        self, features: tuple[Tensor, ...], proposals: Tensor, counts: Tensor, image_sizes: Tensor
+    ) -> Detections:
+        """Final detections of given proposals (any source): boxes [B, N, 4], counts [B]."""
+        logits, deltas = self.roi_head(features, proposals, counts)
+        config = self.config
+        return Detections(
+            *ops.detections(
+                logits,
+                deltas,
+                proposals,
+                counts,
+                image_sizes,
+                score_threshold=config.score_threshold,
+                iou_threshold=config.detection_iou,
+                max_detections=config.max_detections,
+            )
+        )

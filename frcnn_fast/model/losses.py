@@ -1,0 +1,71 @@
+"""The multi-task losses of the two stages. All shapes are fixed; padded rows (label -1) weigh nothing."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rpn_losses(
+    logits: Tensor,
+    deltas: Tensor,
+    indices: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    *,
+    n_cls: float,
+    n_reg: float,
+    weight: float = 10.0,
+    beta: float = 1 / 9,
+) -> tuple[Tensor, Tensor]:
+    """Objectness and box loss of the proposal network (Ren et al. eq. 1), averaged over the images.
+
+    Args:
+        logits: [B, A] objectness of all anchors.
+        deltas: [B, A, 4] of all anchors.
+        indices: int64 [B, S], the sampled anchors, -1 where there is none.
+        labels: int8 [B, S], 1 object, 0 background, -1 padding.
+        targets: [B, S, 4] regression targets, used where the label is 1.
+        n_cls, n_reg: what the two sums of one image are divided by.
+        weight: lambda, the box term's weight.
+        beta: where smooth L1 turns from square to linear; 0 is plain L1.
+
+    Returns:
+        (objectness loss, weight * box loss), scalars.
+    """
+    batch = logits.shape[0]
+    rows = indices.clamp(min=0)
+    logits = logits.gather(1, rows).float()
+    deltas = deltas.gather(1, rows[..., None].expand(-1, -1, 4)).float()
+    positive = labels == 1
+    objectness = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+    objectness = (objectness * (labels >= 0)).sum() / (batch * n_cls)
+    boxes = F.smooth_l1_loss(deltas, targets.float(), beta=beta, reduction="none").sum(-1)
+    return objectness, (boxes * positive).sum() * (weight / (batch * n_reg))
+
+
+def head_losses(
+    class_logits: Tensor, box_deltas: Tensor, labels: Tensor, targets: Tensor, *, beta: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy over K + 1 classes and smooth L1 on the true class' box (Girshick 2015, §2.3).
+
+    Args:
+        class_logits: [B, S, K+1].
+        box_deltas: [B, S, 4(K+1)], or [B, S, 4] shared by the classes.
+        labels: int64 [B, S], 0 background, -1 padding.
+        targets: [B, S, 4], used where the label is at least 1.
+        beta: as in `rpn_losses`.
+
+    Returns:
+        (class loss, box loss): both sums are divided by the number of sampled regions.
+    """
+    labels = labels.flatten()
+    sampled = (labels >= 0).sum().clamp(min=1)
+    logits = class_logits.flatten(0, 1).float()
+    classes = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / sampled
+    deltas = box_deltas.reshape(labels.numel(), -1, 4).float()
+    if deltas.shape[1] > 1:
+        row = labels.clamp(min=0)[:, None, None].expand(-1, 1, 4)
+        deltas = deltas.gather(1, row)
+    boxes = F.smooth_l1_loss(deltas[:, 0], targets.flatten(0, 1).float(), beta=beta, reduction="none").sum(-1)
+    return classes, (boxes * (labels > 0)).sum() / sampled

@@ -1,0 +1,186 @@
+"""Train a detector, evaluate it and draw what it finds. `python -m frcnn_fast.train --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from frcnn_fast import _command
+from frcnn_fast._options import add_options, chosen
+from frcnn_fast.data import DetectionDataset
+from frcnn_fast.evaluate import detect_all, evaluate
+from frcnn_fast.evaluation import VocResult
+from frcnn_fast.io import append_jsonl, load_weights, write_json
+from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, preset, save_detector
+from frcnn_fast.model.backbones import freeze_layers
+from frcnn_fast.model.config import config_for
+from frcnn_fast.training import TrainOptions, fit, recipe
+from frcnn_fast.training.batches import training_batches
+from frcnn_fast.visualize import plot_losses, save_picture, side_by_side
+
+Callback = Callable[[dict[str, Any]], bool | None]
+
+
+@dataclasses.dataclass
+class TrainResult:
+    """What a run leaves behind."""
+
+    detector: FasterRCNN
+    out: Path
+    iterations: int
+    interrupted: bool
+    evaluation: VocResult | None
+
+
+def train(
+    dataset: DetectionDataset,
+    *,
+    out: str | os.PathLike[str],
+    backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
+    config: DetectorConfig | None = None,
+    options: TrainOptions | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    test: DetectionDataset | None = None,
+    pictures: int = 8,
+    callback: Callback | None = None,
+) -> TrainResult:
+    """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
+
+    The folder `out` receives metrics.jsonl, loss.png and model.safetensors, and with `test` evaluation.json and
+    pictures/. Every file is written beside its place and renamed: an earlier one stays whole until then.
+
+    Args:
+        dataset: training pictures.
+        backbone: a trunk of your own: `out_channels`, `strides`, forward to one map per stride. Default: the one that
+            config.backbone names.
+        head: a head of your own (see `FasterRCNN`).
+        config: the detector's settings; default: those that suit the backbone.
+        options: how to train; default: what suits the backbone.
+        weights: file of published classifier weights to start from (.safetensors, .npz, .pth).
+        test: pictures to evaluate on at the end.
+        pictures: how many of them to draw.
+        callback: called with every record of metrics.jsonl; returning True ends the training early.
+
+    Ctrl-C ends the iteration in progress, saves the checkpoint and returns with `interrupted` set.
+
+    Raises:
+        ValueError: the data, the settings or the weights do not fit each other.
+        FloatingPointError: training diverged; the last checkpoint stays.
+    """
+    if config is None:
+        config = config_for(backbone) if backbone is not None else DetectorConfig()
+    options = options or recipe(config.backbone)
+    device = _command.device(options.device)
+    torch.manual_seed(options.seed)
+    detector = build_detector(dataset.class_names, config, backbone=backbone, head=head)
+    if weights is not None:
+        load_pretrained(detector, load_weights(weights), source=os.fspath(weights))
+    frozen = options.freeze
+    if frozen is None:
+        frozen = getattr(detector.backbone, "paper_frozen_layers", 0) if weights is not None else 0
+    freeze_layers(detector.backbone, frozen)
+    detector.seed(options.seed)
+    detector.to(device)
+    batches = training_batches(dataset, config, options, pin_memory=device.type == "cuda")
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = folder / "metrics.jsonl"
+    for old in (metrics, folder / "loss.png", folder / "evaluation.json"):
+        old.unlink(missing_ok=True)
+
+    def log(record: dict[str, Any]) -> bool | None:
+        append_jsonl(metrics, record)
+        return callback(record) if callback else None
+
+    def save(iteration: int) -> None:
+        save_detector(folder / "model.safetensors", detector, extra={"iteration": iteration})
+
+    fitted = fit(detector, batches, options, log=log, save=save, device=device)
+    detector.eval()
+    result = TrainResult(detector, folder, fitted.iterations, fitted.interrupted, None)
+    if metrics.exists():
+        plot_losses(metrics, folder / "loss.png")
+    if fitted.interrupted or test is None:
+        return result
+    result.evaluation = evaluate(detector, test, workers=options.workers)
+    write_json(folder / "evaluation.json", result.evaluation.to_dict())
+    figures = {"map07": result.evaluation.map07, "map_area": result.evaluation.map_area}
+    append_jsonl(metrics, {"evaluated": fitted.iterations, **figures})
+    _draw(detector, test, folder / "pictures", pictures)
+    return result
+
+
+def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
+    some = [dataset[index] for index in range(min(count, len(dataset)))]
+    found = detect_all(detector, _Items(some, detector.class_names), progress=False)
+    for index, ((image, target), detections) in enumerate(zip(some, found, strict=True)):
+        name = target.get("image_id", str(index)).replace(os.sep, "_")
+        save_picture(folder / f"{name}.png", side_by_side(image, detections, target, detector.class_names))
+
+
+class _Items:
+    """A few items as a data set."""
+
+    def __init__(self, items: Sequence[Any], class_names: list[str]) -> None:
+        self.items, self.class_names = items, class_names
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.train", description=__doc__)
+    parser.add_argument("--out", default=None, metavar="DIR", help="folder of the run (default: runs/DATASET)")
+    _command.add_dataset_arguments(parser)
+    parser.add_argument("--train-split", default="trainval", help="VOC split to train on (default: %(default)s)")
+    parser.add_argument("--test-split", default="test", help="VOC split to evaluate on (default: %(default)s)")
+    parser.add_argument("--weights", metavar="FILE", help="ImageNet weights to start from: .safetensors, .npz, .pth")
+    parser.add_argument("--pictures", type=int, default=8, help="test pictures to draw (default: %(default)s)")
+    add_options(parser.add_argument_group("training (default: what suits the backbone)"), TrainOptions)
+    add_options(parser.add_argument_group("detector (default: what suits the backbone)"), DetectorConfig)
+    args = parser.parse_args(argv)
+    with _command.errors(parser):
+        settings = chosen(args, DetectorConfig)
+        name = settings.pop("backbone", "small" if args.dataset == "digits" else "vgg16")
+        config = preset(name, **settings)
+        options = recipe(name, **chosen(args, TrainOptions))
+        training = _command.open_dataset(args, "train" if args.dataset == "digits" else args.train_split)
+        test = _command.open_dataset(args, args.test_split, training.class_names)
+        result = train(
+            training,
+            out=args.out or f"runs/{args.dataset}",
+            config=config,
+            options=options,
+            weights=args.weights,
+            test=test,
+            pictures=args.pictures,
+        )
+        if result.interrupted:
+            print(
+                f"{parser.prog}: interrupted after {result.iterations} iterations; the detector so far is in "
+                f"{result.out / 'model.safetensors'}",
+                file=sys.stderr,
+            )
+            return _command.INTERRUPTED
+        assert result.evaluation is not None
+        print(result.evaluation.table())
+        print(f"pictures, curves and weights: {result.out}")
+        print(_command.last_line(result.evaluation))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""How a detector is trained: optimiser, schedule, batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from frcnn_fast._options import check_choices, option
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """The schedule counts iterations, so that its result does not depend on the machine's speed.
+
+    The defaults are the paper's: 60,000 mini-batches of one picture at 0.001, 20,000 at 0.0001 (Ren et al. §3.1.3).
+    """
+
+    iterations: int = option(80_000, "mini-batches")
+    batch_size: int = option(1, "pictures in one")
+    optimizer: str = option("sgd", "sgd (with momentum) or adamw", ("sgd", "adamw"))
+    lr: float = option(1e-3, "learning rate after the warm-up")
+    momentum: float = option(0.9, "of sgd")
+    weight_decay: float = option(5e-4, "pull of the weights towards zero")
+    warmup: int = option(100, "iterations over which the learning rate grows to its full size")
+    schedule: str = option("steps", "steps at the milestones, or cosine down to zero", ("steps", "cosine"))
+    milestones: tuple[int, ...] = option((60_000,), "iterations at which the learning rate is multiplied ...")
+    lr_factor: float = option(0.1, "... by this")
+    clip: float = option(0.0, "upper bound of the gradient's norm; 0: none")
+    flips: bool = option(True, "double the training set by mirror images")
+    freeze: int | None = option(
+        None, "layers of the trunk's `features` that stay as loaded (default: the paper's where weights are given)"
+    )
+    seed: int = option(0, "of weights, pictures' order and samples")
+    workers: int = option(0, "processes that prepare pictures; 0: this one does")
+    log_every: int = option(20, "iterations between two records of metrics.jsonl")
+    checkpoint_every: int = option(500, "iterations between two checkpoints")
+    device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("iterations", "batch_size", "log_every", "checkpoint_every"):
+            _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers"):
+            _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _expect("lr", self.lr, self.lr > 0, "a positive learning rate")
+
+    def lr_at(self, iteration: int) -> float:
+        """The learning rate of iteration 0, 1, ..."""
+        if iteration < self.warmup:
+            return self.lr * (iteration + 1) / self.warmup
+        if self.schedule == "steps":
+            return self.lr * self.lr_factor ** sum(iteration >= step for step in self.milestones)
+        done = (iteration - self.warmup) / max(1, self.iterations - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def recipe(backbone: str, **changes: Any) -> TrainOptions:
+    """The options that suit a known backbone, with `changes` on top; an unknown one gets the paper's."""
+    return TrainOptions(**{**_RECIPES.get(backbone, {}), **changes})
+
+
+_RECIPES: dict[str, dict[str, Any]] = {
+    "squeezenet1_0": {"iterations": 600, "batch_size": 2, "lr": 0.004, "schedule": "cosine"},
+    "small": {
+        "iterations": 2000,
+        "batch_size": 4,
+        "optimizer": "adamw",
+        "lr": 1.2e-3,
+        "weight_decay": 0.01,
+        "schedule": "cosine",
+        "clip": 5.0,
+        "flips": False,
+    },
+}
+
+
+def _expect(name: str, value: object, right: bool, expected: str) -> None:
+    if not right:
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")

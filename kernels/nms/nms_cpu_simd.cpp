@@ -1,0 +1,113 @@
+#include "../top_n/ranked.h"
+#include "kept_chains.h"
+#include "nms_cpu.h"
+
+namespace frcnn_fast {
+namespace FF_ISA {
+namespace {
+
+constexpr int64_t kRound = 512;
+// Pairs below which a second thread costs more than it saves.
+constexpr int64_t kPairsForThreads = 1 << 18;
+
+template <class T>
+struct Memory {
+  RankedBuffers<RankKey<Compute<T>>> ranked;
+  Candidate<Compute<T>>* candidates;  // of one round
+  int64_t chunk;
+};
+
+template <class T>
+Memory<T> take_memory(Carver* carver, int64_t rows, int64_t max_output) {
+  Memory<T> memory;
+  memory.chunk = max_output < rows ? ranked_chunk(rows) : rows;
+  memory.ranked = take_ranked_buffers<RankKey<Compute<T>>>(carver, rows, memory.chunk);
+  memory.candidates = carver->take<Candidate<Compute<T>>>(rows < kRound ? rows : kRound);
+  return memory;
+}
+
+// Drops, with several threads, the candidates that boxes of earlier rounds suppress; returns how many are left.
+template <class Chains, class U>
+int64_t filter(const Chains& kept, Candidate<U>* candidates, int64_t n) {
+  constexpr int64_t kPiece = 64;
+  int64_t left[kRound / kPiece];
+  parallel_for((n + kPiece - 1) / kPiece, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      Candidate<U>* const piece = candidates + p * kPiece;
+      const int64_t size = n - p * kPiece < kPiece ? n - p * kPiece : kPiece;
+      int64_t count = 0;
+      for (int64_t i = 0; i < size; ++i) {
+        const Candidate<U> c = piece[i];
+        piece[count] = c;
+        count += !kept.suppressed_before_round(c);
+      }
+      left[p] = count;
+    }
+  });
+  int64_t total = left[0];
+  for (int64_t p = 1; p * kPiece < n; ++p)
+    for (int64_t i = 0; i < left[p]; ++i) candidates[total++] = candidates[p * kPiece + i];
+  return total;
+}
+
+template <bool kLegacy, class T>
+int64_t greedy(const NmsImage& image) {
+  using U = Compute<T>;
+  const T* const boxes = static_cast<const T*>(image.boxes);
+  const Suppression<U> s = make_suppression<U>(image.threshold);
+  const int64_t most = image.max_output < image.rows ? image.max_output : image.rows;
+  const int64_t room = FF_MUTANT(nms_max_output, most, most < image.rows ? most - 1 : most);
+  Carver carver(image.workspace);
+  const Memory<T> memory = take_memory<T>(&carver, image.padded_rows, image.max_output);
+  KeptChains<kLegacy, U> kept(&carver, image.padded_rows, most, image.class_ids != nullptr, s);
+  kept.start(image.class_ids, image.rows);
+  Ranked<T> ranked(static_cast<const T*>(image.scores), image.rows, image.rows, memory.chunk, memory.ranked);
+
+  const bool threads = max_threads() > 1;
+  const uint32_t* best;
+  for (int64_t found; kept.size() < room && (found = ranked.next_chunk(&best)) > 0;) {
+    for (int64_t begin = 0; begin < found && kept.size() < room; begin += kRound) {
+      const int64_t end = begin + kRound < found ? begin + kRound : found;
+      int64_t n = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const uint32_t row = best[i];
+        const Box<U> box = load_box(boxes + 4 * int64_t(row));
+        const U a = area<kLegacy>(box);
+        if (takes_part(box)) memory.candidates[n++] = {{box, s.share * a}, a, kept.group_of(row), int32_t(row)};
+      }
+      kept.next_round();
+      const bool filtered = threads && n * kept.size() > kPairsForThreads;
+      if (filtered) n = filter(kept, memory.candidates, n);
+      for (int64_t i = 0; i < n && kept.size() < room; ++i) {
+        const Candidate<U>& c = memory.candidates[i];
+        if (filtered ? kept.suppressed_in_round(c) : kept.suppressed(c)) continue;
+        image.keep[kept.size()] = c.row;
+        kept.push(c);
+      }
+    }
+  }
+  return kept.size();
+}
+
+}  // namespace
+
+int64_t nms_image(const NmsImage& image) {
+  return visit(image.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    return image.legacy ? greedy<true, T>(image) : greedy<false, T>(image);
+  });
+}
+
+size_t nms_image_workspace(DType dtype, int64_t padded_rows, int64_t max_output, bool classes) {
+  return visit_compute(dtype, [&](auto tag) {
+    using U = typename decltype(tag)::type;
+    const int64_t most = max_output < padded_rows ? max_output : padded_rows;
+    Carver carver(nullptr);
+    take_memory<U>(&carver, padded_rows, max_output);
+    KeptChains<false, U>(&carver, padded_rows, most, classes, Suppression<U>{});
+    return carver.used();
+  });
+}
+
+}  // namespace FF_ISA
+}  // namespace frcnn_fast
