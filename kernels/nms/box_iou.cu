@@ -26,15 +26,14 @@ __global__ void __launch_bounds__(kColumns)
   if (j >= M) return;
   const Box<U> mine = load_box(boxes2 + 4 * j);
   const U my_area = finite_area<kLegacy>(mine);
-  for (int i = 0; i < count; ++i)
-    out[(first + i) * M + j] = pair_iou<kLegacy>(rows[i], row_areas[i], mine, my_area);
+  for (int i = 0; i < count; ++i) out[(first + i) * M + j] = pair_iou<kLegacy>(rows[i], row_areas[i], mine, my_area);
 }
 
 constexpr int kWarps = 8;
 
 // A warp a row; lane l sums columns l, l + 32, ..., then the lanes are folded in halves.
 template <bool kLegacy, class T>
-__global__ void __launch_bounds__(kWarps * kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp)
     box_iou_backward_kernel(const Compute<T>* grad, int64_t row_stride, int64_t column_stride, const T* boxes1,
                             int64_t N, const T* boxes2, int64_t M, T* grad_boxes1) {
   using U = Compute<T>;
@@ -91,8 +90,8 @@ Status box_iou_backward_cuda(DType dtype, const void* grad, int64_t row_stride, 
       FF_LAUNCH((box_iou_backward_kernel<true, T>), blocks, kWarps * kWarp, 0, stream, g, row_stride, column_stride, a,
                 N, b, M, result);
     } else {
-      FF_LAUNCH((box_iou_backward_kernel<false, T>), blocks, kWarps * kWarp, 0, stream, g, row_stride, column_stride,
-                a, N, b, M, result);
+      FF_LAUNCH((box_iou_backward_kernel<false, T>), blocks, kWarps * kWarp, 0, stream, g, row_stride, column_stride, a,
+                N, b, M, result);
     }
     return launched();
   });

@@ -1,10 +1,13 @@
 // Greedy NMS of many segments, exact, with O(segments) workspace.
 //
 // The ranks of a segment are taken in chunks of kChunk. Two launches a chunk:
-//   test_kernel     every pair that matters, over the whole grid: which earlier boxes of the chunk suppress a box (a bit
+//   test_kernel     every pair that matters, over the whole grid: which earlier boxes of the chunk suppress a box (a
+//   bit
 //                   matrix), and whether a box kept from earlier chunks does.
 //   resolve_kernel  one block a segment walks the matrix word by word and appends what is kept.
 // A segment that is done (max_output kept, or no ranks left) returns at once from the launches that remain.
+#include <algorithm>
+
 #include "../common/launch.cuh"
 #include "../common/workspace.h"
 #include "nms.h"
@@ -32,7 +35,8 @@ struct Segments {
   int64_t N;
   int32_t max_output;
   Suppression<U> suppression;
-  Word* matrix;    // [S, kWords, kChunk]: bit i of word v of box j: box v * kWord + i suppresses j, if kept
+  int32_t words;   // of a chunk: kWords, or fewer where N needs fewer
+  Word* matrix;    // [S, words, words * kWord]: bit i of word v of box j: box v * kWord + i suppresses j, if kept
   unsigned* dead;  // [S, kChunk / 32]: bit j: box j is suppressed by one of an earlier chunk
   int32_t* keep;   // [S, max_output]
   int32_t* num_keep;
@@ -91,7 +95,7 @@ __global__ void __launch_bounds__(kRows) test_kernel(Segments<U> segments, int s
     const int v = int(blockIdx.y) - kept_tiles, first = v * kWord;
     if (first >= n || first >= first_row + kRows) return;  // later boxes suppress no earlier ones
     const Word bits = test_tile(nullptr, first, min(kWord, n - first));
-    if (row < n) segments.matrix[(s * kWords + v) * kChunk + row] = bits;
+    if (row < n) segments.matrix[(s * segments.words + v) * segments.words * kWord + row] = bits;
   }
 }
 
@@ -116,7 +120,7 @@ __device__ __forceinline__ Word resolve_word(bool alive0, bool alive1, Word riva
 // kept boxes of all words before have been applied to it, and publishes it; one barrier a word. The matrix rows that a
 // warp will need are loaded kAhead words before.
 template <class U>
-__global__ void __launch_bounds__(kWords * kWarp) resolve_kernel(Segments<U> segments, int start, bool last) {
+__global__ void __launch_bounds__(kWords* kWarp) resolve_kernel(Segments<U> segments, int start, bool last) {
   FF_SHARED(Word, kept_words, [kWords]);
   constexpr int kAhead = kWords < 4 ? kWords : 4;
   const int64_t s = blockIdx.x;
@@ -129,7 +133,8 @@ __global__ void __launch_bounds__(kWords * kWarp) resolve_kernel(Segments<U> seg
   if (before < max_output && n > 0) {
     const int words = (n + kWord - 1) / kWord, row = warp * kWord + lane;
     unsigned* const dead = segments.dead + s * (kChunk / 32) + 2 * warp;
-    const Word* const matrix = segments.matrix + s * kWords * kChunk + row;
+    const int64_t stride = segments.words * kWord;
+    const Word* const matrix = segments.matrix + s * segments.words * stride;
     const auto alive_at = [&](int j, unsigned suppressed) {
       return j < n && takes_part(segments.boxes[s * segments.N + start + j]) && !(suppressed >> lane & 1u);
     };
@@ -140,7 +145,7 @@ __global__ void __launch_bounds__(kWords * kWarp) resolve_kernel(Segments<U> seg
       dead[0] = dead[1] = 0;  // for the next chunk
       kept_words[warp] = 0;
     }
-    const auto load_word = [&](int v, int j) { return v <= warp && j < n ? matrix[int64_t(v) * kChunk + j - row] : 0; };
+    const auto load_word = [&](int v, int j) { return v <= warp && j < n ? matrix[v * stride + j] : 0; };
     Word next0[kAhead], next1[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) next0[u] = load_word(u, row), next1[u] = load_word(u, row + 32);
@@ -200,18 +205,19 @@ void launch_chunk(const Segments<U>& segments, int64_t S, int start, Stream stre
 }
 
 template <class U>
-size_t take_segments(void* workspace, int64_t S, Segments<U>* segments) {
+size_t take_segments(void* workspace, int64_t S, int64_t N, Segments<U>* segments) {
   Carver carver(workspace);
-  segments->matrix = carver.take<Word>(S * kWords * kChunk);
+  segments->words = int32_t(std::min<int64_t>(kWords, (N + kWord - 1) / kWord));
+  segments->matrix = carver.take<Word>(S * segments->words * segments->words * kWord);
   segments->dead = carver.take<unsigned>(S * (kChunk / 32));
   return carver.used();
 }
 
 }  // namespace
 
-size_t nms_sorted_segments_workspace_cuda(int64_t S, int64_t) {
+size_t nms_sorted_segments_workspace_cuda(DType, int64_t S, int64_t N, int64_t) {
   Segments<float> segments;
-  return take_segments(nullptr, S, &segments);
+  return take_segments(nullptr, S, N, &segments);
 }
 
 Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* class_ids, const int32_t* counts,
@@ -224,11 +230,21 @@ Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* c
   }
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
-    Segments<U> segments = {static_cast<const Box<U>*>(boxes), class_ids, counts, N, int32_t(max_output),
-                            make_suppression<U>(threshold), nullptr, nullptr, keep, num_keep};
-    take_segments(workspace, S, &segments);
+    Segments<U> segments = {static_cast<const Box<U>*>(boxes),
+                            class_ids,
+                            counts,
+                            N,
+                            int32_t(max_output),
+                            make_suppression<U>(threshold),
+                            0,
+                            nullptr,
+                            nullptr,
+                            keep,
+                            num_keep};
+    take_segments(workspace, S, N, &segments);
     for (int64_t start = 0; start < N; start += kChunk)
-      legacy ? launch_chunk<true>(segments, S, int(start), stream) : launch_chunk<false>(segments, S, int(start), stream);
+      legacy ? launch_chunk<true>(segments, S, int(start), stream)
+             : launch_chunk<false>(segments, S, int(start), stream);
     return launched();
   });
 }

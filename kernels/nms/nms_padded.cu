@@ -1,4 +1,6 @@
 // NMS of images whose boxes are in no order: sort by score, bring the boxes into that order, suppress, name the rows.
+#include <algorithm>
+
 #include "../common/launch.cuh"
 #include "../common/workspace.h"
 #include "../top_n/top_n.h"
@@ -64,8 +66,8 @@ struct Workspace {
     class_ids = carver.take<int64_t>(classes ? B * N : 0);
     keep = carver.take<int32_t>(B * max_output);
     num_keep = carver.take<int32_t>(B);
-    scratch = carver.take<char>(int64_t(std::max(top_n_segments_workspace_cuda(dtype, B, 1, N),
-                                                 nms_sorted_segments_workspace_cuda(B, N))));
+    scratch = carver.take<char>(int64_t(std::max(top_n_segments_workspace_cuda(dtype, B, N, 1, N),
+                                                 nms_sorted_segments_workspace_cuda(dtype, B, N, max_output))));
     bytes = carver.used();
   }
 };
@@ -102,8 +104,8 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
     FF_TRY(nms_sorted_segments_cuda(sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32, w.boxes,
                                     class_ids ? w.class_ids : nullptr, w.ranked, B, N, threshold, max_output, legacy,
                                     w.scratch, w.keep, w.num_keep, stream));
-    FF_LAUNCH(name_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep, w.num_keep, B,
-              N, max_output, keep, num_keep);
+    FF_LAUNCH(name_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep, w.num_keep, B, N,
+              max_output, keep, num_keep);
     return launched();
   });
 }
