@@ -61,7 +61,7 @@ BOX_IOU = (
     ),
     edge("box_iou", "int64", _iou([SQUARE], [[1, 1, 3, 3], [0, 0, 2, 1]], torch.int64), f32([[1 / 7, 1 / 2]])),
     # I = 2, union U = 4, and 16 * (I' U - I U') / U^2 = 4 I' - 2 U'. A tie shares I' in half.
-    # First: x1: I' = -1/2, U' = -2 + 1/2; y1: I' = -1 (half of 2), U' = -2 + 1; x2: as x1, mirrored; y2: I' = 0, U' = 2.
+    # First: x1: I' = -1/2, U' = -2 + 1/2; y1: I' = -1, U' = -2 + 1; x2 mirrors x1; y2: I' = 0, U' = 2.
     # Second: x1: I' = -1/2, U' = -1 + 1/2; y1: I' = -1, U' = -2 + 1; x2: mirrored; y2: I' = 2, U' = 2 - 2.
     edge(
         "box_iou_backward",
