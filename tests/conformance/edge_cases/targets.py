@@ -175,8 +175,8 @@ SAMPLE = (
         _labels(1, 1, 1, 0, 0, 0, batch_size=4, max_positive=2),
         i64([[0, 2, 3, 5]]), i8([[1, 1, 0, 0]]), i64([[2, 2]]),
     ),
-    # At step 39014 candidates 185 and 453 both have the word 7bd8dab5, at step 65143 candidates 279 and 500 have 643d61e0:
-    # the lower index wins the single place.
+    # At step 39014 candidates 185 and 453 both have the word 7bd8dab5, at step 65143 candidates 279 and 500 both have
+    # 643d61e0: the lower index wins the single place.
     edge(
         "sample_anchors",
         "equal-keys-of-negatives",
@@ -260,7 +260,8 @@ ROIS = (
     edge(
         "sample_rois",
         "equal-keys",
-        _rois([], [], [], batch_size=1) | {"proposals": _two_proposals(32, 538), "counts": ints(600), "rng": ints(0, 8615)},
+        _rois([], [], [], batch_size=1, counts=ints(600), rng=ints(0, 8615))
+        | {"proposals": _two_proposals(32, 538)},
         f32([[SQUARE]]), i64([[0]]), f32([[PAD]]), i32([[-1]]), i64([[0, 1]]),
     ),
     # No proposals: the object alone.
