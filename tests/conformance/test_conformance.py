@@ -33,16 +33,15 @@ def combinations() -> Iterator[object]:
             for backend in BACKENDS:
                 alone = backend.missing and case is not op.cases[0]
                 if backend.serves(op.name) and not alone and (case.small or backend.missing or not backend.slow):
-                    yield pytest.param(
-                        op, backend, case, id=f"{op.name}-{backend.name}-{case.name}", marks=conditions(backend)
-                    )
+                    marks = (*conditions(backend), *([pytest.mark.small] if case.small else []))
+                    yield pytest.param(op, backend, case, id=f"{op.name}-{backend.name}-{case.name}", marks=marks)
 
 
 def edge_combinations() -> Iterator[object]:
     for case in EDGE_CASES:
         for backend in BACKENDS:
             if backend.serves(case.op) and not backend.missing:
-                yield pytest.param(backend, case, id=f"{case.op}-{backend.name}-{case.name}")
+                yield pytest.param(backend, case, id=f"{case.op}-{backend.name}-{case.name}", marks=pytest.mark.small)
 
 
 COMBINATIONS = list(combinations())
@@ -60,7 +59,7 @@ def test_conforms(op: Op, backend: Backend, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: f"{case.op}-{case.name}")
-def test_oracle_gives_the_hand_worked_answer(case: EdgeCase) -> None:
+def test_oracle_gives_the_table(case: EdgeCase) -> None:
     op = BY_NAME[case.op]
     want = case.answer()
     results = as_tuple(op.oracle({name: to_numpy(value) for name, value in case.make().items()}))
@@ -70,7 +69,7 @@ def test_oracle_gives_the_hand_worked_answer(case: EdgeCase) -> None:
 
 
 @pytest.mark.parametrize(("backend", "case"), list(edge_combinations()))
-def test_edge_case(backend: Backend, case: EdgeCase) -> None:
+def test_backend_gives_the_table(backend: Backend, case: EdgeCase) -> None:
     op = BY_NAME[case.op]
     label = f"{case.op} on {backend.name}, {case.name}"
     assert_conforms(op, run(op, backend, case), case.answer(), case.make(), label, exactly=True)

@@ -1,0 +1,145 @@
+// RoIAlign (He et al., Mask R-CNN, 2017, section 3) over one map or the levels of a pyramid.
+//
+// Along each axis, in the compute type, every operation rounded by itself: start = low * scale - shift, length =
+// (high * scale - shift) - start, shift = 0.5 if aligned, else 0 and length at least 1; size = length / bins; count =
+// sampling_ratio, or ceil(size) where that is not positive, at most 2^20. Sample i of bin p lies at (start + p * size)
+// + ((i + 0.5) * size) / count; outside [-1, limit] it counts for nothing; below 0 it moves to 0, and from limit - 1 on
+// to the last cell. It gives 1 - f to the cell below and f to the next, f the fraction.
+//
+// A bin's samples form a grid, so its mean is separable: first the weights of the samples are added up cell by cell
+// along each axis (positions ascending, lower cell first); the row weights are then multiplied by 1 / (samples in the
+// bin, at least 1). output = the sum over the touched cells in row-major order of (row weight * column weight) * value;
+// the gradient of a cell is the sum of (row weight * column weight) * gradient in ascending order of RoI, then bin.
+// These are the same bits on every backend. NaN and infinity in a touched cell count even where its weight is 0.
+//
+// Planted mistakes: align_outside_low, align_outside_high, align_clamp_low, align_min_side, align_adaptive.
+#pragma once
+#include "roi.h"
+
+namespace frcnn_fast {
+
+constexpr int32_t kMaxSamples = 1 << 20;
+
+struct RoiAlignLevel {
+  int64_t H, W;
+  double scale;
+  bool channels_last;
+};
+
+struct RoiAlignShape {
+  int64_t B, C;
+  int64_t K;           // RoIs
+  int64_t P, Q;        // bins: rows and columns
+  int64_t L;           // levels, from the finest
+  RoiAlignLevel levels[kMaxRoiLevels];
+  double thresholds[kMaxRoiLevels];  // [num_thresholds] areas, ascending: see roi_level; at most L - 1
+  int32_t num_thresholds;
+  int32_t sampling_ratio;
+  bool aligned;
+  bool output_channels_last;
+
+  int64_t max_height() const { return largest(&RoiAlignLevel::H); }
+  int64_t max_width() const { return largest(&RoiAlignLevel::W); }
+
+ private:
+  int64_t largest(int64_t RoiAlignLevel::*side) const {
+    int64_t found = 0;
+    for (int64_t l = 0; l < L; ++l) found = levels[l].*side > found ? levels[l].*side : found;
+    return found;
+  }
+};
+
+// A sample between two cells; the second has weight `fraction`.
+template <class U>
+struct Sample {
+  int32_t low, high;
+  U fraction;
+};
+
+// The samples along one axis of one RoI. A negative length (aligned, high < low) reverses them: index i counts
+// positions in ascending order all the same.
+template <class U>
+struct SampleAxis {
+  U start, size;
+  int32_t count;  // samples a bin
+  int32_t limit;  // cells
+
+  FF_HD U position(int32_t bin, int32_t i) const {
+    const int32_t index = size < U(0) ? count - 1 - i : i;
+    return (start + U(bin) * size) + ((U(index) + U(0.5)) * size) / U(count);
+  }
+  FF_HD bool below(U position) const { return FF_MUTANT(align_outside_low, position < U(-1), position <= U(-1)); }
+
+  // The first sample of the bin that is not below the map. Positions do not descend.
+  FF_HD int32_t first(int32_t bin) const {
+    int32_t begin = 0, end = count;
+    while (begin < end) {
+      const int32_t middle = begin + (end - begin) / 2;
+      if (below(position(bin, middle)))
+        begin = middle + 1;
+      else
+        end = middle;
+    }
+    return begin;
+  }
+
+  // False beyond the map, and so for all later samples.
+  FF_HD bool at(int32_t bin, int32_t i, Sample<U>* out) const {
+    U x = position(bin, i);
+    if (!FF_MUTANT(align_outside_high, x <= U(limit), x < U(limit))) return false;  // NaN too
+    x = FF_MUTANT(align_clamp_low, x > U(0), x > U(-0.5)) ? x : U(0);
+    const int32_t cell = int32_t(x);
+    const bool last = cell >= limit - 1;
+    out->low = last ? limit - 1 : cell;
+    out->high = last ? limit - 1 : cell + 1;
+    out->fraction = last ? U(0) : x - U(cell);
+    return true;
+  }
+};
+
+template <class U>
+FF_HD SampleAxis<U> make_samples(U low, U high, U scale, bool aligned, int64_t bins, int32_t sampling_ratio,
+                                 int64_t limit) {
+  const U shift = aligned ? U(0.5) : U(0);
+  const U start = low * scale - shift;
+  U length = (high * scale - shift) - start;
+  if (FF_MUTANT(align_min_side, !aligned, false) && !(length > U(1))) length = U(1);
+  SampleAxis<U> axis;
+  axis.start = start;
+  axis.size = length / U(bins);
+  axis.limit = int32_t(limit);
+  const U wanted = FF_MUTANT(align_adaptive, ceil_(axis.size), floor_(axis.size) + U(1));
+  if (sampling_ratio > 0)
+    axis.count = sampling_ratio < kMaxSamples ? sampling_ratio : kMaxSamples;
+  else if (wanted >= U(1))
+    axis.count = wanted < U(kMaxSamples) ? int32_t(wanted) : kMaxSamples;
+  else
+    axis.count = 0;
+  if (limit <= 0) axis.count = 0;
+  return axis;
+}
+
+// 1 / samples in a bin: the factor of the row weights.
+template <class U>
+FF_HD U sample_share(const SampleAxis<U>& rows, const SampleAxis<U>& columns) {
+  const int64_t count = int64_t(rows.count) * columns.count;
+  return U(1) / U(count > 1 ? count : 1);
+}
+
+// features: L pointers, [B, C, H_l, W_l] in the level's layout; rois [K, 5] in the compute type. Output: [K, C, P, Q].
+size_t roi_align_workspace_cpu(DType dtype, const RoiAlignShape& shape);
+Status roi_align_cpu(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois,
+                     void* workspace, void* output);
+size_t roi_align_workspace_cuda(DType dtype, const RoiAlignShape& shape);
+Status roi_align_cuda(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois,
+                      void* workspace, void* output, Stream stream);
+
+// grad_output [K, C, P, Q] as output_channels_last says; outputs: grads, L pointers shaped like the features.
+size_t roi_align_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape);
+Status roi_align_backward_cpu(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* rois,
+                              void* workspace, void* const* grads);
+size_t roi_align_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape);
+Status roi_align_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* rois,
+                               void* workspace, void* const* grads, Stream stream);
+
+}  // namespace frcnn_fast

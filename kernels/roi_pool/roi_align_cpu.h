@@ -1,0 +1,135 @@
+// Where a RoI's samples fall: what RoIAlign's forward and backward share on the CPU.
+#pragma once
+#include "roi_align.h"
+#include "roi_cpu.h"
+
+namespace frcnn_fast {
+
+template <class U>
+struct RoiWeights {
+  AxisWeights<U> rows, columns;
+  int32_t first_row, last_row;  // touched; last < first: none
+};
+
+// The distinct cells along one axis that weights name, in ascending order.
+struct TouchedCells {
+  int32_t* cells;
+  int32_t* places;  // scratch, one a cell of the map
+  int32_t count;
+  bool contiguous;  // one run of cells
+
+  static TouchedCells take(Carver& carver, int64_t limit) {
+    return {carver.take<int32_t>(limit), carver.take<int32_t>(limit), 0, false};
+  }
+
+  // Lists the cells, then renames those of the weights to their places in the list. Unless sparse, the list is a whole
+  // run where that costs at most twice as many cells: a run is loaded much faster than single cells.
+  template <class U>
+  void gather(AxisWeights<U>& axis, int64_t bins, bool sparse) {
+    const int32_t total = axis.begin[bins];
+    count = 0;
+    contiguous = true;
+    if (total == 0) return;
+    const int32_t low = *std::min_element(axis.cells, axis.cells + total);
+    const int32_t high = *std::max_element(axis.cells, axis.cells + total);
+    std::fill(places + low, places + high + 1, 0);
+    int32_t distinct = 0;
+    for (int32_t i = 0; i < total; ++i) distinct += !places[axis.cells[i]], places[axis.cells[i]] = 1;
+    contiguous = distinct == high - low + 1 || (!sparse && high - low < 2 * distinct);
+    for (int32_t cell = low; cell <= high; ++cell)
+      if (contiguous || places[cell]) places[cell] = count, cells[count++] = cell;
+    for (int32_t i = 0; i < total; ++i) axis.cells[i] = places[axis.cells[i]];
+  }
+};
+
+template <class U>
+class RoiGeometry {
+ public:
+  RoiGeometry(const RoiAlignShape& shape, const void* rois) : s_(shape), rois_(static_cast<const U*>(rois)) {
+    for (int i = 0; i < s_.num_thresholds; ++i) thresholds_[i] = U(s_.thresholds[i]);
+  }
+
+  const U* roi(int64_t k) const { return rois_ + k * kRoiFields; }
+
+  Status group(RoiGroups* groups) const {
+    return group_rois(
+        rois_, s_.K, s_.B, s_.L, [this](const U* roi) { return roi_level(roi, thresholds_, s_.num_thresholds); },
+        groups);
+  }
+
+  // Memory for find().
+  RoiWeights<U> take(Carver& carver) const {
+    return {take_axis(carver, s_.P, s_.max_height()), take_axis(carver, s_.Q, s_.max_width()), 0, -1};
+  }
+
+  // False where the RoI pools nothing at all.
+  bool find(int64_t k, int64_t l, RoiWeights<U>& out) const {
+    const U* box = roi(k);
+    if (!roi_is_finite(box)) return false;
+    const RoiAlignLevel& level = s_.levels[l];
+    const U scale = U(level.scale);
+    const auto rows = make_samples(box[2], box[4], scale, s_.aligned, s_.P, s_.sampling_ratio, level.H);
+    const auto columns = make_samples(box[1], box[3], scale, s_.aligned, s_.Q, s_.sampling_ratio, level.W);
+    fill(rows, s_.P, sample_share(rows, columns), out.rows);
+    fill(columns, s_.Q, U(1), out.columns);
+    return true;
+  }
+
+  // The rows that the RoI touches, first to last.
+  void find_rows(int64_t k, int64_t l, RoiWeights<U>& scratch) const {
+    scratch.first_row = 0;
+    scratch.last_row = -1;
+    if (!find(k, l, scratch)) return;
+    const int32_t total = scratch.rows.begin[s_.P];
+    if (total == 0 || scratch.columns.begin[s_.Q] == 0) return;
+    scratch.first_row = *std::min_element(scratch.rows.cells, scratch.rows.cells + total);
+    scratch.last_row = *std::max_element(scratch.rows.cells, scratch.rows.cells + total);
+  }
+
+ private:
+  AxisWeights<U> take_axis(Carver& carver, int64_t bins, int64_t limit) const {
+    // Two cells a sample, and no cell twice in a bin.
+    const int64_t most = s_.sampling_ratio > 0 ? std::min<int64_t>(limit, 2 * int64_t(s_.sampling_ratio)) : limit;
+    return {carver.take<int32_t>(bins + 1), carver.take<int32_t>(bins * most), carver.take<U>(bins * most)};
+  }
+
+  void fill(const SampleAxis<U>& axis, int64_t bins, U factor, AxisWeights<U>& out) const {
+    int32_t n = 0;
+    for (int32_t bin = 0; bin < bins; ++bin) {
+      const int32_t begin = out.begin[bin] = n;
+      // Positions ascend, so a cell already listed is the last or the one before.
+      const auto add = [&](int32_t cell, U weight) {
+        int32_t i = n - 1;
+        while (i >= begin && i >= n - 2 && out.cells[i] != cell) --i;
+        if (i < begin || i < n - 2) {
+          i = n++;
+          out.cells[i] = cell;
+          out.weights[i] = U(0);
+        }
+        out.weights[i] += weight;
+      };
+      Sample<U> sample;
+      for (int32_t i = axis.first(bin); i < axis.count && axis.at(bin, i, &sample); ++i) {
+        add(sample.low, U(1) - sample.fraction);
+        add(sample.high, sample.fraction);
+      }
+      for (int32_t i = begin; i < n; ++i) out.weights[i] *= factor;
+    }
+    out.begin[bins] = n;
+  }
+
+  const RoiAlignShape& s_;
+  const U* rois_;
+  U thresholds_[kMaxRoiLevels];
+};
+
+inline Status check_align_shape(const RoiAlignShape& s) {
+  for (int64_t l = 0; l < s.L; ++l)
+    if (s.levels[l].H * s.levels[l].W > INT32_MAX)
+      return invalid("features[%lld]: a map of %lld x %lld cells has more than 2^31 - 1", (long long)l,
+                     (long long)s.levels[l].H, (long long)s.levels[l].W);
+  if (s.K > INT32_MAX) return invalid("boxes: %lld rows, at most 2^31 - 1 are supported", (long long)s.K);
+  return kOk;
+}
+
+}  // namespace frcnn_fast

@@ -1,0 +1,78 @@
+// RoIPool (Girshick, Fast R-CNN, 2015, section 2.1) with the rounding of Caffe and torchvision.
+//
+// Along each axis, in the compute type, every operation rounded by itself: start = round(low * scale), end =
+// round(high * scale) (halves away from zero), size = max((end - start) + 1, 1) / bins; bin p is the cells from
+// floor(p * size) + start to ceil((p + 1) * size) + start (exclusive), clamped to the map. The output is the largest
+// cell that is not NaN, argmax its place h * W + w, the first in row-major order among equals. An empty bin gives 0 and
+// -1, a bin of NaN alone gives NaN and -1.
+//
+// Backward: grad[cell] = the sum of the gradients whose argmax is the cell, in ascending order of RoI, then bin, in the
+// compute type, starting from 0: the same bits on every backend.
+//
+// Planted mistakes (FF_MUTANT): roi_padded_row, roi_level_edge (roi.h); roi_round, roi_min_size, roi_bin_end (here);
+// roi_first_max, roi_all_nan, roi_minus_inf (CPU and CUDA sources); the RoIAlign ones are in roi_align.h.
+#pragma once
+#include "roi.h"
+
+namespace frcnn_fast {
+
+struct RoiPoolShape {
+  int64_t B, C, H, W;  // the map
+  int64_t K;           // RoIs
+  int64_t P, Q;        // bins: rows and columns
+  bool channels_last;  // the map, and the output like it: [K, C, P, Q] stored as [K, P, Q, C]
+};
+
+template <class U>
+FF_HD U round_half_away(U x) {
+  const U whole = trunc_(x), distance = x - whole;
+  if (distance >= U(0.5)) return whole + U(1);
+  return FF_MUTANT(roi_round, distance <= U(-0.5), distance < U(-0.5)) ? whole - U(1) : whole;
+}
+
+// The bins along one axis of one RoI.
+template <class U>
+struct BinAxis {
+  U start, size;
+  int32_t limit;
+
+  FF_HD int32_t clamped(U edge) const {
+    return edge > U(0) ? (edge < U(limit) ? int32_t(edge) : limit) : 0;  // NaN: 0
+  }
+  FF_HD int32_t begin(int32_t bin) const { return clamped(floor_(U(bin) * size) + start); }
+  FF_HD int32_t end(int32_t bin) const {
+    const U edge = U(bin + 1) * size;
+    return clamped(FF_MUTANT(roi_bin_end, ceil_(edge), floor_(edge) + U(1)) + start);
+  }
+};
+
+// False where the RoI has no bins along this axis.
+template <class U>
+FF_HD bool make_bins(U low, U high, U scale, int64_t bins, int64_t limit, BinAxis<U>* out) {
+  const U start = round_half_away(low * scale), end = round_half_away(high * scale);
+  const U length = (end - start) + U(1);
+  out->start = start;
+  out->size = FF_MUTANT(roi_min_size, length > U(1) ? length : U(1), length) / U(bins);
+  out->limit = int32_t(limit);
+  return is_finite(start) && is_finite(end);
+}
+
+// input: [B, C, H, W] in shape's layout; rois: [K, 5] in the compute type. Outputs: output [K, C, P, Q] in the same
+// layout; argmax the same, or null.
+size_t roi_pool_workspace_cpu(DType dtype, const RoiPoolShape& shape);
+Status roi_pool_cpu(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale,
+                    void* workspace, void* output, int32_t* argmax);
+Status roi_pool_cuda(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale,
+                     void* output, int32_t* argmax, Stream stream);
+
+// grad_output [K, C, P, Q] in either layout, argmax and grad_input in shape's.
+size_t roi_pool_backward_workspace_cpu(DType dtype, const RoiPoolShape& shape);
+Status roi_pool_backward_cpu(DType dtype, const RoiPoolShape& shape, const void* grad_output,
+                             bool grad_output_channels_last, const int32_t* argmax, const void* rois, void* workspace,
+                             void* grad_input);
+size_t roi_pool_backward_workspace_cuda(DType dtype, const RoiPoolShape& shape);
+Status roi_pool_backward_cuda(DType dtype, const RoiPoolShape& shape, const void* grad_output,
+                              bool grad_output_channels_last, const int32_t* argmax, const void* rois, double scale,
+                              void* workspace, void* grad_input, Stream stream);
+
+}  // namespace frcnn_fast
