@@ -2,15 +2,20 @@
 
 from frcnn_fast.ops._operator import use_backend
 from frcnn_fast.ops.anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
+from frcnn_fast.ops.anchors import AnchorGrids, generate_anchors
 from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded
+from frcnn_fast.ops.proposals import rpn_proposals
 from frcnn_fast.ops.top_n import top_n
 
 __all__ = [
+    "AnchorGrids",
     "assign_anchors",
     "batched_nms",
     "box_iou",
+    "generate_anchors",
     "nms",
     "nms_padded",
+    "rpn_proposals",
     "rpn_targets",
     "sample_anchors",
     "sample_rois",
