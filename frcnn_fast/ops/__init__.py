@@ -1,7 +1,19 @@
 """The ops: torchvision's names and arguments where those exist, fixed shapes with counts everywhere else."""
 
 from frcnn_fast.ops._operator import use_backend
+from frcnn_fast.ops.anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded
 from frcnn_fast.ops.top_n import top_n
 
-__all__ = ["batched_nms", "box_iou", "nms", "nms_padded", "top_n", "use_backend"]
+__all__ = [
+    "assign_anchors",
+    "batched_nms",
+    "box_iou",
+    "nms",
+    "nms_padded",
+    "rpn_targets",
+    "sample_anchors",
+    "sample_rois",
+    "top_n",
+    "use_backend",
+]
