@@ -134,7 +134,7 @@ size_t sample_rois_workspace(const TensorView& gt_boxes, int64_t N, int64_t batc
 
 void sample_rois(const TensorView& proposals, const TensorView& counts, const TensorView& gt_boxes,
                  const TensorView& gt_labels, const TensorView& gt_counts, const TensorView& rng,
-                 const OptionalTensor& crowd, int64_t batch_size, int64_t max_positive, double positive_iou,
+                 const OptionalTensor& crowd, int64_t batch_size, double positive_fraction, double positive_iou,
                  double negative_iou_high, double negative_iou_low, bool append_gt, double crowd_overlap,
                  const Weights& weights, bool legacy, int64_t stream_id, const OptionalTensor& workspace,
                  const TensorView& rois, const TensorView& labels, const TensorView& targets,
@@ -145,6 +145,7 @@ void sample_rois(const TensorView& proposals, const TensorView& counts, const Te
   const GroundTruth gt = ground_truth(gt_boxes, gt_counts, crowd);
   const int64_t* classes = gt_labels.data<int64_t>("gt_labels");
   const RoiOptions options = {positive_iou, negative_iou_high, negative_iou_low, crowd_overlap, append_gt, legacy};
+  const int64_t max_positive = int64_t(double(batch_size) * positive_fraction);
   const SampleOptions sample = sample_options(rng, batch_size, max_positive, stream_id);
   void* const bytes = workspace_of(workspace);
   const RoiOutputs outputs = {rois.floats("rois"), labels.data<int64_t>("labels"), targets.floats("targets"),

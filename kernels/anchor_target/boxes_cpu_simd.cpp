@@ -1,6 +1,6 @@
 // Overlaps of given boxes, a block at a time, and of one box with all objects.
 #include "anchor_target_cpu.h"
-#include "overlap_lanes.h"
+#include "lanes.h"
 
 namespace frcnn_fast {
 namespace FF_ISA {
@@ -37,9 +37,9 @@ FF_INLINE void load_block(const U* boxes, int n, const U* image_size, Block<U>* 
 }
 
 template <bool kLegacy, class U>
-FF_INLINE Lanes<U> intersections(const Block<U>& block, int i, const Box<U>& box) {
-  return shared_lanes<kLegacy, U>(load_lanes(block.x1 + i), load_lanes(block.x2 + i), box.x1, box.x2) *
-         shared_lanes<kLegacy, U>(load_lanes(block.y1 + i), load_lanes(block.y2 + i), box.y1, box.y2);
+FF_INLINE Vector<U> intersections(const Block<U>& block, int i, const Box<U>& box) {
+  return shared_lanes<kLegacy, U>(lanes_at(block.x1 + i), lanes_at(block.x2 + i), box.x1, box.x2) *
+         shared_lanes<kLegacy, U>(lanes_at(block.y1 + i), lanes_at(block.y2 + i), box.y1, box.y2);
 }
 
 template <bool kLegacy, class U>
@@ -48,7 +48,7 @@ void drop_covered(const BoxList<U>& crowds, U crowd_overlap, Block<U>* block) {
   for (int64_t c = 0; c < crowds.count; ++c)
     for (int i = 0; i < kBlock; i += kLanes<U>)
       covered |= uint64_t(true_lanes<U>(is_covered(intersections<kLegacy>(*block, i, crowds.box(c)),
-                                                   load_lanes(block->area + i), splat(crowd_overlap))))
+                                                   lanes_at(block->area + i), splat(crowd_overlap))))
                  << i;
   for (covered &= block->takes_part; covered; covered &= covered - 1) {
     const int i = __builtin_ctzll(covered);
@@ -59,10 +59,10 @@ void drop_covered(const BoxList<U>& crowds, U crowd_overlap, Block<U>* block) {
 
 template <class U>
 FF_INLINE Box<U> find_hull(const Block<U>& block) {
-  Lanes<U> x1 = load_lanes(block.x1), y1 = load_lanes(block.y1), x2 = load_lanes(block.x2), y2 = load_lanes(block.y2);
+  Vector<U> x1 = lanes_at(block.x1), y1 = lanes_at(block.y1), x2 = lanes_at(block.x2), y2 = lanes_at(block.y2);
   for (int i = kLanes<U>; i < kBlock; i += kLanes<U>) {
-    x1 = minimum(x1, load_lanes(block.x1 + i)), y1 = minimum(y1, load_lanes(block.y1 + i));
-    x2 = maximum(x2, load_lanes(block.x2 + i)), y2 = maximum(y2, load_lanes(block.y2 + i));
+    x1 = min_lanes(x1, lanes_at(block.x1 + i)), y1 = min_lanes(y1, lanes_at(block.y1 + i));
+    x2 = max_lanes(x2, lanes_at(block.x2 + i)), y2 = max_lanes(y2, lanes_at(block.y2 + i));
   }
   return {-highest_lane(-x1), -highest_lane(-y1), highest_lane(x2), highest_lane(y2)};
 }
@@ -70,11 +70,11 @@ FF_INLINE Box<U> find_hull(const Block<U>& block) {
 // Bits of the kLanes objects from i on that the hull meets: the others meet none of the block's boxes.
 template <bool kLegacy, class U>
 FF_INLINE uint32_t near_objects(const Box<U>& hull, const BoxList<U>& objects, int64_t i) {
-  const Lanes<U> w = shared_lanes<kLegacy, U>(load_lanes(objects.x1 + i), load_lanes(objects.x2 + i), hull.x1,
+  const Vector<U> w = shared_lanes<kLegacy, U>(lanes_at(objects.x1 + i), lanes_at(objects.x2 + i), hull.x1,
                                               FF_MUTANT(target_block_cull, hull.x2, hull.x1));
-  const Lanes<U> h =
-      shared_lanes<kLegacy, U>(load_lanes(objects.y1 + i), load_lanes(objects.y2 + i), hull.y1, hull.y2);
-  return above(w, Lanes<U>{}) & above(h, Lanes<U>{}) & low_bits(objects.count - i);
+  const Vector<U> h =
+      shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), hull.y1, hull.y2);
+  return above(w, Vector<U>{}) & above(h, Vector<U>{}) & low_bits(objects.count - i);
 }
 
 template <class U>
@@ -90,7 +90,7 @@ FF_INLINE void raise_peak(U* peak, U overlap) {
 template <bool kLegacy, class U>
 void match_block(const U* boxes, int n, const Scene<U>& scene, const U* image_size, U crowd_overlap, U* peaks,
                  bool find_peaks, BlockMatch<U>* match) {
-  using Index = decltype(Lanes<U>{} > Lanes<U>{});  // whole numbers as wide as U
+  using Index = decltype(Vector<U>{} > Vector<U>{});  // whole numbers as wide as U
   using Whole = std::remove_reference_t<decltype(Index{}[0])>;
   constexpr int kParts = kBlock / kLanes<U>;
   Block<U> block;
@@ -99,7 +99,7 @@ void match_block(const U* boxes, int n, const Scene<U>& scene, const U* image_si
   block.hull = find_hull(block);
 
   const BoxList<U>& objects = scene.objects;
-  Lanes<U> best[kParts] = {};
+  Vector<U> best[kParts] = {};
   Index object[kParts];
   for (int part = 0; part < kParts; ++part) object[part] = Index{} - 1;
   uint64_t at_peak = 0;
@@ -107,15 +107,15 @@ void match_block(const U* boxes, int n, const Scene<U>& scene, const U* image_si
     for (uint32_t bits = near_objects<kLegacy>(block.hull, objects, first); bits; bits &= bits - 1) {
       const int64_t o = first + __builtin_ctz(bits);
       const Box<U> box = objects.box(o);
-      Lanes<U> most{};
+      Vector<U> most{};
       for (int part = 0; part < kParts; ++part) {
         const int i = part * kLanes<U>;
-        const Lanes<U> overlap = overlap_of(intersections<kLegacy>(block, i, box), load_lanes(block.area + i),
+        const Vector<U> overlap = overlap_of(intersections<kLegacy>(block, i, box), lanes_at(block.area + i),
                                             splat(objects.area[o]));
         const Index better = is_better(overlap, best[part]);
         best[part] = better ? overlap : best[part];
         object[part] = better ? Index{} + Whole(o) : object[part];
-        most = maximum(most, overlap);
+        most = max_lanes(most, overlap);
         if (find_peaks && is_peak(peaks[o], peaks[o]))
           at_peak |= uint64_t(at_least(overlap, splat(peaks[o]))) << i;
       }
@@ -126,11 +126,11 @@ void match_block(const U* boxes, int n, const Scene<U>& scene, const U* image_si
 
   match->takes_part = block.takes_part;
   match->peaks = at_peak;
-  Lanes<U> most{};
+  Vector<U> most{};
   for (int part = 0; part < kParts; ++part) {
     memcpy(match->best + part * kLanes<U>, &best[part], sizeof best[part]);
     for (int lane = 0; lane < kLanes<U>; ++lane) match->object[part * kLanes<U> + lane] = int32_t(object[part][lane]);
-    most = maximum(most, best[part]);
+    most = max_lanes(most, best[part]);
   }
   match->most = highest_lane(most);
 }
@@ -138,14 +138,14 @@ void match_block(const U* boxes, int n, const Scene<U>& scene, const U* image_si
 template <bool kLegacy, class U>
 int32_t best_object(const Box<U>& box, const BoxList<U>& objects) {
   const U box_area = area<kLegacy>(box);
-  const auto overlaps = [&](int64_t i) FF_INLINE_LAMBDA {
-    const Lanes<U> shared =
-        shared_lanes<kLegacy, U>(load_lanes(objects.x1 + i), load_lanes(objects.x2 + i), box.x1, box.x2) *
-        shared_lanes<kLegacy, U>(load_lanes(objects.y1 + i), load_lanes(objects.y2 + i), box.y1, box.y2);
-    return overlap_of(shared, splat(box_area), load_lanes(objects.area + i));
+  const auto overlaps = [&](int64_t i) __attribute__((always_inline)) {
+    const Vector<U> shared =
+        shared_lanes<kLegacy, U>(lanes_at(objects.x1 + i), lanes_at(objects.x2 + i), box.x1, box.x2) *
+        shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), box.y1, box.y2);
+    return overlap_of(shared, splat(box_area), lanes_at(objects.area + i));
   };
-  Lanes<U> most{};
-  for (int64_t i = 0; i < objects.count; i += kLanes<U>) most = maximum(most, overlaps(i));
+  Vector<U> most{};
+  for (int64_t i = 0; i < objects.count; i += kLanes<U>) most = max_lanes(most, overlaps(i));
   const U highest = highest_lane(most);
   if (!(highest > U(0))) return -1;
   int64_t i = 0;

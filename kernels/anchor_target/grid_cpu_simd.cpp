@@ -1,6 +1,6 @@
 // Overlaps of grid anchors with one object at a time.
 #include "anchor_target_cpu.h"
-#include "overlap_lanes.h"
+#include "lanes.h"
 
 namespace frcnn_fast {
 namespace FF_ISA {
@@ -8,8 +8,8 @@ namespace {
 
 // What positions i, i + 1... of an axis share with an interval, and what position i alone does.
 template <bool kLegacy, class U>
-FF_INLINE Lanes<U> shared_from(const Axis<U>& axis, int64_t i, U low, U high) {
-  return shared_lanes<kLegacy, U>(load_lanes(axis.low + i), load_lanes(axis.high + i), low, high);
+FF_INLINE Vector<U> shared_from(const Axis<U>& axis, int64_t i, U low, U high) {
+  return shared_lanes<kLegacy, U>(lanes_at(axis.low + i), lanes_at(axis.high + i), low, high);
 }
 template <bool kLegacy, class U>
 FF_INLINE U shared_at(const Axis<U>& axis, int64_t i, U low, U high) {
@@ -25,16 +25,16 @@ struct Reach {
 
 template <bool kLegacy, class U>
 Reach<U> measure(const Axis<U>& axis, U low, U high) {
-  Lanes<U> most{}, least_side = splat(U(__builtin_inf()));
+  Vector<U> most{}, least_side = splat(U(__builtin_inf()));
   int64_t first = axis.count, last = 0;
   for (int64_t i = 0; i < axis.count; i += kLanes<U>) {
-    const Lanes<U> shared = shared_from<kLegacy>(axis, i, low, high);
-    const uint32_t bits = above(shared, Lanes<U>{});
+    const Vector<U> shared = shared_from<kLegacy>(axis, i, low, high);
+    const uint32_t bits = above(shared, Vector<U>{});
     if (!bits) continue;
     if (first == axis.count) first = i + __builtin_ctz(bits);
     last = i + 32 - __builtin_clz(bits);
-    most = maximum(most, shared);
-    least_side = minimum(least_side, shared > Lanes<U>{} ? load_lanes(axis.side + i) : least_side);
+    most = max_lanes(most, shared);
+    least_side = min_lanes(least_side, shared > Vector<U>{} ? lanes_at(axis.side + i) : least_side);
   }
   return {highest_lane(most), -highest_lane(-least_side), first, last};
 }
@@ -75,34 +75,34 @@ struct Sweep {
         rows(measure<kLegacy>(plane.y, box.y1, box.y2)) {}
 
   // Overlaps of the kLanes anchors of row y from column x on.
-  FF_INLINE Lanes<U> overlaps(int64_t x, int64_t y) const {
-    const Lanes<U> areas = load_lanes(plane.x.side + x) * splat(plane.y.side[y]);
-    const Lanes<U> result = overlap_of(intersections(x, y, box), areas, splat(box_area));
+  FF_INLINE Vector<U> overlaps(int64_t x, int64_t y) const {
+    const Vector<U> areas = lanes_at(plane.x.side + x) * splat(plane.y.side[y]);
+    const Vector<U> result = overlap_of(intersections(x, y, box), areas, splat(box_area));
     return crowds.count ? clear_covered(x, y, areas, result) : result;
   }
-  FF_INLINE Lanes<U> clear_covered(int64_t x, int64_t y, Lanes<U> areas, Lanes<U> result) const {
+  FF_INLINE Vector<U> clear_covered(int64_t x, int64_t y, Vector<U> areas, Vector<U> result) const {
     for (int64_t c = 0; c < crowds.count; ++c)
-      result = is_covered(intersections(x, y, crowds.box(c)), areas, splat(crowd_overlap)) ? Lanes<U>{} : result;
+      result = is_covered(intersections(x, y, crowds.box(c)), areas, splat(crowd_overlap)) ? Vector<U>{} : result;
     return result;
   }
-  FF_INLINE Lanes<U> intersections(int64_t x, int64_t y, const Box<U>& other) const {
+  FF_INLINE Vector<U> intersections(int64_t x, int64_t y, const Box<U>& other) const {
     return shared_from<kLegacy>(plane.x, x, other.x1, other.x2) *
            splat(shared_at<kLegacy>(plane.y, y, other.y1, other.y2));
   }
 
   // Upper bounds for the kLanes rows from y on, and columns from x on.
-  FF_INLINE Lanes<U> row_bounds(int64_t y) const {
+  FF_INLINE Vector<U> row_bounds(int64_t y) const {
     return overlap_bound(shared_from<kLegacy>(plane.y, y, box.y1, box.y2) * splat(columns.most),
-                         load_lanes(plane.y.side + y) * splat(columns.least_side), splat(box_area));
+                         lanes_at(plane.y.side + y) * splat(columns.least_side), splat(box_area));
   }
-  FF_INLINE Lanes<U> column_bounds(int64_t x) const {
+  FF_INLINE Vector<U> column_bounds(int64_t x) const {
     return overlap_bound(shared_from<kLegacy>(plane.x, x, box.x1, box.x2) * splat(rows.most),
-                         load_lanes(plane.x.side + x) * splat(rows.least_side), splat(box_area));
+                         lanes_at(plane.x.side + x) * splat(rows.least_side), splat(box_area));
   }
 
   FF_INLINE U row_peak(int64_t y, U peak) const {
-    Lanes<U> most = splat(peak);
-    for (int64_t x = columns.first; x < columns.last; x += kLanes<U>) most = maximum(most, overlaps(x, y));
+    Vector<U> most = splat(peak);
+    for (int64_t x = columns.first; x < columns.last; x += kLanes<U>) most = max_lanes(most, overlaps(x, y));
     return highest_lane(most);
   }
   // The highest overlap, if it is above `peak`. The middle row, likely the best, spares most of the others.
@@ -133,7 +133,7 @@ struct Sweep {
   template <class Hit>
   FF_INLINE void visit_row(int64_t y, int64_t first, int64_t last, U least, Hit hit) const {
     for (int64_t x = first; x < last; x += kLanes<U>) {
-      const Lanes<U> found = overlaps(x, y);
+      const Vector<U> found = overlaps(x, y);
       for (uint32_t bits = at_least(found, splat(least)) & low_bits(last - x); bits; bits &= bits - 1) {
         const int lane = __builtin_ctz(bits);
         if (found[lane] > U(0)) hit(x + lane, y, found[lane]);
@@ -212,8 +212,8 @@ void mark_covered(const Plane<U>* planes, int64_t num_planes, const Scene<U>& sc
         const U shared_y = shared_at<kLegacy>(plane.y, y, crowd.y1, crowd.y2);
         if (!(shared_y > U(0)) && crowd_overlap > U(0)) continue;  // covers at most 0 of them
         for (int64_t x = 0; x < plane.x.count; x += kLanes<U>) {
-          const Lanes<U> shared = shared_from<kLegacy>(plane.x, x, crowd.x1, crowd.x2) * splat(shared_y);
-          const Lanes<U> areas = load_lanes(plane.x.side + x) * splat(plane.y.side[y]);
+          const Vector<U> shared = shared_from<kLegacy>(plane.x, x, crowd.x1, crowd.x2) * splat(shared_y);
+          const Vector<U> areas = lanes_at(plane.x.side + x) * splat(plane.y.side[y]);
           const auto covered = is_covered(shared, areas, splat(crowd_overlap));
           for (uint32_t bits = true_lanes<U>(covered) & low_bits(plane.x.count - x); bits; bits &= bits - 1)
             labels[plane.index(x + __builtin_ctz(bits), y)] = kIgnored;

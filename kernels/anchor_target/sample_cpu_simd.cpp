@@ -8,16 +8,16 @@ namespace {
 
 // philox() of common/philox.h for consecutive indices, one in the low half of each word. The high halves hold rubbish
 // all along, which the multiplication ignores.
-FF_INLINE WordLanes key_lanes(WordLanes index, const KeyWords& words) {
-  const WordLanes multiplier0 = WordLanes{} + 0xD2511F53u, multiplier1 = WordLanes{} + 0xCD9E8D57u;
-  WordLanes c0 = index, c1 = WordLanes{} + words.image, c2 = WordLanes{} + words.step, c3 = WordLanes{} + words.stream;
+FF_INLINE Words key_lanes(Words index, const KeyWords& words) {
+  const Words multiplier0 = Words{} + 0xD2511F53u, multiplier1 = Words{} + 0xCD9E8D57u;
+  Words c0 = index, c1 = Words{} + words.image, c2 = Words{} + words.step, c3 = Words{} + words.stream;
   uint32_t k0 = words.seed_low, k1 = words.seed_high;
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    const WordLanes product0 = multiply_low_halves(multiplier0, c0), product1 = multiply_low_halves(multiplier1, c2);
-    c0 = (product1 >> 32) ^ c1 ^ (WordLanes{} + k0);
+    const Words product0 = multiply_low_halves(multiplier0, c0), product1 = multiply_low_halves(multiplier1, c2);
+    c0 = (product1 >> 32) ^ c1 ^ (Words{} + k0);
     c1 = product1;
-    c2 = (product0 >> 32) ^ c3 ^ (WordLanes{} + k1);
+    c2 = (product0 >> 32) ^ c3 ^ (Words{} + k1);
     c3 = product0;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
@@ -25,8 +25,8 @@ FF_INLINE WordLanes key_lanes(WordLanes index, const KeyWords& words) {
   return c0;
 }
 
-FF_INLINE WordLanes first_words() {
-  WordLanes words;
+FF_INLINE Words first_words() {
+  Words words;
   for (int i = 0; i < kLanes<uint64_t>; ++i) words[i] = uint64_t(i);
   return words;
 }
@@ -44,7 +44,7 @@ FF_INLINE void offer(uint64_t bits, const uint64_t* keys, int64_t base, Draw* dr
 
 int64_t draw_keys(const int8_t* labels, int64_t begin, int64_t end, const KeyWords& words, Draw* positives,
                   Draw* negatives) {
-  const WordLanes first = first_words();
+  const Words first = first_words();
   int64_t base = begin;
   for (; base < end; base += kBlock) {
     if (positives->capacity - positives->size < kBlock || negatives->capacity - negatives->size < kBlock) return base;
@@ -61,8 +61,8 @@ int64_t draw_keys(const int8_t* labels, int64_t begin, int64_t end, const KeyWor
     uint64_t positive_in = 0, negative_in = 0;
 #pragma GCC unroll 8
     for (int i = 0; i < kBlock; i += kLanes<uint64_t>) {
-      const WordLanes key = key_lanes(first + uint64_t(base + i), words);
-      store_words(keys + i, key);
+      const Words key = key_lanes(first + uint64_t(base + i), words);
+      store_lanes(keys + i, key);
       positive_in |= uint64_t(low_halves_at_most(key, positives->limit)) << i;
       negative_in |= uint64_t(low_halves_at_most(key, negatives->limit)) << i;
     }
