@@ -1,14 +1,20 @@
 """The ops: torchvision's names and arguments where those exist, fixed shapes with counts everywhere else."""
 
 from frcnn_fast.ops._operator import use_backend
+from frcnn_fast.ops.anchor_decode import AnchorGrids, decode_clip, encode, generate_anchors, grid_anchors
 from frcnn_fast.ops.anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded
 from frcnn_fast.ops.top_n import top_n
 
 __all__ = [
+    "AnchorGrids",
     "assign_anchors",
     "batched_nms",
     "box_iou",
+    "decode_clip",
+    "encode",
+    "generate_anchors",
+    "grid_anchors",
     "nms",
     "nms_padded",
     "rpn_targets",

@@ -76,8 +76,8 @@ class Grids:
     offset: float = 0.0
 
     def for_op(self, device: str) -> Any:
-        cells, sizes, strides = zip(*self.levels)
-        return frcnn_fast.ops.AnchorGrids([c.to(device) for c in cells], sizes, strides, offset=self.offset)
+        levels = [(cells.to(device), size, stride) for cells, size, stride in self.levels]
+        return frcnn_fast.ops.AnchorGrids(levels, offset=self.offset)
 
     def explicit(self, dtype: type) -> np.ndarray:
         tables = [
