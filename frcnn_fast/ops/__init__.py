@@ -1,6 +1,7 @@
 """The ops: torchvision's names and arguments where those exist, fixed shapes with counts everywhere else."""
 
 from frcnn_fast.ops._operator import use_backend
+from frcnn_fast.ops.anchor_decode import AnchorGrids, decode_clip, encode, generate_anchors, grid_anchors
 from frcnn_fast.ops.anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from frcnn_fast.ops.anchors import AnchorGrids, generate_anchors
 from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded
@@ -18,7 +19,10 @@ __all__ = [
     "assign_anchors",
     "batched_nms",
     "box_iou",
+    "decode_clip",
+    "encode",
     "generate_anchors",
+    "grid_anchors",
     "multiscale_roi_align",
     "nms",
     "nms_padded",

@@ -275,7 +275,9 @@ def _rpn_launch(anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: T
     C.rpn_targets(anchors, grid, offset, A, gt_boxes, *inputs, _workspace(size, gt_boxes), *outputs)
 
 
-def _rpn_reference(anchors, grid, offset, gt_boxes, gt_counts, rng, image_sizes, crowd, p, n, q, c, size, most, w, y, s):
+def _rpn_reference(
+    anchors, grid, offset, gt_boxes, gt_counts, rng, image_sizes, crowd, p, n, q, c, size, most, w, y, s
+):
     return oracle.rpn_targets(
         _explicit(anchors, grid, offset),
         gt_boxes,
