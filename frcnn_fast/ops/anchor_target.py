@@ -15,7 +15,7 @@ from frcnn_fast._extension import extension
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._operator import Operator
-from frcnn_fast.ops.anchor_decode import AnchorGrids
+from frcnn_fast.ops.anchors import AnchorGrids
 
 # What the ops share
 
