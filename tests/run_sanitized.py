@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from tests.simt.backend import VARIABLE
-from tests.simt.build import ROOT, build, sanitizer_environment
+from tests.simt.build import CURRENT_TEST, ROOT, build, sanitizer_environment
 
 # --capture=sys leaves file descriptor 2 alone: a sanitizer's report comes out although the process dies.
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "tests.simt.plugin", "-p", "no:cacheprovider", "--capture=sys"]
@@ -21,7 +21,10 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "tests.simt.plugin", "-p",
 def run(arguments: list[str], **extra: str) -> int:
     print("==", " ".join(f"{k}={v}" for k, v in extra.items()), "pytest", *arguments, flush=True)
     environment = {**os.environ, **sanitizer_environment(), "FRCNN_REQUIRE": "cpu,simt", **extra}
-    return subprocess.run([*PYTEST, *arguments], cwd=ROOT, env=environment, check=False).returncode
+    code = subprocess.run([*PYTEST, *arguments], cwd=ROOT, env=environment, check=False).returncode
+    if code < 0:
+        print(f"the process ended in {CURRENT_TEST.read_text()}; the report is above", flush=True)
+    return code
 
 
 def main() -> int:

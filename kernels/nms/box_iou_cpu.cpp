@@ -3,6 +3,9 @@
 namespace frcnn_fast {
 namespace {
 
+// Fewer pairs than this are not worth a second thread.
+constexpr int64_t kPairsForThreads = 1 << 17;
+
 int64_t element_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 int64_t compute_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
@@ -11,7 +14,8 @@ int64_t compute_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 Status box_iou_cpu(DType dtype, const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy, void* out) {
   const int64_t box = 4 * element_bytes(dtype), value = compute_bytes(dtype);
   const int64_t across = (M + kIouColumns - 1) / kIouColumns, down = (N + kIouRows - 1) / kIouRows;
-  parallel_for(down * across, 1, [&](int64_t begin, int64_t end) {
+  const int64_t pairs = std::min(kIouRows, N) * std::min(kIouColumns, M);  // of a tile
+  parallel_for(down * across, 1 + kPairsForThreads / (pairs + 1), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t i = t / across * kIouRows, j = t % across * kIouColumns;
       FF_ISA_CALL(box_iou_tile, dtype, static_cast<const char*>(boxes1) + i * box, std::min(kIouRows, N - i),
@@ -26,7 +30,7 @@ Status box_iou_backward_cpu(DType dtype, const void* grad, int64_t row_stride, i
                             const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy,
                             void* grad_boxes1) {
   const int64_t box = 4 * element_bytes(dtype), value = compute_bytes(dtype);
-  parallel_for(N, 1 + 4096 / (M + 1), [&](int64_t begin, int64_t end) {
+  parallel_for(N, 1 + kPairsForThreads / 16 / (M + 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       FF_ISA_CALL(box_iou_backward_row, dtype, static_cast<const char*>(grad) + i * row_stride * value, column_stride,
                   static_cast<const char*>(boxes1) + i * box, boxes2, M, legacy,

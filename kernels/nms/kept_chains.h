@@ -72,6 +72,8 @@ class KeptChains {
   }
 
   int64_t size() const { return size_; }
+  // Kept boxes that a candidate meets, on average over the classes.
+  int64_t chain_length() const { return num_chains_ ? size_ / num_chains_ : 0; }
 
   // Rounds part the candidates: those of one may first be tested, by several threads, against what was kept before
   // the round, and then, in order, against what the round itself keeps.
@@ -89,6 +91,7 @@ class KeptChains {
       const int32_t fresh = num_blocks_++;
       blocks_[fresh].clear();
       next_[fresh] = -1;
+      num_chains_ += group.head < 0;
       (group.head < 0 ? group.head : next_[group.tail]) = fresh;
       group.tail = fresh;
       group.size = 0;
@@ -110,7 +113,7 @@ class KeptChains {
   KeptGroup* groups_;
   KeptBlock<U>* blocks_;
   int32_t* next_;  // per block, -1 at a chain's end
-  int64_t num_groups_ = 1, base_ = 0, size_ = 0;
+  int64_t num_groups_ = 1, num_chains_ = 0, base_ = 0, size_ = 0;
   int32_t num_blocks_ = 0, round_ = 0;
   bool direct_ = true;
 };

@@ -6,9 +6,9 @@ namespace frcnn_fast {
 namespace FF_ISA {
 namespace {
 
-constexpr int64_t kRound = 512;
+constexpr int64_t kRound = 1024;
 // Pairs below which a second thread costs more than it saves.
-constexpr int64_t kPairsForThreads = 1 << 18;
+constexpr int64_t kPairsForThreads = 1 << 20;
 
 template <class T>
 struct Memory {
@@ -76,7 +76,7 @@ int64_t greedy(const NmsImage& image) {
         if (takes_part(box)) memory.candidates[n++] = {{box, s.share * a}, a, kept.group_of(row), int32_t(row)};
       }
       kept.next_round();
-      const bool filtered = threads && n * kept.size() > kPairsForThreads;
+      const bool filtered = threads && n * kept.chain_length() > kPairsForThreads;
       if (filtered) n = filter(kept, memory.candidates, n);
       for (int64_t i = 0; i < n && kept.size() < room; ++i) {
         const Candidate<U>& c = memory.candidates[i];

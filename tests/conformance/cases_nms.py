@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
+
+import frcnn_fast.ops
+from frcnn_fast import reference
 
 from .build import (
     DTYPES,
@@ -21,7 +25,7 @@ from .build import (
     transposed,
     with_odd_boxes,
 )
-from .harness import Args, Case, Op, simple_op
+from .harness import Args, Arrays, Case, Op, simple_op
 
 
 def _padded(
@@ -199,8 +203,51 @@ def _iou_cases() -> Iterator[Case]:
     yield Case("strided", lambda: {k: strided(v) for k, v in _pair(20, 30).items() if k != "legacy"}, small=True)
 
 
+def _with_grad(args: Args) -> Args:
+    shape = len(args["boxes1"]), len(args["boxes2"])
+    return args | {"grad": tensor(generator(22).normal(size=shape), args["boxes1"].dtype)}
+
+
+def _iou_backward_cases() -> Iterator[Case]:
+    """Only float32 and float64: the gradient of a half is rounded once more."""
+    for N, M in ((0, 5), (5, 0), (1, 1), (33, 65)):
+        yield Case(f"{N}x{M}", lambda N=N, M=M: _with_grad(_pair(N, M)), small=True)
+    for name in ("f32", "f64"):
+        for kind in ("odd", "integer"):
+            for legacy in (False, True):
+                yield Case(
+                    f"{name}-{kind}{'-legacy' if legacy else ''}",
+                    lambda d=DTYPES[name], k=kind, y=legacy: _with_grad(_pair(40, 50, d, k, y)),
+                    small=True,
+                )
+
+
+def _run_iou_backward(args: Args) -> tuple[Tensor, ...]:
+    args = dict(args)
+    grad = args.pop("grad")
+    leaves = [args[name].detach().clone().requires_grad_() for name in ("boxes1", "boxes2")]
+    frcnn_fast.ops.box_iou(*leaves, legacy=args["legacy"]).backward(grad)
+    return tuple(leaf.grad for leaf in leaves)
+
+
+def _iou_backward_oracle(args: Args) -> Arrays:
+    first, second, grad = args["boxes1"], args["boxes2"], args["grad"]
+    return (
+        reference.box_iou_backward(grad, first, second, legacy=args["legacy"]),
+        reference.box_iou_backward(grad.T, second, first, legacy=args["legacy"]),
+    )
+
+
 OPS: tuple[Op, ...] = (
     simple_op("box_iou", "iou:compute", tuple(_iou_cases()), lead="boxes1"),
+    Op(
+        "box_iou_backward",
+        ("grad_boxes1:input", "grad_boxes2:input"),
+        tuple(_iou_backward_cases()),
+        lead="boxes1",
+        call=_run_iou_backward,
+        oracle=_iou_backward_oracle,
+    ),
     simple_op("nms", "keep:int64", tuple(_single_cases(False)), lead="boxes"),
     simple_op("batched_nms", "keep:int64", tuple(_single_cases(True)), lead="boxes"),
     simple_op("nms_padded", "keep:int64 num_keep:int64", tuple(_padded_cases()), lead="boxes"),

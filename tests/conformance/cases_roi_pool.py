@@ -183,10 +183,14 @@ def _pyramid(
 
 
 def _exact_levels() -> Args:
-    """Squares whose side is exactly a level's, one pixel less and one more."""
-    sides = np.array([[s - 1, s, s + 1] for s in (56, 112, 224, 448)], np.float64).reshape(-1)
-    boxes = np.zeros((len(sides), 5))
-    boxes[:, 3] = boxes[:, 4] = sides
+    """Squares whose side is exactly a level's, one pixel less and one more; and RoIs whose area is exactly the least of
+    a level (a power of two wide, so that the product is exact), and the float below it."""
+    rows = [(s + d, s + d) for s in (56, 112, 224, 448) for d in (-1, 0, 1)]
+    for width, side in ((128, 112), (256, 224), (512, 448)):
+        least = np.float32((side * 2.0**-1e-6) ** 2)
+        rows += [(width, area / width) for area in (least, np.nextafter(least, np.float32(0)))]
+    boxes = np.zeros((len(rows), 5))
+    boxes[:, 3:] = rows
     return _pyramid() | {"rois": tensor(boxes)}
 
 

@@ -22,12 +22,15 @@ from tests.simt.build import mutants
 
 from .backends import BACKENDS, Backend
 from .edge_cases import EDGE_CASES
-from .harness import Arrays, Op, assert_conforms, expected, inputs, run
+from .harness import Arrays, Op, assert_conforms, expected, inputs, poisoned_memory, run
 from .test_conformance import FAMILIES, OPS
 
 MUTANTS = mutants()
 CHOSEN = 8
 TIME_LIMIT_S = 120
+# A wrong result; an error that a launcher or the harness reports. Anything else is a mistake in the suite.
+CAUGHT_BY = (AssertionError, RuntimeError, ValueError)
+BROKEN = 77
 
 # A child process would not survive a mutant that hangs or writes where it should not.
 pytestmark = pytest.mark.skipif(bool(missing_reason()), reason=missing_reason())
@@ -88,8 +91,11 @@ def turns_red(mutant: str | None, files: list[Path]) -> str:
     """Runs the cases in a child process, which a wild mutant may kill or hang. How it failed, or ""."""
     from frcnn_fast import _C  # type: ignore[attr-defined]
 
+    # Here, so that every child has it.
     for op in ops_of(family(files)):
-        prepared(op)  # here, so that every child has it
+        prepared(op)
+    with poisoned_memory():  # imports much the first time
+        pass
     with tempfile.TemporaryFile() as log:
         child = os.fork()
         if child == 0:
@@ -104,11 +110,13 @@ def turns_red(mutant: str | None, files: list[Path]) -> str:
                     pass
             except BaseException as error:
                 os.write(1, f"{type(error).__name__}: {error}"[:1000].encode())
-                code = 1
+                code = 1 if isinstance(error, CAUGHT_BY) else BROKEN
             os._exit(code)
         _, status = os.waitpid(child, 0)
         log.seek(0)
-        return "" if status == 0 else log.read().decode(errors="replace") or f"the process ended with {status}"
+        how = log.read().decode(errors="replace") or f"the process ended with {status}"
+        assert os.waitstatus_to_exitcode(status) != BROKEN, f"the cases could not run: {how}"
+        return how if status else ""
 
 
 def test_there_are_mutants() -> None:

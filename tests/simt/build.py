@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "test"
+# The plugin writes it, and run_sanitized tells in which test a sanitizer ended the process.
+CURRENT_TEST = BUILD / "current_test.txt"
 
 
 def build() -> Path:
@@ -43,9 +45,9 @@ def sanitizer_environment() -> dict[str, str]:
     ]
     return {
         "LD_PRELOAD": " ".join(libraries),
-        # Python and torch leave memory to the end of the process; and one report says enough.
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:halt_on_error=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        # Python and torch leave memory to the end of the process.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:print_legend=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
     }
 
 

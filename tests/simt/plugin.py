@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.simt.backend import VARIABLE, load_test_module
+from tests.simt.build import CURRENT_TEST
 
 if os.environ.get(VARIABLE):
     load_test_module()
@@ -26,17 +27,18 @@ def parameter(item: pytest.Item, name: str) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps what exercises compiled code: the backends "cpu" and "simt", and of the cases the small ones."""
+    """Of the conformance cases, keeps those that exercise compiled code: the small ones, on "cpu" and "simt"."""
     keep, drop = [], []
     for item in items:
         backend, case = parameter(item, "backend"), parameter(item, "case")
-        if backend is None:
-            wanted = "mutant" in getattr(item, "fixturenames", ())
-        else:
-            wanted = backend.name in ("cpu", "simt") and getattr(case, "small", True)
+        wanted = backend is None or (backend.name in ("cpu", "simt") and getattr(case, "small", True))
         (keep if wanted else drop).append(item)
     items[:] = keep
     config.hook.pytest_deselected(items=drop)
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    CURRENT_TEST.write_text(nodeid)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -123,6 +123,13 @@ DECODE = (
         _decode([[0] * 4], [[-10, 20, 10, 60]]) | {"grad": tensor([[[1, 0, 2, 0]]])},
         f32([[[40, 0, 20, 0]]]),
     ),
+    # Both sides lie on the border of an image 20 wide, neither is clipped: 20 * 3, 10 * 1.
+    edge(
+        "decode_clip_backward",
+        "on-the-border",
+        _decode([[0] * 4], [[0, 20, 20, 60]], (60, 20)) | {"grad": tensor([[[1, 0, 2, 0]]])},
+        f32([[[60, 0, 10, 0]]]),
+    ),
     # dw is clamped: no gradient in it.
     edge(
         "decode_clip_backward",

@@ -60,6 +60,16 @@ BOX_IOU = (
         f32([[1 / 2, 0, 1]]),
     ),
     edge("box_iou", "int64", _iou([SQUARE], [[1, 1, 3, 3], [0, 0, 2, 1]], torch.int64), f32([[1 / 7, 1 / 2]])),
+    # I = 2, union U = 4, and 16 * (I' U - I U') / U^2 = 4 I' - 2 U'. A tie shares I' in half.
+    # First: x1: I' = -1/2, U' = -2 + 1/2; y1: I' = -1, U' = -2 + 1; x2 mirrors x1; y2: I' = 0, U' = 2.
+    # Second: x1: I' = -1/2, U' = -1 + 1/2; y1: I' = -1, U' = -2 + 1; x2: mirrored; y2: I' = 2, U' = 2 - 2.
+    edge(
+        "box_iou_backward",
+        "half",
+        _iou([SQUARE], [[0, 0, 2, 1]], legacy=False) | {"grad": tensor([[16]])},
+        f32([[1, -2, -1, -4]]),
+        f32([[-1, -2, 1, 8]]),
+    ),
     edge("box_iou", "none", _iou([SQUARE], np.zeros((0, 4))), f32(np.zeros((1, 0)))),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..build import ints, tensor
 from ..harness import Args
@@ -133,6 +134,13 @@ def _labels(*labels: int, **scalars: object) -> Args:
     return {"labels": torch.tensor([labels], dtype=torch.int8), "rng": ints(0, 0)} | scalars
 
 
+def _only(label: int, *indices: int) -> Args:
+    """600 anchors, all ignored but these."""
+    labels = torch.full((1, 600), -1, dtype=torch.int8)
+    labels[0, list(indices)] = label
+    return {"labels": labels}
+
+
 SAMPLE = (
     # All fit: positives ascending, negatives ascending, padding.
     edge(
@@ -167,6 +175,20 @@ SAMPLE = (
         _labels(1, 1, 1, 0, 0, 0, batch_size=4, max_positive=2),
         i64([[0, 2, 3, 5]]), i8([[1, 1, 0, 0]]), i64([[2, 2]]),
     ),
+    # At step 39014 candidates 185 and 453 both have the word 7bd8dab5, at step 65143 candidates 279 and 500 both have
+    # 643d61e0: the lower index wins the single place.
+    edge(
+        "sample_anchors",
+        "equal-keys-of-negatives",
+        _only(0, 185, 453) | {"rng": ints(0, 39014), "batch_size": 1, "max_positive": 0},
+        i64([[185]]), i8([[0]]), i64([[0, 1]]),
+    ),
+    edge(
+        "sample_anchors",
+        "equal-keys-of-positives",
+        _only(1, 279, 500) | {"rng": ints(0, 65143), "batch_size": 1, "max_positive": 1},
+        i64([[279]]), i8([[1]]), i64([[1, 0]]),
+    ),
     edge(
         "rpn_targets",
         "all-fit",
@@ -194,6 +216,13 @@ def _rois(proposals: list, objects: list, labels: list, **rest: object) -> Args:
         "gt_counts": ints(gts.shape[1]),
         "rng": ints(0, 0),
     } | rest
+
+
+def _two_proposals(first: int, second: int) -> Tensor:
+    """600 proposals of which only two are finite."""
+    boxes = torch.full((1, 600, 4), NAN)
+    boxes[0, first], boxes[0, second] = tensor(SQUARE), tensor(TEN)
+    return boxes
 
 
 ROIS = (
@@ -226,6 +255,14 @@ ROIS = (
         "no-objects",
         _rois([SQUARE, TEN], [], [], batch_size=3),
         f32([[SQUARE, TEN, PAD]]), i64([[0, 0, -1]]), f32([[PAD] * 3]), i32([[-1] * 3]), i64([[0, 2]]),
+    ),
+    # Under stream 1 at step 8615 candidates 32 and 538 both have the word 54c91ed0: the lower index wins.
+    edge(
+        "sample_rois",
+        "equal-keys",
+        _rois([], [], [], batch_size=1, counts=ints(600), rng=ints(0, 8615))
+        | {"proposals": _two_proposals(32, 538)},
+        f32([[SQUARE]]), i64([[0]]), f32([[PAD]]), i32([[-1]]), i64([[0, 1]]),
     ),
     # No proposals: the object alone.
     edge(
