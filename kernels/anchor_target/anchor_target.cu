@@ -3,7 +3,7 @@
 //   label_kernel     (assign_anchors) labels
 //   target_kernel    (rpn_targets) labels into bitmaps; the last block of an image draws and encodes
 // For labels from elsewhere, count_kernel counts the negatives and sample_kernel draws.
-#include "encode.h"
+#include "../anchor_decode/anchor_decode.h"
 #include "sample.cuh"
 
 namespace frcnn_fast {

@@ -1,6 +1,6 @@
 // The head's sample: a thread labels a candidate (a proposal or an object), the last block of an image draws and
 // encodes. One launch.
-#include "encode.h"
+#include "../anchor_decode/anchor_decode.h"
 #include "sample.cuh"
 
 namespace frcnn_fast {
