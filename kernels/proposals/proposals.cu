@@ -85,7 +85,7 @@ struct Decoder {
 };
 
 template <class T, bool kLegacy>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     proposals_valid_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, uint8_t* __restrict__ valid /* [B, A] */) {
   const int64_t a = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
   if (a >= decoder.A) return;
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, bool kLegacy>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     proposals_decode_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, unsigned L, int64_t n,
                             const int32_t* __restrict__ selected /* [S, n] */,
                             const int32_t* __restrict__ num_selected /* [S] */,
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kCompactThreads)
 // Thread (b, l, i) places the i-th kept box of level l: i boxes of its own level come first, and of every other level
 // those with a higher score, or an equal one in a lower level. Threads beyond the last box write the padding.
 template <class T, class U = Compute<T>>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     proposals_merge_kernel(const T* __restrict__ scores /* [B, A] */, const U* __restrict__ boxes /* [S, n, 4] */,
                            const int32_t* __restrict__ anchors /* [S, n] */,
                            const int32_t* __restrict__ keep /* [S, k] */, const int32_t* __restrict__ num_keep /* [S] */,
