@@ -93,8 +93,9 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
 // counts     int32 [S]: ranks from counts[s] on do not exist; at most N
 // keep       int32 [S, max_output]: ranks, ascending, then -1
 // num_keep   int32 [S]
-// The number of launches depends on N alone; segments that are done skip them. Workspace O(S) with N.
-size_t nms_sorted_segments_workspace_cuda(int64_t S, int64_t N);
+// The number of launches depends on N alone; segments that are done skip them. Boxes and workspace start at multiples
+// of 16 bytes; at most half a megabyte a segment.
+size_t nms_sorted_segments_workspace_cuda(DType dtype, int64_t S, int64_t N, int64_t max_output);
 Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* class_ids, const int32_t* counts,
                                 int64_t S, int64_t N, double threshold, int64_t max_output, bool legacy,
                                 void* workspace, int32_t* keep, int32_t* num_keep, Stream stream);

@@ -151,11 +151,12 @@ def poisoned_memory() -> Iterator[None]:
 def run(op: Op, backend: Backend, case: Case) -> tuple[Tensor, ...]:
     """The op's results on that backend. Its inputs must come back untouched."""
     args = {name: to_device(value, backend.device) for name, value in inputs(case).items()}
+    before = {name: [to_numpy(t).copy() for t in tensors(value)] for name, value in args.items()}
     with backend.activate(), poisoned_memory():
         results = as_tuple(op.call(args))
-    for name, value in inputs(case).items():
-        for before, after in zip(tensors(value), tensors(args[name])):
-            assert same(to_numpy(before), to_numpy(after)).all(), f"{op.name} on {backend.name} wrote to {name}"
+    for name, values in before.items():
+        for old, now in zip(values, tensors(args[name])):
+            assert same(old, to_numpy(now)).all(), f"{op.name} on {backend.name} wrote to {name}"
     return results
 
 
