@@ -1,5 +1,7 @@
 #include "../kernels/roi_pool/roi_pool.h"
 
+#include <pybind11/stl.h>
+
 #include <vector>
 
 #include "../kernels/roi_pool/roi_align.h"

@@ -137,7 +137,7 @@ def test_proposals_move_with_the_picture(backend: Backend, seed: int, shift: tup
 
     def propose(rows: int, columns: int) -> tuple[Tensor, ...]:
         placed = [np.roll(m, (rows, columns), (0, 1)).reshape(1, -1, *m.shape[3:]) for m in (logits, deltas)]
-        grids = ops.AnchorGrids([cells], [(height + 6, width + 6)], [stride])
+        grids = ops.AnchorGrids([(cells, (height + 6, width + 6), stride)])
         sizes = on(backend, [1000.0, 1000.0], 1, 2)
         return ops.rpn_proposals(
             on(backend, placed[0], 1, -1),

@@ -22,7 +22,8 @@ from frcnn_fast.ops._checks import (
     image_sizes_tensor,
 )
 from frcnn_fast.ops._operator import Operator
-from frcnn_fast.ops.anchor_decode import DELTA_CLAMP, AnchorGrids, anchor_arguments, explicit_anchors
+from frcnn_fast.ops.anchor_decode import DELTA_CLAMP
+from frcnn_fast.ops.anchor_grids import AnchorGrids, anchor_arguments, explicit_anchors
 
 FILTER_ORDERS = ("before_top_n", "after_top_n")
 

@@ -141,6 +141,16 @@ class _Samples:
         self.weight_high = np.where(last, dtype(0), position - cell.astype(dtype))
         self.weight_low = dtype(1) - self.weight_high
 
+    def by_cell(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the samples of a bin added up cell by cell, [bins, limit], and which cells a sample touches."""
+        weights = np.zeros((len(self.low), limit), self.weight_low.dtype)
+        touched = np.zeros(weights.shape, bool)
+        bins = np.argwhere(self.inside)[:, :1]
+        cells = np.stack([self.low, self.high], axis=-1)[self.inside]
+        np.add.at(weights, (bins, cells), np.stack([self.weight_low, self.weight_high], axis=-1)[self.inside])
+        touched[bins, cells] = True
+        return weights, touched
+
 
 def _sample_grid(
     roi: np.ndarray,
@@ -175,6 +185,8 @@ def roi_align(
 ) -> np.ndarray:
     """Mean of bilinear samples in each bin, [K, C, P, Q].
 
+    The weights of a bin's samples are added up along each axis before they meet the values; NaN and infinity count in
+    every cell that a sample touches, even with weight 0.
     A sample further than one cell outside the map adds 0 and is still counted. sampling_ratio <= 0:
     ceil(bin side) samples along each axis. aligned: positions shift by half a cell and small RoIs are not
     enlarged to 1x1.
@@ -190,13 +202,13 @@ def roi_align(
             if image < 0 or not np.isfinite(roi).all():
                 continue
             rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)
-            inside = rows.inside[:, :, None, None] & columns.inside[None, None]
-            samples = np.zeros((channels, *inside.shape), input.dtype)
-            for row, column, weight in _corner_weights(rows, columns):
-                samples = samples + weight.astype(input.dtype) * input[image][:, row, column]
-            samples = np.where(inside, samples, input.dtype.type(0))
             count = input.dtype.type(max(rows.count * columns.count, 1))
-            output[k] = samples.sum(axis=(2, 4)) / count
+            (row_weights, row_touched), (column_weights, column_touched) = rows.by_cell(height), columns.by_cell(width)
+            for p, q in np.ndindex(size):
+                y, x = np.flatnonzero(row_touched[p]), np.flatnonzero(column_touched[q])
+                weight = row_weights[p, y][:, None] * column_weights[q, x][None, :]
+                cells = input[image][:, y[:, None], x]
+                output[k, :, p, q] = (weight.astype(input.dtype) * cells).sum(axis=(1, 2)) / count
     return output
 
 

@@ -76,8 +76,8 @@ class Grids:
     offset: float = 0.0
 
     def for_op(self, device: str) -> Any:
-        cells, sizes, strides = zip(*self.levels)
-        return frcnn_fast.ops.AnchorGrids([c.to(device) for c in cells], sizes, strides, offset=self.offset)
+        levels = [(cells.to(device), size, stride) for cells, size, stride in self.levels]
+        return frcnn_fast.ops.AnchorGrids(levels, offset=self.offset)
 
     def explicit(self, dtype: type) -> np.ndarray:
         tables = [
@@ -151,11 +151,12 @@ def poisoned_memory() -> Iterator[None]:
 def run(op: Op, backend: Backend, case: Case) -> tuple[Tensor, ...]:
     """The op's results on that backend. Its inputs must come back untouched."""
     args = {name: to_device(value, backend.device) for name, value in inputs(case).items()}
+    before = {name: [to_numpy(t).copy() for t in tensors(value)] for name, value in args.items()}
     with backend.activate(), poisoned_memory():
         results = as_tuple(op.call(args))
-    for name, value in inputs(case).items():
-        for before, after in zip(tensors(value), tensors(args[name])):
-            assert same(to_numpy(before), to_numpy(after)).all(), f"{op.name} on {backend.name} wrote to {name}"
+    for name, values in before.items():
+        for old, now in zip(values, tensors(args[name])):
+            assert same(old, to_numpy(now)).all(), f"{op.name} on {backend.name} wrote to {name}"
     return results
 
 

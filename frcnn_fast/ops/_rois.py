@@ -1,0 +1,94 @@
+"""What the RoI ops share: boxes as rows, memory layouts, workspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frcnn_fast.ops import _checks
+
+
+def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor, name: str = "boxes") -> Tensor:
+    """boxes as contiguous [K, 5] rows (image, x1, y1, x2, y2) in the compute dtype of `features`, checked."""
+    if isinstance(boxes, Tensor):
+        _checks.check_float(name, boxes, "[K, 5], rows of (image, x1, y1, x2, y2),", 2, 5)
+        rois = boxes
+    elif isinstance(boxes, (list, tuple)):
+        rois = _rows(boxes, features, name)
+    else:
+        raise TypeError(
+            f"{name}: expected a tensor [K, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}"
+        )
+    _checks.check_same(name, rois, "the features", features, dtype=False)
+    rois = rois.detach().to(_checks.compute_dtype(features)).contiguous()
+    if _checks.CHECK_DEVICE_DATA and rois.is_cuda and not torch.compiler.is_compiling():
+        images = rois[:, 0]
+        wrong = (images != images.trunc()) | (images < -1) | (images >= features.shape[0])
+        if bool(wrong.any()):
+            k = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{name}[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 for padding"
+            )
+    return rois
+
+
+def _rows(boxes: Sequence[Any], features: Tensor, name: str) -> Tensor:
+    B = features.shape[0]
+    if len(boxes) != B:
+        raise ValueError(f"{name}: expected a list of {B} tensors, one an image, got {len(boxes)}")
+    rows = []
+    for image, b in enumerate(boxes):
+        if not isinstance(b, Tensor) and hasattr(b, "__dlpack__"):
+            b = torch.from_dlpack(b)
+        _checks.check_float(f"{name}[{image}]", b, "[L, 4]", 2, 4)
+        _checks.check_same(f"{name}[{image}]", b, "the features", features, dtype=False)
+        # Before the index goes in: not every half can hold it.
+        rows.append(torch.nn.functional.pad(b.detach().to(_checks.compute_dtype(features)), (1, 0), value=image))
+    if not rows:
+        return features.new_empty((0, 5), dtype=_checks.compute_dtype(features))
+    return rows[0] if B == 1 else torch.cat(rows)
+
+
+def output_pair(output_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width), both at least 1."""
+    if isinstance(output_size, (tuple, list)):
+        if len(output_size) != 2:
+            raise ValueError(f"output_size: expected one number or (height, width), got {output_size!r}")
+        height, width = output_size
+    else:
+        height = width = output_size
+    return _checks.check_positive("output_size", height), _checks.check_positive("output_size", width)
+
+
+def is_channels_last(maps: Tensor) -> bool:
+    """Which of the two layouts a dense tensor has; contiguous where it is both."""
+    return not maps.is_contiguous()
+
+
+def dense(maps: Tensor) -> Tensor:
+    """The tensor itself if contiguous or channels_last, else a contiguous copy."""
+    if maps.is_contiguous() or maps.is_contiguous(memory_format=torch.channels_last):
+        return maps
+    return maps.contiguous()
+
+
+def empty_maps(shape: Sequence[int], dtype: torch.dtype, like: Tensor, channels_last: bool) -> Tensor:
+    """Uninitialised [n, C, h, w] on the device of `like`."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
+
+
+def workspace(size: int, like: Tensor) -> Tensor | None:
+    return torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
+
+
+def no_second_derivative(op: str) -> Callable[..., Any]:
+    """The backward of a backward."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(f"{op}: there is no second derivative; differentiate once, without create_graph")
+
+    return refuse

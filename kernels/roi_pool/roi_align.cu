@@ -1,0 +1,325 @@
+// RoIAlign on CUDA: one launch writes each RoI's weights along both axes, cell by cell; a second one sums up
+// (forward, see BinWork) or gathers (backward, one launch a level, see roi_gather.cuh). Both multiply and add in the
+// order of roi_align.h.
+#include "roi_align.h"
+
+#include "roi_gather.cuh"
+
+namespace frcnn_fast {
+namespace {
+
+template <class U>
+struct DeviceLevel {
+  int32_t H, W;
+  U scale;
+  CellStrides map;
+  void* data;
+};
+
+// Passed to kernels by value.
+template <class U>
+struct DeviceShape {
+  int64_t B, C, K;
+  int32_t P, Q, L, sampling_ratio, num_thresholds;
+  bool aligned;
+  CellStrides out;
+  U thresholds[kMaxRoiLevels];
+  DeviceLevel<U> levels[kMaxRoiLevels];
+
+  __device__ __forceinline__ int level(const U* roi) const { return roi_level(roi, thresholds, num_thresholds); }
+};
+
+template <class U>
+DeviceShape<U> device_shape(const RoiAlignShape& s, const void* const* maps) {
+  DeviceShape<U> d{};
+  d.B = s.B, d.C = s.C, d.K = s.K;
+  d.P = int32_t(s.P), d.Q = int32_t(s.Q), d.L = int32_t(s.L);
+  d.sampling_ratio = s.sampling_ratio, d.num_thresholds = s.num_thresholds, d.aligned = s.aligned;
+  d.out = cell_strides(s.C, s.P * s.Q, s.output_channels_last);
+  for (int i = 0; i < s.num_thresholds; ++i) d.thresholds[i] = U(s.thresholds[i]);
+  for (int64_t l = 0; l < s.L; ++l) {
+    const RoiAlignLevel& level = s.levels[l];
+    d.levels[l] = {int32_t(level.H), int32_t(level.W), U(level.scale),
+                   cell_strides(s.C, level.H * level.W, level.channels_last), const_cast<void*>(maps[l])};
+  }
+  return d;
+}
+
+// Weights along one axis, dense: of bin b at cell i, at (roi * bins + b) * stride + i; negative where the bin does not
+// touch the cell. spans: the first and last touched cell of each bin; none: 0, -1, and the weights are not written.
+template <class U>
+struct AxisTable {
+  U* weights;
+  int32_t* spans;
+  int32_t bins, stride;
+
+  static AxisTable take(Carver& carver, int64_t K, int64_t bins, int64_t cells) {
+    return {carver.take<U>(K * bins * cells), carver.take<int32_t>(2 * K * bins), int32_t(bins), int32_t(cells)};
+  }
+  __device__ __forceinline__ U* of(int64_t roi, int32_t bin) const {
+    return weights + (roi * bins + bin) * int64_t(stride);
+  }
+  __device__ __forceinline__ int32_t* span(int64_t roi, int32_t bin) const { return spans + 2 * (roi * bins + bin); }
+};
+
+template <class U>
+struct Weights {
+  AxisTable<U> rows, columns;
+
+  static Weights take(Carver& carver, const RoiAlignShape& s) {
+    const auto rows = AxisTable<U>::take(carver, s.K, s.P, s.max_height());
+    return {rows, AxisTable<U>::take(carver, s.K, s.Q, s.max_width())};
+  }
+};
+
+// One bin's weights, by one thread; the row is filled with -1. Returns the touched span.
+template <class U>
+__device__ __forceinline__ void add_samples(const SampleAxis<U>& axis, int32_t bin, U factor, U* weights,
+                                            int32_t* low, int32_t* high) {
+  int32_t least = axis.limit, most = -1;
+  Sample<U> sample;
+  for (int32_t i = axis.first(bin); i < axis.count && axis.at(bin, i, &sample); ++i) {
+    const U before = weights[sample.low];
+    weights[sample.low] = (before < U(0) ? U(0) : before) + (U(1) - sample.fraction);
+    const U next = weights[sample.high];  // it may be the same cell
+    weights[sample.high] = (next < U(0) ? U(0) : next) + sample.fraction;
+    least = minimum(least, sample.low);
+    most = maximum(most, sample.high);
+  }
+  for (int32_t cell = least; cell <= most; ++cell)
+    if (weights[cell] >= U(0)) weights[cell] *= factor;
+  *low = most < 0 ? 0 : least;
+  *high = most;
+}
+
+// With kBackward the first L * B blocks list the RoIs of each image and level. Then each warp has one axis of one RoI:
+// the lanes clear the weights, then take a bin each, and (kBackward) then a cell each.
+template <class U, bool kBackward>
+__global__ void __launch_bounds__(128) weights_kernel(DeviceShape<U> s, const U* __restrict__ rois, Weights<U> out,
+                                                      RoiTables tables) {
+  const int64_t groups = kBackward ? s.L * s.B : 0;
+  if (kBackward && blockIdx.x < groups) {
+    const auto group_of = [&](const U* roi) {
+      const int64_t image = roi_image(roi, s.B);
+      return image < 0 ? int64_t(-1) : s.level(roi) * s.B + image;
+    };
+    list_members(rois, int64_t(blockIdx.x), group_of, tables);
+    return;
+  }
+  const int64_t item = (int64_t(blockIdx.x) - groups) * warps_per_block() + warp_id();
+  const int64_t k = item / 2;
+  if (k >= s.K) return;  // the whole warp
+  const bool of_rows = item % 2 == 0;
+  const U* roi = rois + k * kRoiFields;
+  const DeviceLevel<U>& level = s.levels[s.level(roi)];
+  const auto rows = make_samples(roi[2], roi[4], level.scale, s.aligned, int64_t(s.P), s.sampling_ratio,
+                                 int64_t(level.H));
+  const auto columns = make_samples(roi[1], roi[3], level.scale, s.aligned, int64_t(s.Q), s.sampling_ratio,
+                                    int64_t(level.W));
+  SampleAxis<U> axis = of_rows ? rows : columns;
+  const U factor = of_rows ? sample_share(rows, columns) : U(1);
+  if (roi_image(roi, s.B) < 0 || !roi_is_finite(roi) || level.H == 0 || level.W == 0) axis.count = 0;
+  const AxisTable<U>& table = of_rows ? out.rows : out.columns;
+
+  if (axis.count > 0)
+    for (int32_t bin = 0; bin < table.bins; ++bin)
+      for (int32_t cell = lane_id(); cell < axis.limit; cell += kWarp) table.of(k, bin)[cell] = U(-1);
+  __syncwarp();  // cleared before they grow
+  int32_t least = axis.limit, most = -1;
+  for (int32_t bin = lane_id(); bin < table.bins; bin += kWarp) {
+    int32_t* span = table.span(k, bin);
+    add_samples(axis, bin, factor, table.of(k, bin), &span[0], &span[1]);
+    if (span[1] >= 0) {
+      least = minimum(least, span[0]);
+      most = maximum(most, span[1]);
+    }
+  }
+  if (!kBackward) return;
+  __syncwarp();  // weights complete before the cells look
+  least = warp_reduce(least, Smaller());
+  most = warp_reduce(most, Larger());
+  if (lane_id() == 0) {
+    int32_t* window = tables.windows + 4 * k + (of_rows ? 0 : 2);
+    window[0] = most < 0 ? 0 : least;
+    window[1] = most + 1;
+  }
+  uint32_t* cells = of_rows ? tables.row_bins + k * tables.H : tables.column_bins + k * tables.W;
+  for (int32_t cell = least + lane_id(); cell <= most; cell += kWarp) {
+    uint32_t first = kNoBins, last = 0;
+    for (int32_t bin = 0; bin < table.bins; ++bin) {
+      if (table.of(k, bin)[cell] < U(0)) continue;
+      if (first == kNoBins) first = uint32_t(bin);
+      last = uint32_t(bin);
+    }
+    cells[cell] = first | last << 16;
+  }
+}
+
+template <class T, bool kLast>
+__global__ void __launch_bounds__(256) align_kernel(DeviceShape<Compute<T>> s, int32_t blocks_per_roi,
+                                                    const Compute<T>* __restrict__ rois, Weights<Compute<T>> weights,
+                                                    T* __restrict__ output) {
+  using U = Compute<T>;
+  using Work = BinWork<kLast>;
+  constexpr int n = Work::kChannels;
+  const Work work(blocks_per_roi, int32_t(s.C), s.P * s.Q);
+  if (!work.any) return;
+  const U* roi = rois + work.roi * kRoiFields;
+  const DeviceLevel<U>& level = s.levels[s.level(roi)];
+  const int32_t p = work.bin / s.Q, q = work.bin % s.Q;
+  const int32_t *row_span = weights.rows.span(work.roi, p), *column_span = weights.columns.span(work.roi, q);
+  const U *row_weights = weights.rows.of(work.roi, p), *column_weights = weights.columns.of(work.roi, q);
+  U sum[n];
+#pragma unroll
+  for (int j = 0; j < n; ++j) sum[j] = U(0);
+  const int32_t top = row_span[0], bottom = row_span[1], left = column_span[0], right = column_span[1];
+  if (top <= bottom && left <= right) {  // so the RoI names an image
+    const T* map = static_cast<const T*>(level.data) + int64_t(roi[0]) * s.C * level.H * level.W;
+    for (int32_t y = top; y <= bottom; ++y) {
+      const U row_weight = row_weights[y];
+      if (row_weight < U(0)) continue;
+      for (int32_t x = left; x <= right; ++x) {
+        const U column_weight = column_weights[x];
+        if (column_weight < U(0)) continue;
+        const U weight = row_weight * column_weight;
+        const T* cell = map + (int64_t(y) * level.W + x) * level.map.cell;
+#pragma unroll
+        for (int j = 0; j < n; ++j)
+          sum[j] += weight * load(cell + work.channel_in(j, s.C) * level.map.channel);
+      }
+    }
+  }
+  T* target = output + work.roi * s.C * s.P * s.Q + work.bin * s.out.cell;
+#pragma unroll
+  for (int j = 0; j < n; ++j)
+    if (work.channel(j) < s.C) store(target + work.channel(j) * s.out.channel, sum[j]);
+}
+
+template <class T>
+struct WeightSource {
+  int64_t C;
+  int32_t P, Q;
+  CellStrides out;
+  RoiTables tables;
+  Weights<Compute<T>> weights;
+  const T* grads;
+
+  template <int n>
+  __device__ __forceinline__ void add(int64_t k, int32_t y, int32_t x, int32_t, int32_t channel0, int32_t step,
+                                      Compute<T> (&acc)[n]) const {
+    using U = Compute<T>;
+    const uint32_t rows = tables.row_bins[k * tables.H + y], columns = tables.column_bins[k * tables.W + x];
+    const T* start = grads + k * C * P * Q;
+    for (uint32_t p = rows & 0xffffu; p <= rows >> 16; ++p) {
+      const U row_weight = weights.rows.of(k, int32_t(p))[y];
+      for (uint32_t q = columns & 0xffffu; q <= columns >> 16; ++q) {
+        const U column_weight = weights.columns.of(k, int32_t(q))[x];
+        if (row_weight < U(0) || column_weight < U(0)) continue;
+        const U weight = row_weight * column_weight;
+        const T* values = start + (int32_t(p) * Q + int32_t(q)) * out.cell;
+#pragma unroll
+        for (int j = 0; j < n; ++j) {
+          const int32_t c = minimum(channel0 + j * step, int32_t(C) - 1);  // beyond the last: not stored
+          acc[j] += weight * load(values + c * out.channel);
+        }
+      }
+    }
+  }
+};
+
+Status check_shape(const RoiAlignShape& s) {
+  for (int64_t l = 0; l < s.L; ++l)
+    if (s.levels[l].H * s.levels[l].W > INT32_MAX || s.C > INT32_MAX / 64)
+      return invalid("features[%lld]: a map of %lld channels of %lld x %lld cells is too large", (long long)l,
+                     (long long)s.C, (long long)s.levels[l].H, (long long)s.levels[l].W);
+  if (s.P > kMaxBins || s.Q > kMaxBins || s.P * s.Q * s.C > INT32_MAX)
+    return invalid("output_size: %lld x %lld bins are too many", (long long)s.P, (long long)s.Q);
+  return kOk;
+}
+
+// A warp for each axis of each RoI.
+unsigned table_blocks(const RoiAlignShape& s) { return blocks_for(2 * s.K, 4); }
+
+template <class T>
+Status align(const RoiAlignShape& shape, const void* const* features, const void* rois, void* workspace, void* output,
+             Stream stream) {
+  using U = Compute<T>;
+  const DeviceShape<U> s = device_shape<U>(shape, features);
+  Carver carver(workspace);
+  const Weights<U> weights = Weights<U>::take(carver, shape);
+  const U* boxes = static_cast<const U*>(rois);
+  FF_LAUNCH((weights_kernel<U, false>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes, weights,
+            RoiTables{});
+  const auto launch = [&](auto kernel, int64_t blocks) {
+    FF_LAUNCH(kernel, dim3(unsigned(shape.K * blocks)), dim3(256), 0, stream, s, int32_t(blocks), boxes, weights,
+              static_cast<T*>(output));
+  };
+  if (shape.output_channels_last)
+    launch(&align_kernel<T, true>, BinWork<true>::blocks(shape.C, shape.P * shape.Q));
+  else
+    launch(&align_kernel<T, false>, BinWork<false>::blocks(shape.C, shape.P * shape.Q));
+  return launched();
+}
+
+RoiTables take_tables(Carver& carver, const RoiAlignShape& s) {
+  return RoiTables::take(carver, s.L * s.B, s.K, s.max_height(), s.max_width());
+}
+
+template <class T>
+Status align_backward(const RoiAlignShape& shape, const void* grad_output, const void* rois, void* workspace,
+                      void* const* grads, Stream stream) {
+  using U = Compute<T>;
+  const DeviceShape<U> s = device_shape<U>(shape, grads);
+  Carver carver(workspace);
+  const Weights<U> weights = Weights<U>::take(carver, shape);
+  const RoiTables tables = take_tables(carver, shape);
+  FF_LAUNCH((weights_kernel<U, true>), dim3(unsigned(shape.L * shape.B) + table_blocks(shape)), dim3(128), 0, stream,
+            s, static_cast<const U*>(rois), weights, tables);
+  const WeightSource<T> source{s.C, s.P, s.Q, s.out, tables, weights, static_cast<const T*>(grad_output)};
+  for (int64_t l = 0; l < shape.L; ++l) {
+    GatherShape g{};
+    g.C = s.C, g.H = s.levels[l].H, g.W = s.levels[l].W, g.P = s.P, g.Q = s.Q;
+    g.group0 = l * s.B, g.map = s.levels[l].map;
+    FF_TRY(gather(g, shape.levels[l].channels_last, shape.B, tables, source, static_cast<T*>(grads[l]), stream));
+  }
+  return launched();
+}
+
+}  // namespace
+
+size_t roi_align_workspace_cuda(DType dtype, const RoiAlignShape& shape) {
+  return visit_compute(dtype, [&](auto tag) {
+    Carver carver(nullptr);
+    Weights<typename decltype(tag)::type>::take(carver, shape);
+    return carver.used();
+  });
+}
+
+Status roi_align_cuda(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois,
+                      void* workspace, void* output, Stream stream) {
+  FF_TRY(check_shape(shape));
+  if (shape.K * shape.C == 0) return kOk;
+  return visit(dtype, [&](auto tag) {
+    return align<typename decltype(tag)::type>(shape, features, rois, workspace, output, stream);
+  });
+}
+
+size_t roi_align_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape) {
+  return visit_compute(dtype, [&](auto tag) {
+    Carver carver(nullptr);
+    Weights<typename decltype(tag)::type>::take(carver, shape);
+    take_tables(carver, shape);
+    return carver.used();
+  });
+}
+
+Status roi_align_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* rois,
+                               void* workspace, void* const* grads, Stream stream) {
+  FF_TRY(check_shape(shape));
+  if (shape.B * shape.C == 0) return kOk;
+  return visit(dtype, [&](auto tag) {
+    return align_backward<typename decltype(tag)::type>(shape, grad_output, rois, workspace, grads, stream);
+  });
+}
+
+}  // namespace frcnn_fast
