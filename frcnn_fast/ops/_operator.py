@@ -186,3 +186,8 @@ def _nobody_watches() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
+
+
+def _plain_eager(tensors: Sequence[Tensor]) -> bool:
+    """Whether an op may run without the dispatcher: nobody watches, and no tensor is of a subclass."""
+    return _nobody_watches() and all(type(t) in _PLAIN for t in tensors)
