@@ -140,8 +140,8 @@ void detect(const DetectionInputs& in, const DetectionSettings& set, int64_t b, 
         if (!FF_MUTANT(detect_valid, block.valid[i], true)) continue;
         const Box<U> box = {block.x1[i], block.y1[i], block.x2[i], block.y2[i]};
         const U box_area = area<kLegacy>(box);
-        const int32_t k = int32_t(indices[i] % uint32_t(in.K));
-        const Candidate<U> c = {{box, s.share * box_area}, box_area, FF_MUTANT(detect_class, k, 0), 0};
+        const int32_t k = int32_t(indices[i] % uint32_t(in.K)), chain = FF_MUTANT(detect_class, k, 0);
+        const Candidate<U> c = {{box, s.share * box_area}, box_area, chain, chain, chain, 0};
         if (kept.suppressed(c)) continue;
         store_box(boxes + 4 * kept.size(), box);
         scores[kept.size()] = memory.scores[best[first + i]];

@@ -1,12 +1,14 @@
 #include "../top_n/ranked.h"
+#include "class_numbers.h"
 #include "kept_chains.h"
 #include "nms_cpu.h"
+#include "strips.h"
 
 namespace frcnn_fast {
 namespace FF_ISA {
 namespace {
 
-constexpr int64_t kRound = 2048;
+constexpr int64_t kFirstRound = 256, kRound = 2048;  // candidates prepared at a time: few, for who stops early
 // Pairs below which a second thread costs more than it saves.
 constexpr int64_t kPairsForThreads = 1 << 21;
 
@@ -50,32 +52,53 @@ int64_t filter(const Chains& kept, Candidate<U>* candidates, int64_t n) {
   return total;
 }
 
+// Chains at most: one a class, or one a strip.
+template <class U>
+int64_t most_chains(const ClassNumbers& classes, bool with_classes, int64_t capacity) {
+  return with_classes ? classes.capacity() : Strips<false, U>::most(capacity);
+}
+
 template <bool kLegacy, class T>
 int64_t greedy(const NmsImage& image) {
   using U = Compute<T>;
   const T* const boxes = static_cast<const T*>(image.boxes);
+  const bool with_classes = image.class_ids != nullptr;
   const Suppression<U> s = make_suppression<U>(image.threshold);
   const int64_t most = image.max_output < image.rows ? image.max_output : image.rows;
   const int64_t room = FF_MUTANT(nms_max_output, most, most < image.rows ? most - 1 : most);
   Carver carver(image.workspace);
   const Memory<T> memory = take_memory<T>(&carver, image.padded_rows, image.max_output);
-  ClassNumbers classes(&carver, image.padded_rows, image.class_ids != nullptr);
-  KeptChains<kLegacy, U> kept(&carver, classes.capacity(), most, s);
-  classes.start(image.class_ids, image.rows);
-  kept.start(classes.used());
+  ClassNumbers classes(&carver, image.padded_rows, with_classes);
+  KeptChains<kLegacy, U> kept(&carver, most_chains<U>(classes, with_classes, most), most, s);
+  Strips<kLegacy, U> strips;
   Ranked<T> ranked(static_cast<const T*>(image.scores), image.rows, image.rows, memory.chunk, memory.ranked);
 
   const bool threads = max_threads() > 1;
+  bool started = false;
+  int64_t round = kFirstRound;
   const uint32_t* best;
   for (int64_t found; kept.size() < room && (found = ranked.next_chunk(&best)) > 0;) {
-    for (int64_t begin = 0; begin < found && kept.size() < room; begin += kRound) {
-      const int64_t end = begin + kRound < found ? begin + kRound : found;
+    for (int64_t begin = 0, end; begin < found && kept.size() < room; begin = end) {
+      end = begin + round < found ? begin + round : found;
+      round = 2 * round < kRound ? 2 * round : kRound;
       int64_t n = 0;
       for (int64_t i = begin; i < end; ++i) {
-        const uint32_t row = best[i];
-        const Box<U> box = load_box(boxes + 4 * int64_t(row));
+        const Box<U> box = load_box(boxes + 4 * int64_t(best[i]));
         const U a = area<kLegacy>(box);
-        if (takes_part(box)) memory.candidates[n++] = {{box, s.share * a}, a, classes.of(row), int32_t(row)};
+        if (takes_part(box)) memory.candidates[n++] = {{box, s.share * a}, a, 0, 0, 0, int32_t(best[i])};
+      }
+      if (!started) {
+        classes.start(image.class_ids, image.rows);
+        kept.start(with_classes ? classes.used() : strips.start(most, s.threshold, memory.candidates, n));
+        started = true;
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        Candidate<U>& c = memory.candidates[i];
+        if (with_classes) {
+          c.chain = c.first = c.last = classes.of(c.row);
+        } else {
+          strips.place(&c);
+        }
       }
       kept.next_round();
       const bool filtered = threads && n * kept.chain_length() > kPairsForThreads;
@@ -107,7 +130,7 @@ size_t nms_image_workspace(DType dtype, int64_t padded_rows, int64_t max_output,
     Carver carver(nullptr);
     take_memory<U>(&carver, padded_rows, max_output);
     const ClassNumbers numbers(&carver, padded_rows, classes);
-    KeptChains<false, U>(&carver, numbers.capacity(), most, Suppression<U>{});
+    KeptChains<false, U>(&carver, most_chains<U>(numbers, classes, most), most, Suppression<U>{});
     return carver.used();
   });
 }
