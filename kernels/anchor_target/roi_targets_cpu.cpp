@@ -1,6 +1,6 @@
 // RoIs for the head: labels of all candidates in the workspace, the sample, and its targets.
+#include "../anchor_decode/anchor_decode.h"
 #include "anchor_target_cpu.h"
-#include "encode.h"
 
 namespace frcnn_fast {
 namespace {

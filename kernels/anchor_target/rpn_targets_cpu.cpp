@@ -1,6 +1,6 @@
 // Labels in the workspace, the sample, and the targets of what was sampled.
+#include "../anchor_decode/anchor_decode.h"
 #include "anchor_target_cpu.h"
-#include "encode.h"
 
 namespace frcnn_fast {
 namespace {
