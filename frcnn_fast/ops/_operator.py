@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -186,3 +186,8 @@ def _nobody_watches() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
+
+
+def plain_eager(tensors: Iterable[Tensor]) -> bool:
+    """Whether an op may skip the dispatcher: nobody watches, and these are tensors and nothing more."""
+    return _nobody_watches() and all(type(t) in _PLAIN for t in tensors)

@@ -75,17 +75,17 @@ struct Decoder {
 
   // False where the box may not compete.
   FF_HD bool operator()(int64_t b, int64_t a, Box<U>* box) const {
-    const T* d = deltas + 4 * (b * A + a);
+    const Box<U> d = load_box(deltas + 4 * (b * A + a));
     const Window<U> window =
         make_window<kLegacy>(image_sizes + 2 * b, min_size, image_scales ? image_scales + b : nullptr);
-    const Box<U> decoded = decode<kLegacy>(anchors.at(b, a), load(d), load(d + 1), load(d + 2), load(d + 3), params);
+    const Box<U> decoded = decode<kLegacy>(anchors.at(b, a), d.x1, d.y1, d.x2, d.y2, params);
     *box = clip(decoded, window);
     return is_valid<kLegacy>(decoded, *box, window.min_side);
   }
 };
 
 template <class T, bool kLegacy>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     proposals_valid_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, uint8_t* __restrict__ valid /* [B, A] */) {
   const int64_t a = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
   if (a >= decoder.A) return;
@@ -94,16 +94,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, bool kLegacy>
-__global__ void __launch_bounds__(kThreads)
-    proposals_decode_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, int64_t L, int64_t n,
+__global__ void __launch_bounds__(kThreads, 1)
+    proposals_decode_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, unsigned L, int64_t n,
                             const int32_t* __restrict__ selected /* [S, n] */,
                             const int32_t* __restrict__ num_selected /* [S] */,
                             Compute<T>* __restrict__ boxes /* [S, n, 4] */, uint8_t* __restrict__ valid /* [S, n] */) {
-  const int64_t s = blockIdx.y, rank = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (rank >= num_selected[s]) return;
+  const unsigned s = blockIdx.y, rank = blockIdx.x * kThreads + threadIdx.x;
+  if (rank >= unsigned(num_selected[s])) return;
+  const int64_t row = s * n + rank;
   Box<Compute<T>> box;
-  valid[s * n + rank] = decoder(s / L, selected[s * n + rank], &box);
-  store_box(boxes + 4 * (s * n + rank), box);
+  valid[row] = decoder(s / L, selected[row], &box);
+  store_box(boxes + 4 * row, box);
 }
 
 // One block a segment walks its ranks in pieces of kCompactThreads; a block-wide scan gives every valid box its place,
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kCompactThreads)
 // Thread (b, l, i) places the i-th kept box of level l: i boxes of its own level come first, and of every other level
 // those with a higher score, or an equal one in a lower level. Threads beyond the last box write the padding.
 template <class T, class U = Compute<T>>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     proposals_merge_kernel(const T* __restrict__ scores /* [B, A] */, const U* __restrict__ boxes /* [S, n, 4] */,
                            const int32_t* __restrict__ anchors /* [S, n] */,
                            const int32_t* __restrict__ keep /* [S, k] */, const int32_t* __restrict__ num_keep /* [S] */,
@@ -215,7 +216,7 @@ Status run_proposals(const ProposalInputs& in, const ProposalSettings& set, void
     FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n, set.filter_first ? p.valid : nullptr,
                                p.top_n, p.selected, p.num_selected, stream));
     FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(blocks_for(n, kThreads), unsigned(S)), dim3(kThreads), 0,
-              stream, decoder, in.L, n, p.selected, p.num_selected, p.boxes, p.valid);
+              stream, decoder, unsigned(in.L), n, p.selected, p.num_selected, p.boxes, p.valid);
     FF_LAUNCH((proposals_compact_kernel<U>), dim3(unsigned(S)), dim3(kCompactThreads), 0, stream, n, p.valid,
               p.num_selected, p.boxes, p.selected, p.num_boxes);
     FF_TRY(nms_sorted_segments_cuda(compute, p.boxes, nullptr, p.num_boxes, S, n, set.iou_threshold, k, set.legacy,
