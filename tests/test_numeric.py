@@ -1,7 +1,7 @@
 """exp and log of decode and encode: within two units in the last place of the true value, everywhere.
 
-Both are reached through the public ops: a unit anchor centred on 0 decodes (0, 0, x, 0) to a right edge of exp(x) / 2, and
-a box of width x against an anchor of width 1 encodes to log(x).
+Both are reached through the public ops: a unit anchor centred on 0 decodes (0, 0, x, 0) to a right edge of exp(x) / 2,
+and a box of width x against an anchor of width 1 encodes to log(x).
 """
 
 from __future__ import annotations
@@ -60,14 +60,18 @@ def doubles(kind: str) -> np.ndarray:
 def test_float_exp() -> None:
     x = floats()
     x = x[(x > -87.0) & (x < 88.7)]  # below, the halved result is rounded once more
-    worst = max(units_off(our_exp(c), np.exp(c.astype(np.float64))).max() for c in np.split(x, range(CHUNK, len(x), CHUNK)))
+    worst = max(
+        units_off(our_exp(c), np.exp(c.astype(np.float64))).max() for c in np.split(x, range(CHUNK, len(x), CHUNK))
+    )
     assert worst <= 2
 
 
 def test_float_log() -> None:
     x = floats()
     x = x[(x > 0) & np.isfinite(x)]
-    worst = max(units_off(our_log(c), np.log(c.astype(np.float64))).max() for c in np.split(x, range(CHUNK, len(x), CHUNK)))
+    worst = max(
+        units_off(our_log(c), np.log(c.astype(np.float64))).max() for c in np.split(x, range(CHUNK, len(x), CHUNK))
+    )
     assert worst <= 2
 
 

@@ -1,4 +1,4 @@
-"""top_n beyond the conformance suite: bad input, arrays, threads, torch's machinery."""
+"""top_n beyond the conformance suite: bad input, arrays, threads, scores that mislead its sample."""
 
 from __future__ import annotations
 
@@ -71,14 +71,3 @@ def test_fields_that_a_sample_misjudges(kind: str) -> None:
     for n in (1, 900, 5000, 29000):
         for got, want in zip(ops.top_n(scores, n), expected(scores, n)):
             assert torch.equal(got, want), f"n = {n}"
-
-
-def test_opcheck() -> None:
-    for scores in (torch.randn(2, 40), torch.randn(1, 0), torch.randn(3, 7).half()):
-        torch.library.opcheck(torch.ops.frcnn_fast.top_n.default, (scores, 5))
-
-
-def test_compiles_without_a_graph_break() -> None:
-    scores = torch.randn(2, 50, generator=torch.Generator().manual_seed(3))
-    compiled = torch.compile(lambda s: ops.top_n(s * 2, 8)[1], fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(scores), ops.top_n(scores * 2, 8)[1])
