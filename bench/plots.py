@@ -240,6 +240,6 @@ def roofline(report: dict[str, Any]) -> Figure | None:
 
 
 def _latency_floors(report: dict[str, Any]) -> list[tuple[str, float]]:
-    floors = report.get("floors", {}).get("floors", {})
+    floors = report.get("floors", {})
     wanted = {"graph node": "graph_node_us", "launch": "launch_us"}
     return [(name, floors[key]["p50"]) for name, key in wanted.items() if key in floors]
