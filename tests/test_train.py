@@ -226,7 +226,7 @@ class TestCommands:
         assert (config.preprocess, config.shorter, config.backbone) == ("caffe", 96, "small")
 
         result = tmp_path / "result.json"
-        assert cli.main(["evaluate", "--checkpoint", str(out), *data, "-o", str(result)]) == 0
+        assert cli.main(["evaluate", "--checkpoint", str(out), "-o", str(result)]) == 0  # on the data of the run
         assert capsys.readouterr().out.splitlines()[-1] == last
         assert list(json.loads(result.read_text())["classes"]) == ["digit"]
 
@@ -240,6 +240,14 @@ class TestCommands:
         assert all((tmp_path / "found" / record["picture"]).is_file() for record in records)
         assert (records[0]["width"], records[0]["height"]) == (SIZE[1], SIZE[0])
         assert all(0 <= x <= 160 for record in records for found in record["detections"] for x in found["box"])
+
+    def test_weights_that_do_not_fit_are_named(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        np.savez("w.npz", **{"features.0.weight": np.zeros((2, 3), np.float32)})
+        with pytest.raises(SystemExit):
+            train.main(["--backbone", "squeezenet1_0", "--weights", "w.npz", "--iterations", "1"])
+        assert "error: w.npz: lacks features.0.bias, features.3.squeeze.weight" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == [tmp_path / "w.npz"]
 
     def test_a_broken_picture_does_not_cost_the_others(self, voc_tree, tmp_path, capsys):
         save_detector(tmp_path / "model.safetensors", build_detector(["digit"], preset("small")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -77,29 +77,31 @@ class Operator:
                 qualified, self._library_backward, setup_context=self._library_setup, lib=LIBRARY
             )
         self._registered = getattr(torch.ops.frcnn_fast, self.name).default
+        self.arity = len(self._registered._schema.arguments) - 1  # without the backend
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        needs_grad = False
-        if torch.is_grad_enabled():
-            needs_grad = any(t.requires_grad for t in tensors)
-            if needs_grad and self.backward is None:
-                # The results carry no gradient; the dispatcher need not wonder how to differentiate.
-                args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
-                tensors = [a for a in args if isinstance(a, Tensor)]
-                needs_grad = False
-        if not _plain_eager(tensors):
-            result = self._registered(*args, backend)
-        elif needs_grad:
-            result = _EagerFunction.apply(self, backend, *args)
-        else:
-            return self.run(backend, *args)
-        return result
+        grad_mode = torch.is_grad_enabled()
+        plain, needs_grad = _nobody_watches(), False
+        for a in args:
+            if isinstance(a, Tensor):
+                plain = plain and type(a) in _PLAIN
+                needs_grad = needs_grad or (grad_mode and a.requires_grad)
+        if needs_grad and self.backward is None:
+            # The results carry no gradient; the dispatcher need not wonder how to differentiate.
+            args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+            needs_grad = False
+        if not plain:
+            return self._registered(*args, backend)
+        if needs_grad:
+            return _EagerFunction.apply(self, backend, *args)
+        return self.run(backend, *args)
 
     def run(self, backend: str | None, *args: Any) -> Any:
         """Computes the op here and now, without the dispatcher."""
-        _require_name(backend)
-        device = next(a.device for a in _flat(args) if isinstance(a, Tensor)).type
+        if backend is not None:
+            _require_name(backend)
+        first = args[0] if isinstance(args[0], Tensor) else next(a for a in _flat(args) if isinstance(a, Tensor))
+        device = first.device.type
         chosen = backend or _chosen.get() or device
         if chosen == "reference":
             results = self.outputs(*args)
@@ -119,15 +121,16 @@ class Operator:
         return results[0] if len(results) == 1 else results
 
     def _from_dispatcher(self, *args: Any) -> Any:
-        return self.run(args[-1], *args[:-1])
+        # The dispatcher leaves out a last argument that has its default value.
+        return self.run(args[self.arity] if len(args) > self.arity else None, *args[: self.arity])
 
     def _fake(self, *args: Any) -> Any:
-        results = self.outputs(*args[:-1])
+        results = self.outputs(*args[: self.arity])
         return results[0] if len(results) == 1 else results
 
     def _library_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         assert self.setup_context is not None
-        self.setup_context(ctx, inputs[:-1], output)
+        self.setup_context(ctx, inputs[: self.arity], output)
 
     def _library_backward(self, ctx: Any, *grads: Any) -> Any:
         assert self.backward is not None
@@ -175,12 +178,16 @@ def _to_numpy(a: Any) -> Any:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _plain_eager(tensors: Sequence[Tensor]) -> bool:
-    """Whether nobody is watching: no compile, export, tracing, functorch transform, dispatch mode, tensor subclass."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return all(type(t) in _PLAIN for t in tensors)
+def _nobody_watches() -> bool:
+    """No compile, export, tracing, functorch transform or dispatch mode."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def plain_eager(tensors: Iterable[Tensor]) -> bool:
+    """Whether an op may skip the dispatcher: nobody watches, and these are tensors and nothing more."""
+    return _nobody_watches() and all(type(t) in _PLAIN for t in tensors)

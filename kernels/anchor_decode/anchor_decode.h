@@ -19,7 +19,7 @@ struct DecodeParams {
 
 // weights: host array (wx, wy, ww, wh).
 template <class U>
-DecodeParams<U> make_decode_params(const double* weights, double clamp) {
+FF_HD DecodeParams<U> make_decode_params(const double* weights, double clamp) {
   return {U(weights[0]), U(weights[1]), U(weights[2]), U(weights[3]), U(clamp)};
 }
 
@@ -81,8 +81,8 @@ FF_HD Box<U> clip(const Box<U>& box, const Window<U>& window) {
 template <bool kLegacy, class U>
 FF_HD bool is_valid(const Box<U>& decoded, const Box<U>& clipped, U min_side) {
   const U w = extent<kLegacy>(clipped.x1, clipped.x2), h = extent<kLegacy>(clipped.y1, clipped.y2);
-  const bool large = FF_MUTANT(decode_min_side, w >= min_side && h >= min_side, w > min_side && h > min_side);
-  return FF_MUTANT(decode_finite, is_finite(decoded), true) && large;
+  const bool large = FF_MUTANT(decode_min_side, (w >= min_side) & (h >= min_side), (w > min_side) & (h > min_side));
+  return FF_MUTANT(decode_finite, is_finite(decoded), true) & large;
 }
 
 // The gradient in the four deltas, given the one in the clipped box: nothing passes a clipped coordinate or a clamped

@@ -45,7 +45,7 @@ constexpr int64_t kMaxBins = 0xffff;
 
 struct RoiTables {
   int32_t* windows;       // [K, 4] rows y0 ... y1 - 1, columns x0 ... x1 - 1 that the RoI touches
-  uint32_t* row_bins;     // [K, H]
+  uint32_t* row_bins;     // [K, H], written for the rows of the window
   uint32_t* column_bins;  // [K, W]
   int32_t* members;       // [groups, K] the RoIs of an image (of a level), ascending
   int32_t* counts;        // [groups]
@@ -142,7 +142,9 @@ __global__ void __launch_bounds__(256, 2)  // registers for the loads of all cha
     }
     for (unsigned hits = __ballot_sync(kFullMask, touches); hits; hits &= hits - 1) {
       const int64_t k = __shfl_sync(kFullMask, mine, __ffs(int(hits)) - 1);
-      if (cell < cells) source.add(k, y, x, cell, channel0, step, acc);
+      const int32_t* window = tables.windows + 4 * k;
+      const bool inside = y >= window[0] && y < window[1] && x >= window[2] && x < window[3];
+      if (inside && cell < cells) source.add(k, y, x, cell, channel0, step, acc);
     }
   }
   if (cell >= cells) return;

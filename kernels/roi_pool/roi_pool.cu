@@ -115,14 +115,14 @@ __global__ void __launch_bounds__(128) pool_tables_kernel(PoolShape s, const U* 
   present = make_bins(roi[of_rows ? 1 : 2], roi[of_rows ? 3 : 4], scale, int64_t(of_rows ? s.Q : s.P),
                       int64_t(of_rows ? s.W : s.H), &other) && present;
   const int32_t bins = of_rows ? s.P : s.Q;
+  const int32_t begin = present ? axis.begin(0) : 0, end = present ? axis.end(bins - 1) : 0;
   if (lane_id() == 0) {
     int32_t* window = tables.windows + 4 * k + (of_rows ? 0 : 2);
-    window[0] = present ? axis.begin(0) : 0;
-    window[1] = present ? axis.end(bins - 1) : 0;
+    window[0] = begin;
+    window[1] = end;
   }
-  if (!present) return;  // nobody asks for its cells
   uint32_t* cells = of_rows ? tables.row_bins + k * tables.H : tables.column_bins + k * tables.W;
-  for (int32_t cell = lane_id(); cell < axis.limit; cell += kWarp) {
+  for (int32_t cell = begin + lane_id(); cell < end; cell += kWarp) {
     uint32_t first = kNoBins, last = 0;
     for (int32_t bin = 0; bin < bins; ++bin) {
       if (cell < axis.begin(bin) || cell >= axis.end(bin)) continue;
