@@ -1,8 +1,8 @@
 """`make gpu-bench`: floors, every row, profiles, Nsight Compute and plots into one folder, in less than ten minutes.
 
-Writes at most eight files: <gpu>-<date>.json (everything measured), its ops, scaling and roofline plots, <...>-profile.png,
-<...>-trace.json.gz, <...>-ncu.txt and gpu-bench.log. A step that fails or runs out of time is named in the JSON and costs the
-others nothing. Needs no network.
+Writes at most eight files: <gpu>-<date>.json (everything measured), its ops, scaling and roofline plots,
+<...>-profile.png, <...>-trace.json.gz, <...>-ncu.txt and gpu-bench.log. A step that fails or runs out of time is
+named in the JSON and costs the others nothing. Needs no network.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _all(steps: Steps, scratch: Path, out: Path, stem: str) -> int:
     right = steps.run("rows", rows, steps.left() - RESERVE + 60)
     profiles = {"vgg": ["--shape", "vgg"], "fpn": ["--shape", "fpn"]}
     for name, arguments in profiles.items():
-        steps.run(f"profile {name}", ["bench.profile", "--device", "cuda", *arguments, "--out", str(scratch / name)], 30)
+        steps.run(
+            f"profile {name}", ["bench.profile", "--device", "cuda", *arguments, "--out", str(scratch / name)], 30
+        )
     steps.run("nsight", ["bench.nsight", "--out", str(out / f"{stem}-ncu.txt"), "--seconds", "75"], 90)
     if not results.exists():
         print(f"gpu-bench: no row was measured; see {steps.log}", file=sys.stderr)

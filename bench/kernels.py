@@ -28,7 +28,9 @@ def times(call: Call, calls: int = 20) -> dict[str, float]:
 
 
 def function_name(kernel: str) -> str:
-    """Without return type, namespaces, template arguments and parameters: "void a::(anonymous namespace)::f<int>(int)" -> f."""
+    """Without return type, namespaces, template arguments and parameters: "void a::(anonymous
+    namespace)::f<int>(int)" -> f.
+    """
     name = kernel.replace("(anonymous namespace)", "anonymous")
     while re.search(r"<[^<>]*>", name):
         name = re.sub(r"<[^<>]*>", "", name)

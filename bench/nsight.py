@@ -1,6 +1,7 @@
 """Nsight Compute on the two kernels that cost most: `python -m bench.nsight --out ncu.txt` writes a short text.
 
-The two are found with the profiler over the headline workloads; each is then run once more under ncu, for a few sections.
+The two are found with the profiler over the headline workloads; each is then run once more under ncu, for a few
+sections.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ CALLS = 5
 
 
 def hottest(deadline: float) -> list[tuple[float, str, str]]:
-    """(microseconds a call, row, kernel) of the kernels that cost most among the headline rows of one image, longest first;
-    of each kernel its costliest row."""
+    """(microseconds a call, row, kernel) of the kernels that cost most among the headline rows of one image, longest
+    first; of each kernel its costliest row.
+    """
     found: dict[str, tuple[float, str, str]] = {}
     for r in rows(backend="cuda", headline=True):
         if r.op not in OPS or r.workload.endswith("b8") or time.monotonic() > deadline:

@@ -94,7 +94,7 @@ def ways_of(problem: Problem) -> dict[str, Way]:
 def measure(ways: dict[str, Way], device: str) -> dict[str, dict[str, float]]:
     """Median microseconds of each stage, by way, over interleaved runs."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    for name, way in ways.items():
+    for way in ways.values():
         for _ in range(WARM):
             _timed(way, device)
     start = time.monotonic()
@@ -102,7 +102,8 @@ def measure(ways: dict[str, Way], device: str) -> dict[str, dict[str, float]]:
         for name, way in ways.items():
             taken[name].append(_timed(way, device))
     return {
-        name: {stage: float(np.median([run[stage] for run in runs])) for stage in runs[0]} for name, runs in taken.items()
+        name: {stage: float(np.median([run[stage] for run in runs])) for stage in runs[0]}
+        for name, runs in taken.items()
     }
 
 
@@ -139,7 +140,9 @@ def table(times: dict[str, dict[str, float]]) -> list[str]:
             share = 100 * found[stage] / sum(found.values()) if stage in found else 0
             cells.append(f"{found[stage]:10.1f} us {share:4.0f} %" if stage in found else "-")
         lines.append(f"{stage:8s}" + "".join(f"{cell:>20s}" for cell in cells))
-    lines.append(f"{'all':8s}" + "".join(f"{f'{sum(found.values()):10.1f} us       ':>20s}" for found in times.values()))
+    lines.append(
+        f"{'all':8s}" + "".join(f"{f'{sum(found.values()):10.1f} us       ':>20s}" for found in times.values())
+    )
     return lines
 
 

@@ -1,7 +1,7 @@
 """The headline rows under pytest-benchmark: `pytest bench/`, then `pytest bench/ --benchmark-compare`.
 
-Only our own side is timed, after its answer was checked; `python -m bench` measures against the competitors. On a GPU a call
-is timed until the GPU is done.
+Only our own side is timed, after its answer was checked; `python -m bench` measures against the competitors. On a GPU
+a call is timed until the GPU is done.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def small_case(wrong: bool = False) -> Case:
     boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0]])
 
     def check(got: Any) -> None:
-        assert torch.equal(got, ops.box_iou(boxes, boxes, backend="reference")) and not wrong, "not the reference's"
+        assert not wrong, "not the reference's"
+        assert torch.equal(got, ops.box_iou(boxes, boxes, backend="reference"))
 
     rivals = {"slow": Competitor(lambda: ops.box_iou(boxes, boxes)), "told": Competitor(lambda: None, note="told")}
     return Case(lambda: ops.box_iou(boxes, boxes), check, rivals, bytes=64, flops=48, facts={"of": 2})
@@ -72,7 +73,8 @@ def test_shapes_are_those_of_the_detectors() -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_scenes_are_made_of_finite_numbers(field: str) -> None:
     s = scene(VGG, field)
-    assert s.logits.isfinite().all() and s.deltas.isfinite().all()
+    assert s.logits.isfinite().all()
+    assert s.deltas.isfinite().all()
 
 
 def test_the_snake_is_one_chain() -> None:
@@ -121,7 +123,8 @@ def test_a_broken_competitor_is_named() -> None:
 
     row = Row("x", "y", lambda _: Case(lambda: torch.ones(1), lambda got: None, {"rival": Competitor(fails)}))
     entry = row_timing.measure_row(row, "cpu", row_timing.Options(seconds=0.01))
-    assert entry["ratio"] is None and entry["notes"] == {"rival": "missing: RuntimeError: no such thing"}
+    assert entry["ratio"] is None
+    assert entry["notes"] == {"rival": "missing: RuntimeError: no such thing"}
 
 
 @pytest.mark.parametrize("damage", ["schema", "op", "p50", "extra", "twice", "threads"])
@@ -152,7 +155,9 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path) -> None:
     assert report.main([*arguments, "--check"]) == 1
     assert report.main(arguments) == 0
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
     assert "| `box_iou` | 2x2 |" in text
     assert (tmp_path / "r-ops.png").stat().st_size > 1000
     assert (tmp_path / "r-roofline.png").stat().st_size > 1000
@@ -169,7 +174,8 @@ def test_committed_results_fit_the_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("us", "text"), [(0.5, "0.50 µs"), (9.94, "9.94 µs"), (12.34, "12.3 µs"), (999.4, "999 µs"), (1500.0, "1.50 ms"), (2e6, "2.00 s")]
+    ("us", "text"),
+    [(0.5, "0.50 µs"), (9.94, "9.94 µs"), (12.34, "12.3 µs"), (999.4, "999 µs"), (1500.0, "1.50 ms"), (2e6, "2.00 s")],
 )
 def test_durations(us: float, text: str) -> None:
     assert report.duration(us) == text

@@ -48,8 +48,17 @@ class Rpn:
     def of(cls, scene: Scene, before: int = 2000, after: int = 2000, min_size: float = 1e-3) -> Rpn:
         """On one of the benchmark's scenes."""
         sizes = [(scene.shape.height, scene.shape.width)] * len(scene.logits)
-        options = {"before": before, "after": after, "min_size": min_size, "gt_boxes": scene.gt_boxes}
-        return cls(scene.anchors, scene.logits, scene.deltas, sizes, scene.shape.level_sizes, **options)
+        return cls(
+            scene.anchors,
+            scene.logits,
+            scene.deltas,
+            sizes,
+            scene.shape.level_sizes,
+            before=before,
+            after=after,
+            min_size=min_size,
+            gt_boxes=scene.gt_boxes,
+        )
 
     def decode(self) -> Tensor:
         """box_coder.decode, [B, A, 4]."""
@@ -97,8 +106,9 @@ class Rpn:
 
 
 def nms_to_depth(boxes: Tensor, scores: Tensor, depth: int) -> Competitor:
-    """torchvision's nms on the `depth` best boxes only, already cut out and sorted: early exit set aside, kernel against
-    kernel."""
+    """torchvision's nms on the `depth` best boxes only, already cut out and sorted: early exit set aside, kernel
+    against kernel.
+    """
     order = scores.argsort(descending=True, stable=True)[:depth]
     best, best_scores = boxes[order], scores[order]
     note = f"is told beforehand that {depth} boxes will do, and gets them sorted"

@@ -26,7 +26,9 @@ def find_nvcc() -> str:
 
 
 def build(program: Path, architecture: str = "native") -> Path:
-    """Compiles floors.cu; RuntimeError with the compiler's words where that fails. architecture: "native", or "sm_90"."""
+    """Compiles floors.cu; RuntimeError with the compiler's words where that fails. architecture: "native", or
+    "sm_90".
+    """
     command = [find_nvcc(), "-std=c++17", "-O3", f"-arch={architecture}", "-o", str(program), str(SOURCE)]
     done = subprocess.run(command, text=True, capture_output=True, timeout=BUILD_SECONDS)
     if done.returncode:
@@ -56,4 +58,6 @@ def measure() -> dict[str, dict[str, Any]]:
 def lines(floors: dict[str, dict[str, Any]]) -> list[str]:
     """For the terminal; cycles are left out where nanoseconds say the same."""
     shown = {name: entry for name, entry in floors.items() if entry["unit"] != "cycles"}
-    return [f"{name:36s} {e['p50']:10.4g} {e['unit']:9s} ({e['p10']:.4g} … {e['p90']:.4g})" for name, e in shown.items()]
+    return [
+        f"{name:36s} {e['p50']:10.4g} {e['unit']:9s} ({e['p10']:.4g} … {e['p90']:.4g})" for name, e in shown.items()
+    ]
