@@ -51,7 +51,7 @@ def _photograph(device: str) -> Case:
         "photograph": f"{photographs[0].name}, {width}x{height}",
         "network input": f"{shape.width}x{shape.height}",
         "kept": run()[3].tolist(),
-        "note": "ours is the proposal step alone, on outputs like a trained network's; Selective Search is all it takes",
+        "note": "ours: the proposal step alone, on outputs like a trained network's; Selective Search is all it takes",
         "paper, proposals on a K40, ms": PAPER_PROPOSALS_MS,
     }
     return Case(run, equal_to_reference(run), against, facts=facts)
