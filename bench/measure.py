@@ -1,105 +1,167 @@
-"""Timing that others would accept: interleaved rounds, medians and spread, equality first."""
+"""Timing that others would accept: interleaved rounds, medians with their spread, no contender favoured.
+
+Every contender is timed in every round (a slow one in evenly spaced rounds), and each round begins with another one,
+so that a drift of the machine, a neighbour's load or a warm cache meets all of them alike.
+"""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-SAMPLES = 25
-SAMPLE_SECONDS = 0.004  # a sample repeats the call until it lasts about this long
+from bench.registry import Call
+
+SAMPLE_SECONDS = 0.002  # on the CPU a sample repeats a fast call until it lasts about this long
+SLOW_SECONDS = 0.02  # a call slower than this needs no warm-up call before each sample
+CALLS_IN_GRAPH = 20
+EVENT_CALLS = 10  # event-timed calls between two synchronisations
+
+Clock = Callable[[Call, int], list[float]]  # (call, repeats) -> microseconds a call, one or more values
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Microseconds a call."""
+class Contender:
+    """A call to be timed, and what must be set before it (untimed)."""
 
-    p10: float
-    p50: float
-    p90: float
-    samples: int
-    repeats: int
-
-    def as_dict(self) -> dict[str, float | int]:
-        """For JSON."""
-        return asdict(self)
+    call: Call
+    enter: Call | None = None
 
 
-def _timing(values: Sequence[float], repeats: int) -> Timing:
-    ordered = sorted(values)
-    pick = lambda q: ordered[min(len(ordered) - 1, int(q * len(ordered)))]  # noqa: E731
-    return Timing(pick(0.1), statistics.median(ordered), pick(0.9), len(ordered), repeats)
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: about `seconds` for each contender, at least `least` and at most `most` samples."""
+
+    seconds: float = 1.0
+    least: int = 5
+    most: int = 200
+    warm: int = 3
 
 
-def interleaved(
-    contenders: dict[str, Callable[[], object]], *, device: str = "cpu", seconds: float = 1.5
-) -> dict[str, Timing]:
-    """Times every contender in turn, round after round, so that a drift of the machine meets them all alike.
+def summary(values: list[float], repeats: int = 1, scale: float = 1.0) -> dict[str, Any]:
+    """Quantiles in microseconds, for the report."""
+    p10, p50, p90 = (float(v) * scale for v in np.percentile(values, (10, 50, 90)))
+    return {"p10": p10, "p50": p50, "p90": p90, "samples": len(values), "repeats": repeats}
 
-    seconds: about how long each contender may take altogether. On CUDA a sample ends with a synchronisation (eager
-    call + synchronise).
-    """
+
+def interleaved(contenders: dict[str, Contender], clock: Clock, plan: Plan, sample: float = 0.0) -> dict[str, Any]:
+    """Times all contenders; summaries by name. sample: seconds that the calls of one sample should take together."""
+    once: dict[str, float] = {}
     repeats: dict[str, int] = {}
-    rounds = SAMPLES
-    for name, call in contenders.items():
-        call()
-        _wait(device)
-        once = max(_clock(call, 1, device), 1e-7)
-        repeats[name] = max(1, int(SAMPLE_SECONDS / once))
-        rounds = min(rounds, max(5, int(seconds / (once * repeats[name]))))
+    share: dict[str, int] = {}
+    for name, contender in contenders.items():
+        once[name] = _warm(contender, clock, plan)
+        repeats[name] = max(1, round(sample / once[name]))
+        share[name] = int(min(plan.most, max(plan.least, plan.seconds / (once[name] * repeats[name]))))
+    rounds = max(share.values())
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            taken[name].append(_clock(call, repeats[name], device) * 1e6)
-    return {name: _timing(values, repeats[name]) for name, values in taken.items()}
+    names = list(contenders)
+    for r in range(rounds):
+        start = r % len(names)
+        for name in names[start:] + names[:start]:
+            if (r + 1) * share[name] // rounds == r * share[name] // rounds:
+                continue
+            enter = contenders[name].enter
+            if enter:
+                enter()
+                # A change of threads makes the next call pay for it.
+                if once[name] < SLOW_SECONDS:
+                    contenders[name].call()
+            taken[name] += clock(contenders[name].call, repeats[name])
+    return {name: summary(values, repeats[name]) for name, values in taken.items()}
 
 
-def _clock(call: Callable[[], object], repeats: int, device: str) -> float:
+def _warm(contender: Contender, clock: Clock, plan: Plan) -> float:
+    """Runs it a few times; the seconds of a call."""
+    if contender.enter:
+        contender.enter()
+    start = time.perf_counter()
+    once = 1.0
+    for _ in range(plan.warm):
+        once = max(min(clock(contender.call, 1)) * 1e-6, 1e-7)
+        if time.perf_counter() - start > plan.seconds:
+            break
+    return once
+
+
+def wall_clock(call: Call, repeats: int) -> list[float]:
+    """The mean of so many calls."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
-    _wait(device)
-    return (time.perf_counter() - start) / repeats
+    return [(time.perf_counter() - start) / repeats * 1e6]
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
+def call_and_synchronise(call: Call, repeats: int) -> list[float]:
+    """What a caller waits for on a GPU: each call with a synchronisation."""
+    found = []
+    torch.cuda.synchronize()
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
         torch.cuda.synchronize()
+        found.append((time.perf_counter() - start) * 1e6)
+    return found
 
 
-def graph_replay(call: Callable[[], object], *, in_graph: int = 20) -> Callable[[], object] | None:
-    """A replay of `in_graph` captured calls, or None where the call cannot be captured. Divide its time by in_graph."""
+def event_clock(flush: torch.Tensor | None = None) -> Clock:
+    """GPU time between two events around a call.
+
+    The GPU sleeps before the first event until the host has queued the call, so that the host's launch cost is not
+    counted.
+    flush: a buffer of more than twice the L2 cache that is written before each call: the call then finds the cache
+        cold.
+    """
+
+    def clock(call: Call, repeats: int) -> list[float]:
+        call()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        queued = time.perf_counter() - start
+        cycles = int(min(max(2.0 * queued, 50e-6), 5e-3) * 2e9)
+        pairs = []
+        for _ in range(EVENT_CALLS * repeats):
+            if flush is not None:
+                flush.zero_()
+            torch.cuda._sleep(cycles)
+            before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            before.record()
+            call()
+            after.record()
+            pairs.append((before, after))
+        torch.cuda.synchronize()
+        return [before.elapsed_time(after) * 1e3 for before, after in pairs]
+
+    return clock
+
+
+@dataclass
+class Replay:
+    """A captured graph of several calls, and the result of the last of them."""
+
+    graph: Any
+    result: Any
+    calls: int
+
+
+def capture(call: Call, calls: int = CALLS_IN_GRAPH) -> Replay:
+    """Captures `calls` calls in one CUDA graph. RuntimeError where the call cannot be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        call()
+        for _ in range(3):
+            call()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            for _ in range(in_graph):
-                call()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
-    return graph.replay
-
-
-def cuda_event_times(call: Callable[[], object], samples: int = 200, flush: torch.Tensor | None = None) -> Timing:
-    """GPU time by events, call by call. flush: a buffer larger than twice the L2 cache, written before every call."""
-    for _ in range(20):
-        call()
-    pairs = []
-    for _ in range(samples):
-        if flush is not None:
-            flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        pairs.append((start, end))
     torch.cuda.synchronize()
-    return _timing([start.elapsed_time(end) * 1e3 for start, end in pairs], 1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            result = call()
+    graph.replay()
+    torch.cuda.synchronize()
+    return Replay(graph, result, calls)

@@ -1,175 +1,124 @@
-"""Runs rows of the registry and writes one JSON file: `python -m bench --op nms --json out.json`."""
+"""Measures the rows of the benchmark, each only after its answer was found equal to the reference's."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
-import frcnn_fast
-from bench import competitors, measure
-from bench.registry import ROWS, Row
-from frcnn_fast._extension import extension
-
-SCHEMA = 1
-ROOT = Path(__file__).resolve().parents[1]
-L2_FLUSH_BYTES = 256 << 20
+from bench import competitors, environment, schema
+from bench.registry import Row, Unavailable, rows
+from bench.row_timing import OURS, Options, best, measure_row
 
 
-def environment(device: str) -> dict[str, Any]:
-    """The machine and the versions the figures belong to."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain", "--", "kernels", "bindings", "frcnn_fast", "bench"],
-                           cwd=ROOT, text=True, capture_output=True).stdout.strip()  # fmt: skip
-    found: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or os.environ.get("FRCNN_COMMIT", "unknown"),
-        "dirty": bool(dirty),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "build": extension().build_info(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "torchvision": competitors.TORCHVISION,
-        "missing": competitors.missing(),
-        "frcnn_fast": frcnn_fast.__version__,
-    }
-    if device == "cuda":
-        query = [
-            "nvidia-smi",
-            "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit",
-            "--format=csv,noheader",
-        ]
-        found["gpu"] = torch.cuda.get_device_name()
-        found["nvidia_smi"] = subprocess.run(query, text=True, capture_output=True).stdout.strip()
-    return found
-
-
-def cpu_name() -> str:
-    """As the system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
-
-
-def measure_row(row: Row, device: str, seconds: float) -> dict[str, Any]:
-    """One row's result. Raises where the op's answer is wrong: a wrong answer has no speed."""
-    case = row.make(device)
-    case.check(case.ours())
-    result: dict[str, Any] = {
-        "op": row.op, "workload": row.workload, "device": device, "target": row.target,
-        "bytes": case.bytes, "flops": case.flops, "facts": case.facts, "times_us": {},
-    }  # fmt: skip
-    if device == "cpu":
-        _measure_cpu(case.ours, case.competitors, seconds, result)
-    else:
-        _measure_cuda(case.ours, case.competitors, seconds, result)
-    best = {name: t["p50"] for name, t in result["times_us"].items() if name.startswith("frcnn_fast")}
-    others = {n: t["p50"] for n, t in result["times_us"].items() if not n.startswith("frcnn_fast") and ":" not in n}
-    result["ratio"] = min(others.values()) / min(best.values()) if others else None
-    return result
-
-
-def _measure_cpu(ours: Any, against: dict[str, Any], seconds: float, result: dict[str, Any]) -> None:
-    # A competitor runs with one thread and with all, and its better time counts; so does ours.
-    threads = torch.get_num_threads()
-    settings = sorted({1, threads})
-    calls = {"frcnn_fast": ours, **against}
-    contenders = {f"{name} {t}T": _with_threads(call, t) for name, call in calls.items() for t in settings}
-    for name, timing in measure.interleaved(contenders, seconds=seconds).items():
-        result["times_us"][name] = timing.as_dict()
-    torch.set_num_threads(threads)
-
-
-def _with_threads(call: Any, threads: int) -> Any:
-    def run() -> None:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        call()
-
-    return run
-
-
-def _measure_cuda(ours: Any, against: dict[str, Any], seconds: float, result: dict[str, Any]) -> None:
-    times = measure.interleaved({"frcnn_fast": ours, **against}, device="cuda", seconds=seconds)
-    result["times_us"].update({name: t.as_dict() for name, t in times.items()})
-    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    for name, call in {"frcnn_fast": ours, **against}.items():
-        result["times_us"][f"{name}: events"] = measure.cuda_event_times(call).as_dict()
-        result["times_us"][f"{name}: events, cold L2"] = measure.cuda_event_times(call, 50, flush).as_dict()
-    replay = measure.graph_replay(ours)
-    if replay is not None:
-        timing = measure.cuda_event_times(replay, 100)
-        result["times_us"]["frcnn_fast: graph replay"] = {
-            k: v / 20 if k.startswith("p") else v for k, v in timing.as_dict().items()
-        }
-
-
-def select(op: str | None, workload: str | None) -> list[Row]:
-    """Rows whose op and workload contain the given texts."""
-    return [r for r in ROWS if (not op or op in r.op) and (not workload or workload in r.workload)]
-
-
-def show(result: dict[str, Any], before: dict[tuple[str, str], float]) -> None:
-    """One line for the terminal."""
-    mine = min(t["p50"] for n, t in result["times_us"].items() if n.startswith("frcnn_fast") and ":" not in n)
-    ratio = f"{result['ratio']:8.1f}x" if result["ratio"] else "        -"
-    goal = f" (target {result['target']:g}x)" if result["target"] else ""
-    old = before.get((result["op"], result["workload"]))
-    change = f"  {mine / old:.2f} of before" if old else ""
-    print(f"{result['op']:20s} {result['workload']:42s} {mine:10.1f} us {ratio}{goal}{change}", flush=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 when a check failed."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--op", help="only ops whose name contains this")
-    parser.add_argument("--workload", help="only workloads whose name contains this")
-    parser.add_argument("--backend", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=1.5, help="about so long a contender and row (default 1.5)")
-    parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--compare", type=Path, help="an earlier JSON file to show changes against")
-    parser.add_argument("--list", action="store_true", help="name the rows and stop")
-    args = parser.parse_args(argv)
-    rows = select(args.op, args.workload)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 1 when an answer was wrong or a call failed."""
+    args = _arguments(argv)
+    chosen = rows(args.op, args.workload, args.backend, args.headline)
     if args.list:
-        print(*(f"{r.op}: {r.workload}" for r in rows), sep="\n")
+        print(*(r.name for r in chosen), sep="\n")
         return 0
-    if not rows:
-        parser.error("no row matches; see --list")
-    before = {}
-    if args.compare:
-        for old in json.loads(args.compare.read_text())["rows"]:
-            times = [t["p50"] for n, t in old["times_us"].items() if n.startswith("frcnn_fast") and ":" not in n]
-            before[old["op"], old["workload"]] = min(times)
+    if args.backend == "cuda" and not torch.cuda.is_available():
+        print("bench: torch sees no CUDA device; --backend cpu measures on the processor", file=sys.stderr)
+        return 2
+    if not chosen:
+        print("bench: no row matches; --list names them all", file=sys.stderr)
+        return 2
     for reason in competitors.missing():
         print(f"missing competitor: {reason}", file=sys.stderr)
-    report: dict[str, Any] = {"schema": SCHEMA, "environment": environment(args.backend), "rows": []}
-    failed = 0
-    for row in rows:
-        try:
-            result = measure_row(row, args.backend, args.seconds)
-        except AssertionError as wrong:
-            print(f"{row.op}: {row.workload}: WRONG, not timed: {wrong}", file=sys.stderr)
-            failed += 1
-            continue
-        report["rows"].append(result)
-        show(result, before)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        part = args.json.with_name(args.json.name + ".part")
-        part.write_text(json.dumps(report, indent=1) + "\n")
-        part.replace(args.json)
-    return 1 if failed else 0
+    before = {_key(r): r for r in schema.load(args.compare)["rows"]} if args.compare else {}
+    report = new_report(args.backend)
+    options = Options(args.seconds, tuple(args.against.split(",")))
+    for row in _until(args.minutes, chosen, report, args.backend):
+        _one(row, args.backend, options, report)
+        entry = report["rows"][-1] if report["rows"] else None
+        if entry and entry["op"] == row.op and entry["workload"] == row.workload:
+            print(line(entry, before.get(_key(entry))), flush=True)
+        if args.json:
+            schema.save(report, args.json)
+    print(f"{len(report['rows'])} rows, {len(report['wrong'])} wrong, {len(report['skipped'])} skipped")
+    return 1 if report["wrong"] else 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--op", default="", help="only ops whose name contains this")
+    parser.add_argument("--workload", default="", help="only workloads whose name contains this")
+    parser.add_argument("--headline", action="store_true", help="only the rows of the README")
+    parser.add_argument("--backend", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--against", default="all", help='competitors by parts of their names, "a,b" (default all; "": none)'
+    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="about so long for each contender (default 1)")
+    parser.add_argument("--minutes", type=float, help="begin no row after that time; those left are named as skipped")
+    parser.add_argument("--json", type=Path, help="write the report here, after every row")
+    parser.add_argument("--compare", type=Path, help="an earlier report to show changes against")
+    parser.add_argument("--list", action="store_true", help="name the rows and stop")
+    return parser.parse_args(argv)
+
+
+def new_report(backend: str) -> dict[str, Any]:
+    """A report without rows."""
+    return {
+        "schema": schema.VERSION,
+        "environment": environment.describe(backend),
+        "roofs": environment.roofs(backend),
+        "rows": [],
+        "wrong": [],
+        "skipped": [],
+    }
+
+
+def _until(minutes: float | None, chosen: Sequence[Row], report: dict[str, Any], backend: str) -> Any:
+    """The rows, as long as there is time."""
+    start = time.monotonic()
+    for row in chosen:
+        if minutes is not None and time.monotonic() - start > 60 * minutes:
+            report["skipped"].append({"op": row.op, "workload": row.workload, "why": "out of time"})
+        else:
+            yield row
+
+
+def _one(row: Row, backend: str, options: Options, report: dict[str, Any]) -> None:
+    """Measures a row into the report; one that fails costs that row only."""
+    place = {"op": row.op, "workload": row.workload}
+    try:
+        report["rows"].append(measure_row(row, backend, options))
+    except Unavailable as reason:
+        report["skipped"].append({**place, "why": str(reason)})
+        print(f"{row.name}: skipped: {reason}", file=sys.stderr)
+    except Exception as error:
+        if not isinstance(error, AssertionError):
+            traceback.print_exc()
+        report["wrong"].append({**place, "why": f"{type(error).__name__}: {error}"})
+        print(f"{row.name}: WRONG, not timed: {error}", file=sys.stderr)
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["op"], entry["workload"], entry["backend"]
+
+
+def ours(entry: dict[str, Any]) -> float:
+    """Our best median in microseconds: of a call on the CPU, inside a graph on a GPU where there is one."""
+    how = "graph" if any(t["how"] == "graph" and t["who"] == OURS for t in entry["times"]) else "call"
+    found = best(t for t in entry["times"] if t["who"] == OURS and t["how"] == how)
+    assert found is not None
+    return found["p50"]
+
+
+def line(entry: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """One line for the terminal."""
+    text = f"{entry['op']:21s} {entry['workload']:40s} {ours(entry):11.1f} us"
+    ratio = entry["ratio"]
+    text += f" {ratio['p50']:8.2f} x {ratio['over']}" if ratio else ""
+    if entry["goal"]:
+        text += f" (goal {entry['goal']:g} {'us' if entry['backend'] == 'cuda' else 'x'})"
+    if before:
+        text += f"  {ours(entry) / ours(before):.2f} of before"
+    return text

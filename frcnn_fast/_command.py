@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,30 +51,46 @@ def device(name: str | None) -> torch.device:
     return found
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+def add_dataset_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
         choices=("digits", "voc"),
-        default="digits",
-        help="digits: embedded, handwritten digits on photographs; voc: a PASCAL VOC tree (default: %(default)s)",
+        help=f"digits: embedded, handwritten digits on photographs; voc: a PASCAL VOC tree (default: {default})",
     )
     group.add_argument("--data-root", metavar="DIR", help="the VOC tree: Annotations, ImageSets/Main, JPEGImages")
-    group.add_argument("--class-names", nargs="+", metavar="NAME", help="default: all names in the annotations")
+    group.add_argument("--test-split", metavar="NAME", help="VOC split to evaluate on (default: test)")
     group.add_argument("--zero-based", action="store_true", help="the annotations count pixels from 0, not from 1")
+
+
+def data_notes(args: argparse.Namespace) -> dict[str, Any]:
+    """The data that a run uses, for its checkpoint."""
+    return {
+        "dataset": args.dataset,
+        "data_root": args.data_root and os.path.abspath(args.data_root),
+        "test_split": args.test_split,
+        "zero_based": args.zero_based,
+    }
+
+
+def fill_in(args: argparse.Namespace, notes: Mapping[str, Any]) -> None:
+    """Take the data of a run (`data_notes`) unless the command line names a data set."""
+    if args.dataset is None and not args.data_root:
+        for name in ("dataset", "data_root", "zero_based"):
+            setattr(args, name, notes.get(name))
+        args.test_split = args.test_split or notes.get("test_split")
+    args.dataset = args.dataset or ("voc" if args.data_root else "digits")
 
 
 def open_dataset(args: argparse.Namespace, split: str, class_names: Sequence[str] | None = None) -> DetectionDataset:
     """The data set that the arguments name; the digits have the splits "train" and "test"."""
     if args.dataset == "digits":
-        for name in ("data_root", "class_names"):
-            if getattr(args, name):
-                raise ValueError(f"--{name.replace('_', '-')}: is for --dataset voc; the digits need no data")
+        if args.data_root:
+            raise ValueError("--data-root: is for --dataset voc; the digits need no data")
         return DigitsDetection(split)
     if not args.data_root:
         raise ValueError("--data-root: got nothing, expected the folder of a PASCAL VOC tree (--dataset voc)")
-    names = class_names if class_names is not None else args.class_names
-    return VocDetection(args.data_root, split, class_names=names, one_based=not args.zero_based)
+    return VocDetection(args.data_root, split, class_names=class_names, one_based=not args.zero_based)
 
 
 def last_line(result: VocResult) -> str:

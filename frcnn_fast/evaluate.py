@@ -13,7 +13,7 @@ from frcnn_fast import _command
 from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView, boxes_to_original
 from frcnn_fast.data.transforms import Target
 from frcnn_fast.evaluation import VocEvaluator, VocResult
-from frcnn_fast.io import write_json
+from frcnn_fast.io import load_checkpoint, write_json
 from frcnn_fast.model import FasterRCNN, load_detector
 
 
@@ -75,8 +75,7 @@ def _target(dataset: DetectionDataset, index: int) -> Target:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run's folder or model.safetensors")
-    _command.add_dataset_arguments(parser)
-    parser.add_argument("--split", help="split of a VOC data set (default: test)")
+    _command.add_dataset_arguments(parser, "the one of the run")
     parser.add_argument("--iou", type=float, default=0.5, help="overlap that a right detection must exceed")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
@@ -85,7 +84,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
     with _command.errors(parser):
         detector = load_detector(args.checkpoint, device=_command.device(args.device))
-        dataset = _command.open_dataset(args, args.split or "test", detector.class_names)
+        _command.fill_in(args, load_checkpoint(args.checkpoint).extra.get("data", {}))
+        dataset = _command.open_dataset(args, args.test_split or "test", detector.class_names)
         result = evaluate(detector, dataset, iou_threshold=args.iou, batch_size=args.batch_size, workers=args.workers)
         if args.out:
             write_json(args.out, result.to_dict())

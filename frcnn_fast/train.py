@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def train(
     test: DetectionDataset | None = None,
     pictures: int = 8,
     callback: Callback | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
 
@@ -69,6 +70,7 @@ def train(
         test: pictures to evaluate on at the end.
         pictures: how many of them to draw.
         callback: called with every record of metrics.jsonl; returning True ends the training early.
+        notes: kept in the checkpoint (`frcnn_fast.io.load_checkpoint(out).extra`), in JSON's types.
 
     Ctrl-C ends the iteration in progress, saves the checkpoint and returns with `interrupted` set.
 
@@ -103,7 +105,7 @@ def train(
         return callback(record) if callback else None
 
     def save(iteration: int) -> None:
-        save_detector(folder / "model.safetensors", detector, extra={"iteration": iteration})
+        save_detector(folder / "model.safetensors", detector, extra={**(notes or {}), "iteration": iteration})
 
     fitted = fit(detector, batches, options, log=log, save=save, device=device)
     detector.eval()
@@ -143,22 +145,24 @@ class _Items:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.train", description=__doc__)
-    parser.add_argument("--out", default=None, metavar="DIR", help="folder of the run (default: runs/DATASET)")
-    _command.add_dataset_arguments(parser)
-    parser.add_argument("--train-split", default="trainval", help="VOC split to train on (default: %(default)s)")
-    parser.add_argument("--test-split", default="test", help="VOC split to evaluate on (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATASET)")
     parser.add_argument("--weights", metavar="FILE", help="ImageNet weights to start from: .safetensors, .npz, .pth")
     parser.add_argument("--pictures", type=int, default=8, help="test pictures to draw (default: %(default)s)")
+    _command.add_dataset_arguments(parser, "digits")
+    parser.add_argument("--train-split", default="trainval", help="VOC split to train on (default: %(default)s)")
+    parser.add_argument("--class-names", nargs="+", metavar="NAME", help="default: all names in the VOC annotations")
     add_options(parser.add_argument_group("training (default: what suits the backbone)"), TrainOptions)
     add_options(parser.add_argument_group("detector (default: what suits the backbone)"), DetectorConfig)
     args = parser.parse_args(argv)
     with _command.errors(parser):
+        args.dataset = args.dataset or "digits"
         settings = chosen(args, DetectorConfig)
         name = settings.pop("backbone", "small" if args.dataset == "digits" else "vgg16")
         config = preset(name, **settings)
         options = recipe(name, **chosen(args, TrainOptions))
-        training = _command.open_dataset(args, "train" if args.dataset == "digits" else args.train_split)
-        test = _command.open_dataset(args, args.test_split, training.class_names)
+        train_split = "train" if args.dataset == "digits" else args.train_split
+        training = _command.open_dataset(args, train_split, args.class_names)
+        test = _command.open_dataset(args, args.test_split or "test", training.class_names)
         result = train(
             training,
             out=args.out or f"runs/{args.dataset}",
@@ -167,6 +171,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             weights=args.weights,
             test=test,
             pictures=args.pictures,
+            notes={"data": _command.data_notes(args)},
         )
         if result.interrupted:
             print(

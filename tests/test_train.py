@@ -47,6 +47,15 @@ def quick(**changes):
     return recipe("small", **{"iterations": 4, "log_every": 2, "warmup": 2, **changes})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On a busy machine threads that wait for each other take many times as long as one that does all the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short training run on half-size digits, evaluated."""
@@ -226,7 +235,7 @@ class TestCommands:
         assert (config.preprocess, config.shorter, config.backbone) == ("caffe", 96, "small")
 
         result = tmp_path / "result.json"
-        assert cli.main(["evaluate", "--checkpoint", str(out), *data, "-o", str(result)]) == 0
+        assert cli.main(["evaluate", "--checkpoint", str(out), "-o", str(result)]) == 0  # on the data of the run
         assert capsys.readouterr().out.splitlines()[-1] == last
         assert list(json.loads(result.read_text())["classes"]) == ["digit"]
 
@@ -240,6 +249,14 @@ class TestCommands:
         assert all((tmp_path / "found" / record["picture"]).is_file() for record in records)
         assert (records[0]["width"], records[0]["height"]) == (SIZE[1], SIZE[0])
         assert all(0 <= x <= 160 for record in records for found in record["detections"] for x in found["box"])
+
+    def test_weights_that_do_not_fit_are_named(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        np.savez("w.npz", **{"features.0.weight": np.zeros((2, 3), np.float32)})
+        with pytest.raises(SystemExit):
+            train.main(["--backbone", "squeezenet1_0", "--weights", "w.npz", "--iterations", "1"])
+        assert "error: w.npz: lacks features.0.bias, features.3.squeeze.weight" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == [tmp_path / "w.npz"]
 
     def test_a_broken_picture_does_not_cost_the_others(self, voc_tree, tmp_path, capsys):
         save_detector(tmp_path / "model.safetensors", build_detector(["digit"], preset("small")))
@@ -299,7 +316,10 @@ class TestInterrupt:
     def test_ctrl_c_keeps_the_checkpoint(self, tmp_path):
         arguments = ["--iterations", "100000", "--log-every", "1", "--batch-size", "1", "--out", str(tmp_path)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "frcnn_fast.train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-m", "frcnn_fast.train", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         deadline = time.monotonic() + 120
         while not (tmp_path / "metrics.jsonl").exists() and process.poll() is None:

@@ -57,8 +57,8 @@ class RegionProposalNetwork(nn.Module):
             # [B, k, h, w] -> [B, h*w*k]: the anchor index runs over the cell's anchors first.
             logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
-            stride = self.strides[level]
-            grids.append((getattr(self, f"cell_anchors_{level}"), tuple(feature.shape[-2:]), (stride, stride)))
+            size = feature.shape[2], feature.shape[3]
+            grids.append((getattr(self, f"cell_anchors_{level}"), size, self.strides[level]))
         return RpnOutput(
             torch.cat(logits, 1),
             torch.cat(deltas, 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,7 +43,8 @@ Outputs = tuple[Tensor, ...]
 class Operator:
     """One op of the library.
 
-    schema: torch schema without the trailing `str? backend=None`, which is added here.
+    schema: torch schema without the trailing `str? backend`, which is added here (without a default: the dispatcher would
+    leave a default out of what autograd sees).
     outputs(*args): allocates the results; also serves as the fake implementation and types the reference's results.
     launch(*args, *outputs): fills them with the compiled kernels (the binding picks CPU or CUDA by the tensors' device).
     reference(*args): the oracle; tensors arrive as NumPy arrays (halves widened to float32), arrays go out.
@@ -67,7 +68,7 @@ class Operator:
         self.outputs, self.launch, self.reference, self.triton = outputs, launch, reference, triton
         self.setup_context, self.backward = setup_context, backward
         head, tail = schema.rsplit(") ->", 1)
-        LIBRARY.define(f"{head}, str? backend=None) ->{tail}")
+        LIBRARY.define(f"{head}, str? backend) ->{tail}")
         qualified = f"frcnn_fast::{self.name}"
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(self.name, self._from_dispatcher, key)
@@ -79,27 +80,28 @@ class Operator:
         self._registered = getattr(torch.ops.frcnn_fast, self.name).default
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        needs_grad = False
-        if torch.is_grad_enabled():
-            needs_grad = any(t.requires_grad for t in tensors)
-            if needs_grad and self.backward is None:
-                # The results carry no gradient; the dispatcher need not wonder how to differentiate.
-                args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
-                tensors = [a for a in args if isinstance(a, Tensor)]
-                needs_grad = False
-        if not _plain_eager(tensors):
-            result = self._registered(*args, backend)
-        elif needs_grad:
-            result = _EagerFunction.apply(self, backend, *args)
-        else:
-            return self.run(backend, *args)
-        return result
+        grad_mode = torch.is_grad_enabled()
+        plain, needs_grad = _nobody_watches(), False
+        for a in args:
+            if isinstance(a, Tensor):
+                plain = plain and type(a) in _PLAIN
+                needs_grad = needs_grad or (grad_mode and a.requires_grad)
+        if needs_grad and self.backward is None:
+            # The results carry no gradient; the dispatcher need not wonder how to differentiate.
+            args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+            needs_grad = False
+        if not plain:
+            return self._registered(*args, backend)
+        if needs_grad:
+            return _EagerFunction.apply(self, backend, *args)
+        return self.run(backend, *args)
 
     def run(self, backend: str | None, *args: Any) -> Any:
         """Computes the op here and now, without the dispatcher."""
-        _require_name(backend)
-        device = next(a.device for a in _flat(args) if isinstance(a, Tensor)).type
+        if backend is not None:
+            _require_name(backend)
+        first = args[0] if isinstance(args[0], Tensor) else next(a for a in _flat(args) if isinstance(a, Tensor))
+        device = first.device.type
         chosen = backend or _chosen.get() or device
         if chosen == "reference":
             results = self.outputs(*args)
@@ -175,12 +177,16 @@ def _to_numpy(a: Any) -> Any:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _plain_eager(tensors: Sequence[Tensor]) -> bool:
-    """Whether nobody is watching: no compile, export, tracing, functorch transform, dispatch mode, tensor subclass."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return all(type(t) in _PLAIN for t in tensors)
+def _nobody_watches() -> bool:
+    """No compile, export, tracing, functorch transform or dispatch mode."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def plain_eager(tensors: Iterable[Tensor]) -> bool:
+    """Whether an op may skip the dispatcher: nobody watches, and these are tensors and nothing more."""
+    return _nobody_watches() and all(type(t) in _PLAIN for t in tensors)

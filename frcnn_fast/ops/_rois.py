@@ -19,9 +19,7 @@ def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor, name: str = "
     elif isinstance(boxes, (list, tuple)):
         rois = _rows(boxes, features, name)
     else:
-        raise TypeError(
-            f"{name}: expected a tensor [K, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}"
-        )
+        raise TypeError(f"{name}: expected a tensor [K, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}")
     _checks.check_same(name, rois, "the features", features, dtype=False)
     if rois.requires_grad:
         rois = rois.detach()

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from frcnn_fast._extension import extension
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._operator import Operator
-from frcnn_fast.ops.anchors import AnchorGrids
+from frcnn_fast.ops.anchor_grids import AnchorGrids, explicit_anchors
 
 # What the ops share
 
@@ -24,19 +23,6 @@ def _num_anchors(anchors: Tensor, grid: Sequence[int]) -> int:
     if not grid:
         return anchors.shape[-2]
     return sum(grid[i] * grid[i + 1] * grid[i + 2] for i in range(0, len(grid), 5))
-
-
-def _explicit(anchors: np.ndarray, grid: Sequence[int], offset: float) -> np.ndarray:
-    """For the oracle: every anchor of the grids."""
-    if not grid:
-        return anchors
-    tables, first = [], 0
-    for i in range(0, len(grid), 5):
-        height, width, per_cell, stride_y, stride_x = grid[i : i + 5]
-        cells = anchors[first : first + per_cell]
-        tables.append(oracle.grid_anchors(cells, (height, width), (stride_y, stride_x), offset=offset))
-        first += per_cell
-    return np.concatenate(tables)
 
 
 def _workspace(size: int, like: Tensor) -> Tensor | None:
@@ -60,17 +46,22 @@ def _gt_args(gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None) -> Tenso
 
 
 def _anchor_args(anchors: Tensor | AnchorGrids, gt_boxes: Tensor) -> tuple[Tensor, Sequence[int], float]:
+    """(table, grid, offset): given anchors and an empty grid, or the grid's cell anchors; in the computed type."""
+    dtype = _checks.compute_dtype(gt_boxes)
     if isinstance(anchors, AnchorGrids):
         _checks.check_same("anchors", anchors.cells, "gt_boxes", gt_boxes, dtype=False)
-        return anchors.cells.to(_checks.compute_dtype(gt_boxes)).contiguous(), anchors.grid, anchors.offset
+        return anchors.cells.to(dtype).contiguous(), anchors.grid, anchors.offset
+    B = gt_boxes.shape[0]
     of_each_image = isinstance(anchors, Tensor) and anchors.dim() == 3
-    _checks.check_float("anchors", anchors, "[A, 4] or [B, A, 4]", 3 if of_each_image else 2, 4)
-    if of_each_image and anchors.shape[0] != gt_boxes.shape[0]:
-        raise ValueError(
-            f"anchors: expected [A, 4] or [B, A, 4] with the B = {gt_boxes.shape[0]} of gt_boxes, "
-            f"got {_checks.describe(anchors)}"
+    _checks.check_float("anchors", anchors, "[A, 4], [B, A, 4] or AnchorGrids", 3 if of_each_image else 2, 4)
+    if of_each_image and anchors.shape[0] != B:
+        raise ValueError(f"anchors: expected [A, 4] or [B, A, 4] with B = {B}, got {_checks.describe(anchors)}")
+    _checks.check_same("anchors", anchors, "gt_boxes", gt_boxes, dtype=False)
+    if _checks.compute_dtype(anchors) != dtype:
+        raise TypeError(
+            f"anchors: expected the precision of gt_boxes ({gt_boxes.dtype}), got {_checks.describe(anchors)}; "
+            "convert one of them"
         )
-    _checks.check_same("anchors", anchors, "gt_boxes", gt_boxes)
     return _wide(anchors), [], 0.0
 
 
@@ -104,7 +95,7 @@ def _assign_launch(*args: Any) -> None:
 
 def _assign_reference(anchors, grid, offset, gt_boxes, gt_counts, image_sizes, crowd, p, n, low_quality, c, legacy):
     return oracle.assign_anchors(
-        _explicit(anchors, grid, offset),
+        explicit_anchors(anchors, grid, offset),
         gt_boxes,
         gt_counts,
         image_sizes=image_sizes,
@@ -275,9 +266,11 @@ def _rpn_launch(anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: T
     C.rpn_targets(anchors, grid, offset, A, gt_boxes, *inputs, _workspace(size, gt_boxes), *outputs)
 
 
-def _rpn_reference(anchors, grid, offset, gt_boxes, gt_counts, rng, image_sizes, crowd, p, n, q, c, size, most, w, y, s):
+def _rpn_reference(
+    anchors, grid, offset, gt_boxes, gt_counts, rng, image_sizes, crowd, p, n, q, c, size, most, w, y, s
+):
     return oracle.rpn_targets(
-        _explicit(anchors, grid, offset),
+        explicit_anchors(anchors, grid, offset),
         gt_boxes,
         gt_counts,
         rng,

@@ -22,7 +22,8 @@ from frcnn_fast.ops._checks import (
     image_sizes_tensor,
 )
 from frcnn_fast.ops._operator import Operator
-from frcnn_fast.ops.anchors import DELTA_CLAMP, AnchorGrids, anchor_arguments, explicit_anchors
+from frcnn_fast.ops.anchor_decode import DELTA_CLAMP
+from frcnn_fast.ops.anchor_grids import AnchorGrids, anchor_arguments, explicit_anchors
 
 FILTER_ORDERS = ("before_top_n", "after_top_n")
 
@@ -86,7 +87,7 @@ def rpn_proposals(
     check_float("deltas", deltas, "[B, A, 4]", 3, 4)
     check_size("deltas", deltas, "[B, A, 4]", (B, A, 4))
     check_same("deltas", deltas, "scores", scores)
-    table, grid, offset, sizes = anchor_arguments(anchors, "scores", scores, B, A)
+    table, grid, offset, sizes = anchor_arguments(anchors, scores, B, A)
     if level_sizes is not None and not grid:
         sizes = [check_positive("level_sizes", size, zero=True) for size in level_sizes]
         if sum(sizes) != A:

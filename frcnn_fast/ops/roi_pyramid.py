@@ -13,7 +13,7 @@ from torch import Tensor
 from frcnn_fast import reference as oracle
 from frcnn_fast._extension import extension
 from frcnn_fast.ops import _checks
-from frcnn_fast.ops._operator import Operator, _plain_eager
+from frcnn_fast.ops._operator import Operator, plain_eager
 from frcnn_fast.ops._rois import (
     dense,
     empty_maps,
@@ -29,7 +29,7 @@ class _OverLevels(Operator):
     """An op whose first argument is a list of maps, through which gradients flow."""
 
     def __call__(self, features: Sequence[Tensor], *args: Any, backend: str | None = None) -> Any:
-        if not _plain_eager([*features, args[0]]):
+        if not plain_eager([*features, args[0]]):
             return self._registered(features, *args, backend)
         if torch.is_grad_enabled() and any(f.requires_grad for f in features):
             return _EagerLevels.apply(self, backend, len(features), *features, *args)
@@ -227,6 +227,4 @@ def multiscale_roi_align(
     height, width = output_pair(output_size)
     boxes = roi_tensor(rois, first, "rois")
     maps = [dense(f) for f in features]
-    return _pyramid(
-        maps, boxes, height, width, scales, int(sampling_ratio), bool(aligned), *canonical, backend=backend
-    )
+    return _pyramid(maps, boxes, height, width, scales, int(sampling_ratio), bool(aligned), *canonical, backend=backend)

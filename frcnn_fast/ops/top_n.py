@@ -21,9 +21,9 @@ def top_n(scores: Tensor, n: int, *, backend: str | None = None) -> tuple[Tensor
     Returns values [B, n] (the dtype of scores, 0 beyond the count), indices int64 [B, n] (columns, -1 beyond the
     count) and counts int64 [B]: how many were selected, min(n, scores that are not NaN).
 
-    Scores sort in descending order; -0.0 equals 0.0; equal scores keep the lower index first; +inf and -inf are ordinary
-    scores; NaN is never selected (torch.topk ranks it first). One exact answer on every backend, run after run. No
-    gradient. O(N + n log n) a row.
+    Scores sort in descending order; -0.0 equals 0.0; equal scores keep the lower index first; +inf and -inf are
+    ordinary scores; NaN is never selected (torch.topk ranks it first). One exact answer on every backend, run after
+    run. No gradient. O(N + n log n) a row.
     """
     check_float("scores", scores, "[B, N]", 2)
     return _top_n(scores.contiguous(), check_positive("n", n, zero=True), backend=backend)

@@ -19,8 +19,8 @@ def box_iou(boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> 
 def box_iou_backward(grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> np.ndarray:
     """Gradient of boxes1 [N, 4], given that of the IoU [N, M].
 
-    Through max and min it goes to the side that was taken, half to each in a tie; an intersection that is just
-    empty (a side of exactly 0) still passes it. Lane l of 32 sums columns l, l + 32, ... in turn; lanes are then
+    Through max and min it goes to the side that was taken, half to each in a tie; boxes that only touch pass
+    nothing through the intersection. Lane l of 32 sums columns l, l + 32, ... in turn; lanes are then
     folded in halves.
     """
     dtype = boxes1.dtype.type
@@ -33,8 +33,8 @@ def box_iou_backward(grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *
         union = (box.area(a, legacy) + box.area(b, legacy)) - overlap
         square = union * union
         per_overlap, per_area = (union + overlap) / square, overlap / square
-        along_x = np.where(w >= 0, per_overlap * box.larger(zero, h), zero)
-        along_y = np.where(h >= 0, per_overlap * box.larger(zero, w), zero)
+        along_x = np.where(w > 0, per_overlap * box.larger(zero, h), zero)
+        along_y = np.where(h > 0, per_overlap * box.larger(zero, w), zero)
         height = per_area * box.side(a[..., 1], a[..., 3], legacy)
         width = per_area * box.side(a[..., 0], a[..., 2], legacy)
 

@@ -71,14 +71,25 @@ void make_planes(const AnchorSource& anchors, const U* image_size, Plane<U>* pla
   }
 }
 
-// Labels what takes no part kIgnored.
+// Labels what takes no part kIgnored. Mostly that is a frame of the grid.
 template <class U>
 void mark_absent(const Plane<U>& plane, int8_t* labels) {
   if (plane.x.taking == plane.x.count && plane.y.taking == plane.y.count) return;
+  int64_t first = 0, last = plane.x.count;
+  while (first < last && !plane.x.takes_part(first)) ++first;
+  while (first < last && !plane.x.takes_part(last - 1)) --last;
+  const auto mark = [&](int64_t row, int64_t from, int64_t to, bool all) {
+    for (int64_t x = from; x < to; ++x)
+      if (all || !plane.x.takes_part(x)) labels[plane.index(x, row)] = kIgnored;
+  };
   for (int64_t y = 0; y < plane.y.count; ++y) {
-    const bool whole_row = !plane.y.takes_part(y);
-    for (int64_t x = 0; x < plane.x.count; ++x)
-      if (whole_row || !plane.x.takes_part(x)) labels[plane.index(x, y)] = kIgnored;
+    if (!plane.y.takes_part(y)) {
+      mark(y, 0, plane.x.count, true);
+      continue;
+    }
+    mark(y, 0, first, true);
+    mark(y, last, plane.x.count, true);
+    if (plane.x.taking < last - first) mark(y, first, last, false);
   }
 }
 
@@ -104,13 +115,13 @@ class Assigner {
 
   void grid() {
     const int64_t planes = count_planes(anchors_), room = axes_room(anchors_), images = image_sizes_ ? B_ : 1;
-    parallel_for(images, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(images, 4, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         make_planes<kLegacy>(anchors_, image_size(b), workspace_.planes + b * planes, workspace_.axes + b * room);
     });
     const auto planes_of = [&](int64_t b) { return workspace_.planes + (image_sizes_ ? b * planes : 0); };
-    parallel_for(B_ * A_, 1 << 17, [&](int64_t begin, int64_t end) { fill(begin, end); });
-    parallel_for(B_ * planes, 4, [&](int64_t begin, int64_t end) {
+    parallel_for(B_ * A_, 1 << 20, [&](int64_t begin, int64_t end) { fill(begin, end); });
+    parallel_for(B_ * planes, 64, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) mark_absent(planes_of(i / planes)[i % planes], labels_ + i / planes * A_);
     });
     parallel_for(B_, 1, [&](int64_t begin, int64_t end) {
@@ -145,7 +156,7 @@ class Assigner {
       FF_ISA_CALL(match_block<kLegacy>, boxes, block_size(block), workspace_.scenes.at(b), image_size(b),
                   rule_.crowd_overlap, peaks ? peaks + b * G_ : nullptr, find, out);
     };
-    parallel_for(B_ * blocks, 32, [&](int64_t begin, int64_t end) {
+    parallel_for(B_ * blocks, 256, [&](int64_t begin, int64_t end) {
       BlockMatch<U> found;
       for (int64_t i = begin; i < end; ++i) {
         match(i / blocks, i % blocks, peaks, false, &found);
@@ -154,7 +165,7 @@ class Assigner {
       }
     });
     if (!peaks) return;
-    parallel_for(B_ * blocks, 64, [&](int64_t begin, int64_t end) {
+    parallel_for(B_ * blocks, 256, [&](int64_t begin, int64_t end) {
       BlockMatch<U> found;
       int64_t image = -1;
       U least = U(0);
@@ -185,7 +196,7 @@ class Assigner {
   }
   template <class Body>
   void each_object(const Body& body) const {
-    parallel_for(B_ * G_, 8, [&](int64_t begin, int64_t end) {
+    parallel_for(B_ * G_, 32, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const Scene<U> scene = workspace_.scenes.at(i / G_);
         if (i % G_ < scene.objects.count) body(i / G_, i % G_, scene);

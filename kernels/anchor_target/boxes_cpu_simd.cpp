@@ -71,9 +71,10 @@ FF_INLINE Box<U> find_hull(const Block<U>& block) {
 template <bool kLegacy, class U>
 FF_INLINE uint32_t near_objects(const Box<U>& hull, const BoxList<U>& objects, int64_t i) {
   const Vector<U> w = shared_lanes<kLegacy, U>(lanes_at(objects.x1 + i), lanes_at(objects.x2 + i), hull.x1,
-                                              FF_MUTANT(target_block_cull, hull.x2, hull.x1));
+                                              hull.x2);
   const Vector<U> h =
-      shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), hull.y1, hull.y2);
+      shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), hull.y1,
+                                              FF_MUTANT(target_hull, hull.y2, hull.y1));
   return above(w, Vector<U>{}) & above(h, Vector<U>{}) & low_bits(objects.count - i);
 }
 

@@ -169,11 +169,10 @@ U object_peak(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene,
   int64_t start = 0;  // the plane of the most similar anchors spares most of the others
   for (int64_t p = 1; p < num_planes; ++p)
     if (plane_bound<kLegacy>(planes[p], box, box_area) > plane_bound<kLegacy>(planes[start], box, box_area)) start = p;
-  U peak = U(0);
-  for (int64_t p = start; p < num_planes; p = p == start ? 0 : p + 1) {
-    if (plane_bound<kLegacy>(planes[p], box, box_area) > peak)
+  U peak = Sweep<kLegacy, U>(planes[start], scene, object, crowd_overlap).raise(U(0));
+  for (int64_t p = 0; p < num_planes; ++p)
+    if (p != start && plane_bound<kLegacy>(planes[p], box, box_area) > peak)
       peak = Sweep<kLegacy, U>(planes[p], scene, object, crowd_overlap).raise(peak);
-  }
   return peak;
 }
 

@@ -1,6 +1,6 @@
 // RoIs for the head: labels of all candidates in the workspace, the sample, and its targets.
+#include "../anchor_decode/anchor_decode.h"
 #include "anchor_target_cpu.h"
-#include "encode.h"
 
 namespace frcnn_fast {
 namespace {
@@ -52,7 +52,7 @@ Status sample_rois(int64_t B, const Proposals& proposals, const GroundTruth& gt,
     for (int64_t b = begin; b < end; ++b) workspace.scenes.template fill<kLegacy>(gt, b);
   });
   const int64_t gt_blocks = options.append_gt ? blocks_of(G) : 0, blocks = blocks_of(N) + gt_blocks;
-  parallel_for(B * blocks, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(B * blocks, 128, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / blocks, block = i % blocks, first = (block < gt_blocks ? block : block - gt_blocks) * kBlock;
       Scene<U> scene = workspace.scenes.at(b);

@@ -1,6 +1,6 @@
 // Labels in the workspace, the sample, and the targets of what was sampled.
+#include "../anchor_decode/anchor_decode.h"
 #include "anchor_target_cpu.h"
-#include "encode.h"
 
 namespace frcnn_fast {
 namespace {
@@ -31,7 +31,7 @@ Status rpn_targets(int64_t B, const AnchorSource& source, const GroundTruth& gt,
   const DecodeParams<U> params = make_decode_params<U>(weights, 0.0);
   const U* gt_boxes = static_cast<const U*>(gt.boxes);
   U* targets = static_cast<U*>(outputs.targets);
-  parallel_for(B * S, 128, [&](int64_t begin, int64_t end) {
+  parallel_for(B * S, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / S, s = i % S, positives = outputs.counts[2 * b], all = positives + outputs.counts[2 * b + 1];
       outputs.labels[i] = s < positives ? kPositive : s < all ? kNegative : kIgnored;

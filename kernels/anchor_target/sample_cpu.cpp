@@ -133,7 +133,7 @@ void sample_labels(const int8_t* labels, int64_t B, int64_t A, const SampleOptio
     for (int64_t i = begin; i < end; ++i) sampler.count(i / pieces, i % pieces);
   });
   for (int64_t image = 0; image < B; ++image) plans[image] = sampler.plan(image);
-  parallel_for(B * pieces, 1 + (1 << 14) / length, [&](int64_t begin, int64_t end) {
+  parallel_for(B * pieces, 1 + (1 << 17) / length, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) sampler.draw(i / pieces, i % pieces, plans[i / pieces], false);
   });
   parallel_for(B, 4, [&](int64_t begin, int64_t end) {

@@ -23,7 +23,7 @@ FF_HD void store_box(U* p, const Box<U>& box) {
 
 template <class U>
 FF_HD bool is_finite(const Box<U>& b) {
-  return is_finite(b.x1) && is_finite(b.y1) && is_finite(b.x2) && is_finite(b.y2);
+  return is_finite(b.x1) & is_finite(b.y1) & is_finite(b.x2) & is_finite(b.y2);  // no branches: loops vectorise
 }
 
 template <bool kLegacy, class U>

@@ -94,8 +94,8 @@ FF_HD float log_(float x) {
   y = y + e * -2.12194440e-4f;
   y = y - 0.5f * z;
   const float result = (f + y) + e * 0.693359375f;
-  if (x != x || x == bits_float(0x7f800000u)) return x;
-  return x > 0.0f ? result : (x == 0.0f ? bits_float(0xff800000u) : bits_float(0x7fc00000u));
+  const float other = x == 0.0f ? bits_float(0xff800000u) : (x < 0.0f ? bits_float(0x7fc00000u) : x);
+  return (x > 0.0f) & (x < bits_float(0x7f800000u)) ? result : other;
 }
 
 // As the float one, with y = f * ((z * P(f)) / Q(f)), P of degree 5, Q of degree 5 (leading coefficient 1); then
@@ -125,8 +125,9 @@ FF_HD double log_(double x) {
   y = y - e * 2.121944400546905827679e-4;
   y = y - 0.5 * z;
   const double result = (f + y) + e * 0.693359375;
-  if (x != x || x == bits_double(0x7ff0000000000000ull)) return x;
-  return x > 0.0 ? result : (x == 0.0 ? bits_double(0xfff0000000000000ull) : bits_double(0x7ff8000000000000ull));
+  const double other =
+      x == 0.0 ? bits_double(0xfff0000000000000ull) : (x < 0.0 ? bits_double(0x7ff8000000000000ull) : x);
+  return (x > 0.0) & (x < bits_double(0x7ff0000000000000ull)) ? result : other;
 }
 
 }  // namespace frcnn_fast

@@ -27,8 +27,8 @@ FF_HD U share_of_larger(U mine, U other) {
   return mine > other ? U(1) : (mine == other ? FF_MUTANT(box_iou_tie, U(0.5), U(1)) : U(0));
 }
 
-// d iou(a, b) / d a, four coordinates; the other box's gradient is this one with the boxes swapped. At an
-// intersection that is just empty (a side of 0) the gradient still flows, as through torch.clamp.
+// d iou(a, b) / d a, four coordinates; the other box's gradient is this one with the boxes swapped. Boxes that only
+// touch pass nothing through the intersection.
 template <bool kLegacy, class U>
 FF_HD Box<U> pair_iou_gradient(const Box<U>& a, const Box<U>& b) {
   const U w = extent<kLegacy>(maximum(a.x1, b.x1), minimum(a.x2, b.x2));
@@ -38,8 +38,8 @@ FF_HD Box<U> pair_iou_gradient(const Box<U>& a, const Box<U>& b) {
   // iou = o / j with j = A + B - o: d iou = (do * (j + o) - dA * o) / j^2
   const U square = joined * joined;
   const U per_overlap = (joined + overlap) / square, per_area = overlap / square;
-  const U along_x = w >= U(0) ? per_overlap * maximum(U(0), h) : U(0);
-  const U along_y = h >= U(0) ? per_overlap * maximum(U(0), w) : U(0);
+  const U along_x = w > U(0) ? per_overlap * maximum(U(0), h) : U(0);
+  const U along_y = h > U(0) ? per_overlap * maximum(U(0), w) : U(0);
   const U height = per_area * extent<kLegacy>(a.y1, a.y2), width = per_area * extent<kLegacy>(a.x1, a.x2);
   return {height - along_x * share_of_larger(a.x1, b.x1), width - along_y * share_of_larger(a.y1, b.y1),
           along_x * share_of_larger(b.x2, a.x2) - height, along_y * share_of_larger(b.y2, a.y2) - width};

@@ -4,7 +4,7 @@ namespace frcnn_fast {
 namespace {
 
 // Fewer pairs than this are not worth a second thread.
-constexpr int64_t kPairsForThreads = 1 << 17;
+constexpr int64_t kPairsForThreads = 1 << 21;
 
 int64_t element_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 int64_t compute_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }

@@ -111,7 +111,7 @@ __device__ __forceinline__ Word resolve_word(bool alive0, bool alive1, Word riva
   for (;;) {
     const Word next = Word(__ballot_sync(kFullMask, alive0 && !(rivals0 & kept))) |
                       Word(__ballot_sync(kFullMask, alive1 && !(rivals1 & kept))) << 32;
-    if (next == kept) return kept;
+    if (FF_MUTANT(nms_rounds, next == kept, true)) return next;
     kept = next;
   }
 }

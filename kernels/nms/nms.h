@@ -5,7 +5,7 @@
 // box with a non-finite coordinate or a NaN score takes no part. Suppression is symmetric to the bit.
 //
 // Planted mistakes: nms_threshold, nms_pretest, nms_non_finite, nms_class, nms_max_output, nms_counts, nms_chunk,
-// nms_tie.
+// nms_rounds.
 #pragma once
 #include "../common/box.h"
 #include "../common/mutant.h"

@@ -6,9 +6,9 @@ namespace frcnn_fast {
 namespace FF_ISA {
 namespace {
 
-constexpr int64_t kRound = 1024;
+constexpr int64_t kRound = 2048;
 // Pairs below which a second thread costs more than it saves.
-constexpr int64_t kPairsForThreads = 1 << 20;
+constexpr int64_t kPairsForThreads = 1 << 21;
 
 template <class T>
 struct Memory {

@@ -2,7 +2,8 @@
 //
 //   valid     (filter_first only) one thread an anchor: does it decode to a box that may compete?
 //   top-N     every (image, level) segment's best pre_nms_top_n, sorted (kernels/top_n)
-//   decode    one block a segment: decode and clip the selected, close the gaps that dropped boxes leave
+//   decode    one thread a selected anchor: decode, clip, judge
+//   compact   one block a segment closes the gaps that dropped boxes leave, in place
 //   NMS       every segment by itself, early exit at post_nms_top_n (kernels/nms)
 //   merge     one thread a kept box: its place among all levels of the image by binary search in the other levels
 #include "../anchor_decode/anchor_decode.h"
@@ -17,18 +18,17 @@ namespace frcnn_fast {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kDecodeThreads = 512;
+constexpr int kCompactThreads = 512;
 
 template <class U>
 struct Pieces {
-  uint8_t* valid;       // [B, A], filter_first only
-  int32_t* selected;    // [S, n] anchor indices, best first
+  uint8_t* valid;         // [B, A] (filter_first), then [S, n]: may the box compete?
+  int32_t* selected;      // [S, n] anchor indices, best first; compacted with the boxes
   int32_t* num_selected;  // [S]
-  U* boxes;             // [S, n, 4] of the selected that may compete
-  int32_t* anchors;     // [S, n] their anchor indices
-  int32_t* num_boxes;   // [S]
-  int32_t* keep;        // [S, k] ranks
-  int32_t* num_keep;    // [S]
+  U* boxes;               // [S, n, 4]
+  int32_t* num_boxes;     // [S] after compaction
+  int32_t* keep;          // [S, k] ranks
+  int32_t* num_keep;      // [S]
   char* top_n;
   char* nms;
   size_t bytes;
@@ -39,11 +39,11 @@ Pieces<U> carve(const ProposalInputs& in, const ProposalSettings& set, int64_t n
   const int64_t S = in.B * in.L;
   Carver carver(workspace);
   Pieces<U> p;
-  p.valid = carver.take<uint8_t>(set.filter_first ? in.B * in.A : 0);
+  const int64_t all = set.filter_first ? in.B * in.A : 0;
+  p.valid = carver.take<uint8_t>(all > S * n ? all : S * n);
   p.selected = carver.take<int32_t>(S * n);
   p.num_selected = carver.take<int32_t>(S);
   p.boxes = carver.take<U>(S * n * 4);
-  p.anchors = carver.take<int32_t>(S * n);
   p.num_boxes = carver.take<int32_t>(S);
   p.keep = carver.take<int32_t>(S * k);
   p.num_keep = carver.take<int32_t>(S);
@@ -75,51 +75,64 @@ struct Decoder {
 
   // False where the box may not compete.
   FF_HD bool operator()(int64_t b, int64_t a, Box<U>* box) const {
-    const T* d = deltas + 4 * (b * A + a);
+    const Box<U> d = load_box(deltas + 4 * (b * A + a));
     const Window<U> window =
         make_window<kLegacy>(image_sizes + 2 * b, min_size, image_scales ? image_scales + b : nullptr);
-    const Box<U> decoded = decode<kLegacy>(anchors.at(b, a), load(d), load(d + 1), load(d + 2), load(d + 3), params);
+    const Box<U> decoded = decode<kLegacy>(anchors.at(b, a), d.x1, d.y1, d.x2, d.y2, params);
     *box = clip(decoded, window);
     return is_valid<kLegacy>(decoded, *box, window.min_side);
   }
 };
 
 template <class T, bool kLegacy>
-__global__ void __launch_bounds__(kThreads)
-    proposals_valid_kernel(Decoder<T, kLegacy> decoder, uint8_t* __restrict__ valid /* [B, A] */) {
+__global__ void __launch_bounds__(kThreads, 1)
+    proposals_valid_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, uint8_t* __restrict__ valid /* [B, A] */) {
   const int64_t a = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
   if (a >= decoder.A) return;
   Box<Compute<T>> box;
   valid[b * decoder.A + a] = decoder(b, a, &box);
 }
 
-// One block a segment walks its ranks in pieces of kDecodeThreads; a block-wide scan gives every valid box its place,
-// so that order survives. The barriers inside block_exclusive_sum also keep the pieces apart.
 template <class T, bool kLegacy>
-__global__ void __launch_bounds__(kDecodeThreads)
-    proposals_decode_kernel(Decoder<T, kLegacy> decoder, int64_t L, int64_t n,
+__global__ void __launch_bounds__(kThreads, 1)
+    proposals_decode_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, unsigned L, int64_t n,
                             const int32_t* __restrict__ selected /* [S, n] */,
                             const int32_t* __restrict__ num_selected /* [S] */,
-                            Compute<T>* __restrict__ boxes /* [S, n, 4] */, int32_t* __restrict__ anchors /* [S, n] */,
-                            int32_t* __restrict__ num_boxes /* [S] */) {
-  FF_SHARED(int, scratch, [kDecodeThreads / kWarp]);
-  const int64_t s = blockIdx.x, b = s / L;
+                            Compute<T>* __restrict__ boxes /* [S, n, 4] */, uint8_t* __restrict__ valid /* [S, n] */) {
+  const unsigned s = blockIdx.y, rank = blockIdx.x * kThreads + threadIdx.x;
+  if (rank >= unsigned(num_selected[s])) return;
+  const int64_t row = s * n + rank;
+  Box<Compute<T>> box;
+  valid[row] = decoder(s / L, selected[row], &box);
+  store_box(boxes + 4 * row, box);
+}
+
+// One block a segment walks its ranks in pieces of kCompactThreads; a block-wide scan gives every valid box its place,
+// so that order survives. A place is never behind its rank: a piece is read whole before any of it is written, and the
+// barriers inside block_exclusive_sum stand between the two and between the pieces.
+template <class U>
+__global__ void __launch_bounds__(kCompactThreads)
+    proposals_compact_kernel(int64_t n, const uint8_t* __restrict__ valid /* [S, n] */,
+                             const int32_t* __restrict__ num_selected /* [S] */, U* boxes /* [S, n, 4] */,
+                             int32_t* anchors /* [S, n] */, int32_t* __restrict__ num_boxes /* [S] */) {
+  FF_SHARED(int, scratch, [kCompactThreads / kWarp]);
+  const int64_t s = blockIdx.x;
   const int count = num_selected[s];
   int written = 0;
-  for (int first = 0; first < count; first += kDecodeThreads) {
+  for (int first = 0; first < count; first += kCompactThreads) {
     const int rank = first + int(threadIdx.x);
-    Box<Compute<T>> box = {};
+    const bool stays = rank < count && valid[s * n + rank];
+    Box<U> box = {};
     int32_t a = 0;
-    bool valid = false;
-    if (rank < count) {
-      a = selected[s * n + rank];
-      valid = decoder(b, a, &box);
+    if (stays) {
+      box = load_box(boxes + 4 * (s * n + rank));
+      a = anchors[s * n + rank];
     }
     int total;
-    const int place = written + block_exclusive_sum(int(valid), scratch, &total);
-    if (valid) {
-      store_box(boxes + 4 * (s * n + place), box);
-      anchors[s * n + place] = a;
+    const int64_t place = s * n + written + block_exclusive_sum(int(stays), scratch, &total);
+    if (stays) {
+      store_box(boxes + 4 * place, box);
+      anchors[place] = a;
     }
     written += total;
   }
@@ -129,7 +142,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
 // Thread (b, l, i) places the i-th kept box of level l: i boxes of its own level come first, and of every other level
 // those with a higher score, or an equal one in a lower level. Threads beyond the last box write the padding.
 template <class T, class U = Compute<T>>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     proposals_merge_kernel(const T* __restrict__ scores /* [B, A] */, const U* __restrict__ boxes /* [S, n, 4] */,
                            const int32_t* __restrict__ anchors /* [S, n] */,
                            const int32_t* __restrict__ keep /* [S, k] */, const int32_t* __restrict__ num_keep /* [S] */,
@@ -202,8 +215,10 @@ Status run_proposals(const ProposalInputs& in, const ProposalSettings& set, void
     for (int64_t l = 0; l < in.L; ++l) starts[l + 1] = starts[l] + in.level_sizes[l];
     FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n, set.filter_first ? p.valid : nullptr,
                                p.top_n, p.selected, p.num_selected, stream));
-    FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(unsigned(S)), dim3(kDecodeThreads), 0, stream, decoder, in.L, n,
-              p.selected, p.num_selected, p.boxes, p.anchors, p.num_boxes);
+    FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(blocks_for(n, kThreads), unsigned(S)), dim3(kThreads), 0,
+              stream, decoder, unsigned(in.L), n, p.selected, p.num_selected, p.boxes, p.valid);
+    FF_LAUNCH((proposals_compact_kernel<U>), dim3(unsigned(S)), dim3(kCompactThreads), 0, stream, n, p.valid,
+              p.num_selected, p.boxes, p.selected, p.num_boxes);
     FF_TRY(nms_sorted_segments_cuda(compute, p.boxes, nullptr, p.num_boxes, S, n, set.iou_threshold, k, set.legacy,
                                     p.nms, p.keep, p.num_keep, stream));
   }
@@ -211,7 +226,7 @@ Status run_proposals(const ProposalInputs& in, const ProposalSettings& set, void
     const bool any = S && n;
     const int64_t threads = any && in.L * k > P ? in.L * k : P;
     FF_LAUNCH((proposals_merge_kernel<T>), dim3(blocks_for(threads, kThreads), unsigned(in.B)), dim3(kThreads), 0,
-              stream, scores, p.boxes, p.anchors, p.keep, p.num_keep, in.A, any ? in.L : 0, n, k > 0 ? k : 1, P,
+              stream, scores, p.boxes, p.selected, p.keep, p.num_keep, in.A, any ? in.L : 0, n, k > 0 ? k : 1, P,
               static_cast<U*>(out.boxes), static_cast<T*>(out.scores), out.indices, out.counts);
   }
   return launched();

@@ -34,10 +34,11 @@ __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(const __grid_constant__ ScoreSegments<T> segments, int room, int64_t n,
                   Candidates<RankKey<Compute<T>>> candidates, Output<T> output) {
   using Key = RankKey<Compute<T>>;
-  FF_SHARED(DigitTable, table);
   FF_SHARED(uint32_t, scratch, [kSelectWarps]);
   FF_SHARED(Key, key_scratch, [kSelectWarps]);
-  FF_DYN_SHARED(Ranking<Key>, items);
+  FF_DYN_SHARED(unsigned char, memory);
+  DigitTable& table = *reinterpret_cast<DigitTable*>(memory);
+  Ranking<Key>* const items = reinterpret_cast<Ranking<Key>*>(memory + sizeof(DigitTable));
   uint16_t* const order = reinterpret_cast<uint16_t*>(items + room);
   const int segment = int(blockIdx.x / cluster_size());
   const SegmentSlice<T> slice(segments, segment);
@@ -93,20 +94,24 @@ __global__ void write_kernel(const __grid_constant__ ScoreSegments<T> segments, 
                present ? candidates.entries[int64_t(segment) * room + rank].index : 0);
 }
 
+// What a launch of select_kernel may ask for; its static shared memory is within the rest.
+size_t most_shared() { return max_dynamic_shared() - 1024; }
+
 // Where candidates are sorted: in shared memory, if the device has enough, else here.
 template <class Key>
 struct SortSpace {
-  size_t shared;  // bytes; 0: not there
+  size_t shared = sizeof(DigitTable);  // select_kernel's dynamic shared memory, in bytes
   Candidates<Key> candidates = {};
   Ranking<Key>* spare = nullptr;
   uint32_t* starts = nullptr;
   size_t bytes = 0;
 
-  SortSpace(void* workspace, int64_t segments, int64_t room)
-      : shared(room * (sizeof(Ranking<Key>) + sizeof(uint16_t))) {
-    constexpr size_t kStatic = sizeof(DigitTable) + 1024;
-    if (room <= kMostShared && shared + kStatic <= max_dynamic_shared()) return;
-    shared = 0;
+  SortSpace(void* workspace, int64_t segments, int64_t room) {
+    const size_t sorted = size_t(room) * (sizeof(Ranking<Key>) + sizeof(uint16_t));
+    if (room <= kMostShared && shared + sorted <= most_shared()) {
+      shared += sorted;
+      return;
+    }
     Carver carver(workspace);
     candidates.entries = carver.take<Ranking<Key>>(segments * room);
     candidates.counts = carver.take<int32_t>(segments);
@@ -133,10 +138,10 @@ Status select(const ScoreSegments<T>& segments, int64_t count, int64_t n, void* 
   if (compute_capability() >= 90)
     while (cluster < 8 && longest > int(cluster) * 2 * kSelectThreads) cluster *= 2;
   SortSpace<Key> space(workspace, count, room);
-  FF_TRY(allow_dynamic_shared(select_kernel<T>, space.shared));
+  FF_TRY(allow_dynamic_shared(select_kernel<T>, most_shared()));  // not space.shared: threads would race for it
   FF_LAUNCH_CLUSTER(select_kernel<T>, cluster, dim3(unsigned(count) * cluster), dim3(kSelectThreads), space.shared,
                     stream, segments, room, n, space.candidates, output);
-  if (space.shared == 0) {
+  if (space.candidates.entries) {
     sort_candidates(&space.candidates, space.spare, count, room, space.starts, stream);
     FF_LAUNCH(write_kernel<T>, dim3(blocks_for(count * n, 256)), dim3(256), 0, stream, segments, room, n,
               space.candidates, count * n, output);

@@ -8,7 +8,11 @@
 #include <new>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
+// SIMT_ASAN: this file is compiled plainly, for speed, into a program with AddressSanitizer.
+#if defined(__SANITIZE_ADDRESS__) && !defined(SIMT_ASAN)
+#define SIMT_ASAN
+#endif
+#if defined(SIMT_ASAN)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -108,19 +112,19 @@ void fiber_prepare(Fiber& fiber, size_t slot, void (*entry)()) {
 }
 
 void fiber_switch(Fiber& from, Fiber& to, bool from_is_finished) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ASAN)
   __sanitizer_start_switch_fiber(from_is_finished ? nullptr : &from.fake_stack, to.stack, to.stack_bytes);
 #else
   (void)from_is_finished;
 #endif
   switch_context(from, to);
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ASAN)
   __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 #endif
 }
 
 void fiber_entered(Fiber& host) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ASAN)
   __sanitizer_finish_switch_fiber(nullptr, &host.stack, &host.stack_bytes);
 #else
   (void)host;
@@ -128,7 +132,7 @@ void fiber_entered(Fiber& host) {
 }
 
 void fiber_abandon(Fiber& fiber) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ASAN)
   __asan_unpoison_memory_region(fiber.stack, fiber.stack_bytes);
 #else
   (void)fiber;

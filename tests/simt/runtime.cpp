@@ -15,7 +15,7 @@ namespace {
 // The least that a device of sm_80 or later offers: what passes here fits everywhere.
 constexpr size_t kSharedBytes = 48 << 10, kMaxSharedBytes = 99 << 10;
 constexpr unsigned kMaxThreads = 1024, kMaxCluster = 8, kMaxGridYZ = 65535;
-constexpr size_t kInterleaved = 4;  // clusters that run together in the random schedule
+constexpr size_t kInterleaved = 2;  // clusters that run together in the random schedule
 
 thread_local cudaError_t last_error = cudaSuccess;
 std::atomic<int64_t> launch_count{0};
@@ -52,67 +52,32 @@ void fail(const char* format, ...) {
   throw Error(name_of(me()) + ": " + message);
 }
 
+// What `me` is about to wait in.
+static Thread& calls(const char* name, unsigned mask, Where where) {
+  Thread& t = me();
+  t.name = name;
+  t.mask = mask;
+  t.where = where;
+  return t;
+}
+
 Votes block_barrier(const char* name, bool vote, Where where) {
-  Block& block = *me().owner;
-  gang->arrive(block.barrier, block.running, name, vote, where);
-  return me().votes;
+  Thread& t = calls(name, 0, where);
+  gang->block_barrier(t, vote);
+  return t.votes;
 }
 
 uint64_t collective(const char* name, unsigned mask, uint64_t value, uint64_t argument, void (*combine)(Exchange&),
                     Where where) {
-  Thread& t = me();
-  t.state = State::kInCollective;
-  t.name = name;
-  t.where = where;
-  t.mask = mask;
+  Thread& t = calls(name, mask, where);
   t.value = value;
   t.argument = argument;
   t.combine = combine;
-  if (!(mask >> t.lane & 1u)) fail("calls %s: its own lane %d is not in the mask", wait_of(t).c_str(), t.lane);
-  const size_t first = size_t(t.number) - size_t(t.lane);
-  std::vector<Thread>& threads = t.owner->threads;
-  for (size_t i = first; i < std::min(first + 32, threads.size()); ++i) {
-    const Thread& other = threads[i];
-    if (!(mask >> other.lane & 1u)) continue;
-    // It needs this lane to go on while this lane needs it, or the two disagree about who takes part.
-    const bool stuck =
-        other.state == State::kInBarrier || (other.state == State::kInCollective && !same_wait(other, t) &&
-                                             ((other.mask >> t.lane & 1u) || same_place(other, t)));
-    if (stuck)
-      fail("divergent warp: lane %d calls %s, while lane %d, which the mask names, waits in %s", t.lane,
-           wait_of(t).c_str(), other.lane, wait_of(other).c_str());
-  }
-  try_collective(t);
-  gang->wait(t);
+  gang->collective(t);
   return t.result;
 }
 
-void try_collective(Thread& waiting) {
-  std::vector<Thread>& threads = waiting.owner->threads;
-  const size_t first = size_t(waiting.number) - size_t(waiting.lane);
-  Exchange exchange = {waiting.name, waiting.where, 0, {}, {}, {}};
-  for (size_t i = first; i < std::min(first + 32, threads.size()); ++i) {
-    const Thread& t = threads[i];
-    if (!(waiting.mask >> t.lane & 1u) || t.state == State::kFinished) continue;
-    if (t.state != State::kInCollective) return;
-    exchange.lanes |= 1u << t.lane;
-    exchange.values[t.lane] = t.value;
-    exchange.arguments[t.lane] = t.argument;
-  }
-  waiting.combine(exchange);
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(exchange.lanes >> lane & 1u)) continue;
-    Thread& t = threads[first + size_t(lane)];
-    t.result = exchange.results[lane];
-    gang->wake(t);
-  }
-}
-
-void yield(Where where) {
-  me().name = "__nanosleep";
-  me().where = where;
-  gang->yield(me());
-}
+void yield(Where where) { gang->yield(calls("__nanosleep", 0, where)); }
 
 void* shared_array(const void* tag, size_t bytes, Where where) {
   Block& block = *me().owner;
@@ -133,11 +98,7 @@ void* dynamic_shared() { return find_or_make(*me().owner, nullptr, gang->launch.
 unsigned cluster_size() { return gang->launch.cluster; }
 unsigned cluster_rank() { return me().owner->rank; }
 
-void cluster_barrier(Where where) {
-  Cluster& cluster = *me().owner->cluster;
-  gang->arrive(cluster.barrier, cluster.running, "cluster_sync", false, where);
-  cluster.in_step = true;
-}
+void cluster_barrier(Where where) { gang->cluster_barrier(calls("cluster_sync", 0, where)); }
 
 void* cluster_address(const void* mine, unsigned rank, Where where) {
   Block& block = *me().owner;

@@ -1,10 +1,10 @@
 // The machine that kernels run on in tests: a grid of blocks whose threads are fibers of one OS thread.
 //
 // A thread runs until it waits in a barrier or a warp collective; then the schedule chooses the next one. Blocks (or
-// clusters) run one after the other, in the random schedule a few at a time. The schedules (SIMT_ORDER, or set_order):
+// clusters) run one after the other, in the random schedule two at a time. The schedules (SIMT_ORDER, or set_order):
 //   0  threads and blocks in ascending order
 //   1  in descending order
-//   2  at random (SIMT_SEED), several blocks interleaved
+//   2  at random (SIMT_SEED), two blocks interleaved
 // A result that depends on the schedule is a missing barrier.
 //
 // What a kernel gets wrong in synchronising is reported with file and line as an Error, thrown by the launch; wild
@@ -33,7 +33,9 @@ struct ThreadIndex {
   dim3 block_dim, grid_dim;
   int lane;
 };
-extern constinit thread_local ThreadIndex* self;
+// Read at every use of threadIdx: a fixed offset from the thread pointer instead of a call.
+#define SIMT_TLS constinit thread_local __attribute__((tls_model("initial-exec")))
+extern SIMT_TLS ThreadIndex* self;
 
 // Throws an Error, which ends the launch; "block (1,0,0) thread 5: " goes before the message.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));

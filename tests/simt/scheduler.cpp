@@ -8,8 +8,8 @@
 
 namespace simt {
 
-constinit thread_local ThreadIndex* self = nullptr;
-constinit thread_local Gang* gang = nullptr;
+SIMT_TLS ThreadIndex* self = nullptr;
+SIMT_TLS Gang* gang = nullptr;
 
 std::string text(const char* format, ...) {
   char buffer[1024];
@@ -29,9 +29,11 @@ std::string wait_of(const Thread& t) {
   return text("%s%s at %s:%u", t.name, mask.c_str(), t.where.file_name(), unsigned(t.where.line()));
 }
 
+static bool same_text(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 bool same_place(const Thread& a, const Thread& b) {
   return a.where.line() == b.where.line() && a.where.column() == b.where.column() &&
-         std::strcmp(a.where.file_name(), b.where.file_name()) == 0 && std::strcmp(a.name, b.name) == 0;
+         same_text(a.where.file_name(), b.where.file_name()) && same_text(a.name, b.name);
 }
 
 bool same_wait(const Thread& a, const Thread& b) { return a.mask == b.mask && same_place(a, b); }
@@ -54,6 +56,7 @@ Gang::Gang(const Launch& launch_, const std::vector<size_t>& first_blocks, Order
       block.running = int(threads);
       block.shared_bytes = launch.dynamic_bytes;
       block.threads = std::vector<Thread>(threads);
+      block.warps.resize((threads + 31) / 32);
       const size_t index = first_blocks[c] + rank;
       for (unsigned i = 0; i < threads; ++i) {
         Thread& t = block.threads[i];
@@ -64,6 +67,7 @@ Gang::Gang(const Launch& launch_, const std::vector<size_t>& first_blocks, Order
         t.lane = int(i % 32);
         t.owner = &block;
         t.number = int(i);
+        t.warp().running |= t.bit();
         fiber_prepare(t.fiber, size_t(unfinished_++), thread_main);
         ready_.push_back(&t);
       }
@@ -116,39 +120,93 @@ void Gang::wait(Thread& me) { fiber_switch(me.fiber, host_); }
 
 void Gang::wake(Thread& thread) {
   thread.state = State::kReady;
+  thread.warp().in_barrier &= ~thread.bit();
+  thread.warp().in_collective &= ~thread.bit();
   ready_.push_back(&thread);
   idle_ = 0;
 }
 
-void Gang::arrive(Barrier& barrier, int expected, const char* name, bool vote, Where where) {
-  Thread& me = static_cast<Thread&>(*self);
-  me.state = State::kInBarrier;
-  me.name = name;
-  me.where = where;
-  me.mask = 0;
-  if (!barrier.waiting.empty()) {
-    const Thread& first = *barrier.waiting.front();
-    if (!same_wait(first, me))
-      fail("divergent barrier: arrives in %s, while %s waits in %s", wait_of(me).c_str(), name_of(first).c_str(),
-           wait_of(first).c_str());
+void Gang::arrive(Thread& me, Barrier& barrier, bool vote) {
+  if (!barrier.first) barrier.first = &me;
+  if (!same_place(*barrier.first, me))
+    fail("divergent barrier: arrives in %s, while %s waits in %s", wait_of(me).c_str(), name_of(*barrier.first).c_str(),
+         wait_of(*barrier.first).c_str());
+  me.warp().in_barrier |= me.bit();
+  ++barrier.votes.arrived;
+  barrier.votes.in_favour += vote;
+}
+
+void Gang::open(Barrier& barrier, Block& block, State state) {
+  for (Thread& t : block.threads) {
+    if (t.state != state) continue;
+    t.votes = barrier.votes;
+    wake(t);
   }
-  barrier.waiting.push_back(&me);
-  barrier.in_favour += vote;
-  if (int(barrier.waiting.size()) == expected) open(barrier);
+}
+
+void Gang::open_cluster(Cluster& cluster) {
+  cluster.in_step = true;
+  for (Block& block : cluster.blocks) open(cluster.barrier, block, State::kInClusterBarrier);
+  cluster.barrier = {};
+}
+
+void Gang::block_barrier(Thread& me, bool vote) {
+  Block& block = *me.owner;
+  me.state = State::kInBarrier;
+  arrive(me, block.barrier, vote);
+  if (block.barrier.votes.arrived == block.running) {
+    open(block.barrier, block, State::kInBarrier);
+    block.barrier = {};
+  }
   wait(me);
 }
 
-void Gang::open(Barrier& barrier) {
-  std::vector<Thread*> leaving;
-  leaving.swap(barrier.waiting);
-  std::sort(leaving.begin(), leaving.end(), [](const Thread* a, const Thread* b) {
-    return std::pair(a->owner->rank, a->number) < std::pair(b->owner->rank, b->number);
-  });
-  for (Thread* t : leaving) {
-    t->votes = {int(leaving.size()), barrier.in_favour};
-    wake(*t);
+void Gang::cluster_barrier(Thread& me) {
+  Cluster& cluster = *me.owner->cluster;
+  me.state = State::kInClusterBarrier;
+  arrive(me, cluster.barrier, false);
+  if (cluster.barrier.votes.arrived == cluster.running) open_cluster(cluster);
+  wait(me);
+}
+
+void Gang::collective(Thread& me) {
+  me.state = State::kInCollective;
+  if (!(me.mask & me.bit())) fail("calls %s: its own lane %d is not in the mask", wait_of(me).c_str(), me.lane);
+  Warp& warp = me.warp();
+  Thread* const lanes = &me - me.lane;
+  const unsigned others = me.mask & (warp.in_barrier | warp.in_collective);
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(others >> lane & 1u)) continue;
+    const Thread& other = lanes[lane];
+    if (same_wait(other, me)) break;  // and so is everyone else who waits with it
+    // A lane may wait elsewhere and come later, but not when it needs this lane for that, nor from this very call.
+    if (other.state != State::kInCollective || (other.mask & me.bit()) || same_place(other, me))
+      fail("divergent warp: lane %d calls %s, while lane %d, which the mask names, waits in %s", me.lane,
+           wait_of(me).c_str(), lane, wait_of(other).c_str());
   }
-  barrier.in_favour = 0;
+  warp.in_collective |= me.bit();
+  try_collective(me);
+  wait(me);
+}
+
+// Completes the collective that this thread waits in, if all of its lanes have come.
+void Gang::try_collective(Thread& waiting) {
+  Thread* const lanes = &waiting - waiting.lane;
+  const unsigned expected = waiting.mask & waiting.warp().running;
+  if ((waiting.warp().in_collective & expected) != expected) return;
+  Exchange exchange = {waiting.name, waiting.where, expected, {}, {}, {}};
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(expected >> lane & 1u)) continue;
+    if (!same_wait(lanes[lane], waiting)) return;
+    exchange.values[lane] = lanes[lane].value;
+    exchange.arguments[lane] = lanes[lane].argument;
+  }
+  waiting.combine(exchange);
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(expected >> lane & 1u)) continue;
+    lanes[lane].result = exchange.results[lane];
+    wake(lanes[lane]);
+  }
 }
 
 void Gang::yield(Thread& me) {
@@ -165,16 +223,20 @@ void Gang::finish(Thread& me) {
   Block& block = *me.owner;
   Cluster& cluster = *block.cluster;
   me.state = State::kFinished;
+  me.warp().running &= ~me.bit();
   --block.running;
   --cluster.running;
   --unfinished_;
   idle_ = 0;
   // Whoever waited for this thread alone goes on.
-  if (!block.barrier.waiting.empty() && int(block.barrier.waiting.size()) == block.running) open(block.barrier);
-  if (!cluster.barrier.waiting.empty() && int(cluster.barrier.waiting.size()) == cluster.running) open(cluster.barrier);
-  const size_t first = size_t(me.number) / 32 * 32;
-  for (size_t i = first; i < std::min(first + 32, block.threads.size()); ++i)
-    if (block.threads[i].state == State::kInCollective) try_collective(block.threads[i]);
+  if (block.barrier.first && block.barrier.votes.arrived == block.running) {
+    open(block.barrier, block, State::kInBarrier);
+    block.barrier = {};
+  }
+  if (cluster.barrier.first && cluster.barrier.votes.arrived == cluster.running) open_cluster(cluster);
+  Thread* const lanes = &me - me.lane;
+  for (int lane = 0; lane < 32; ++lane)
+    if (me.warp().in_collective >> lane & 1u) try_collective(lanes[lane]);
   if (block.running == 0) block.arrays.clear();  // so that a late access by the cluster's other blocks is caught
 }
 

@@ -14,14 +14,23 @@ namespace simt {
 
 struct Block;
 
-enum class State { kReady, kInBarrier, kInCollective, kFinished };
+enum class State { kReady, kInBarrier, kInClusterBarrier, kInCollective, kFinished };
+
+// A bit a lane.
+struct Warp {
+  unsigned running = 0;  // has not returned
+  unsigned in_barrier = 0, in_collective = 0;
+};
 
 struct Thread : ThreadIndex {
+  Warp& warp() const;
+  unsigned bit() const { return 1u << lane; }
+
   Fiber fiber;
   Block* owner = nullptr;
   int number = 0;  // within the block
   State state = State::kReady;
-  // While it waits: in what, and what it brought to a collective.
+  // While it waits: in what, and what it brought.
   const char* name = "";
   Where where;
   unsigned mask = 0;
@@ -34,8 +43,8 @@ struct Thread : ThreadIndex {
 
 // Threads that leave together once all have come.
 struct Barrier {
-  std::vector<Thread*> waiting;
-  int in_favour = 0;
+  Votes votes = {};
+  const Thread* first = nullptr;  // of those that wait
 };
 
 struct SharedArray {
@@ -55,6 +64,7 @@ struct Block {
   Cluster* cluster = nullptr;
   unsigned rank = 0;
   std::vector<Thread> threads;
+  std::vector<Warp> warps;
   int running = 0;  // threads that have not returned
   Barrier barrier;
   std::vector<SharedArray> arrays;
@@ -75,6 +85,8 @@ struct Launch {
   size_t dynamic_bytes, shared_limit;
 };
 
+inline Warp& Thread::warp() const { return owner->warps[size_t(number) / 32]; }
+
 enum class Order { kAscending, kDescending, kRandom };
 
 class Gang {
@@ -84,12 +96,10 @@ class Gang {
   // Runs every thread to its end; throws Error.
   void run();
 
-  // The rest is called by the running thread.
-  void wait(Thread& me);  // me.state says for what; returns when woken
-  void wake(Thread& thread);
-  // Waits until `expected` threads have come.
-  void arrive(Barrier& barrier, int expected, const char* name, bool vote, Where where);
-  void open(Barrier& barrier);
+  // The rest is called by the running thread. Each returns when the thread runs again.
+  void block_barrier(Thread& me, bool vote);
+  void cluster_barrier(Thread& me);
+  void collective(Thread& me);
   void yield(Thread& me);
 
   const Launch& launch;
@@ -99,6 +109,12 @@ class Gang {
   void run_thread();
   void finish(Thread& me);
   Thread* next();
+  void wait(Thread& me);
+  void wake(Thread& thread);
+  void arrive(Thread& me, Barrier& barrier, bool vote);
+  void open(Barrier& barrier, Block& block, State state);
+  void open_cluster(Cluster& cluster);
+  void try_collective(Thread& waiting);
   std::string deadlock() const;
 
   std::vector<Cluster> clusters_;
@@ -113,10 +129,7 @@ class Gang {
   friend void thread_main();
 };
 
-extern constinit thread_local Gang* gang;
-
-// Completes the collective that this thread waits in, if all of its lanes have come.
-void try_collective(Thread& waiting);
+extern SIMT_TLS Gang* gang;
 
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
 std::string name_of(const Thread& thread);

@@ -1,0 +1,183 @@
+"""Tables and plots from results files: `python -m bench.report bench/results/*.json`.
+
+The tables go into the README, between <!-- bench:cpu --> and <!-- /bench:cpu --> and between <!-- bench:cuda --> and
+<!-- /bench:cuda -->; the plots beside the files. Of several files of one backend the README shows the newest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import schema
+from bench.row_timing import OURS, best
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+FAMILIES = {
+    "rpn_proposals": "proposals", "proposals of a photograph": "proposals", "nms_padded": "NMS", "nms": "NMS",
+    "batched_nms": "NMS", "top_n": "ranking", "decode_clip": "boxes", "encode": "boxes", "box_iou": "boxes",
+    "rpn_targets": "targets", "assign_anchors": "targets", "sample_rois": "targets", "roi_pool": "pooling",
+    "roi_align": "pooling", "multiscale_roi_align": "pooling", "detections": "detections", "detector": "detector",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 1 with --check where the README is not what the files say."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, help="results files (default: all in bench/results)")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--plots", type=Path, help="folder for the plots (default: beside each file)")
+    parser.add_argument("--no-plots", action="store_true", help="tables only")
+    parser.add_argument("--no-readme", action="store_true", help="plots only")
+    parser.add_argument("--all", action="store_true", help="print every row, and change nothing")
+    parser.add_argument("--check", action="store_true", help="change nothing, say whether the README is up to date")
+    args = parser.parse_args(argv)
+    files = args.files or sorted(RESULTS.glob("*.json"))
+    if not files:
+        print("bench.report: no results files; make some with `python -m bench --json FILE`", file=sys.stderr)
+        return 2
+    reports = [(path, schema.load(path)) for path in files]
+    if args.all:
+        print(*("\n".join(table(report, headline=False)) for _, report in reports), sep="\n\n")
+        return 0
+    if not args.no_readme:
+        old = args.readme.read_text()
+        new = fill(old, reports)
+        if args.check:
+            return 0 if new == old else 1
+        args.readme.write_text(new)
+    if not args.no_plots and not args.check:
+        from bench import plots
+
+        for path, report in reports:
+            for written in plots.draw(report, args.plots or path.parent, path.stem):
+                print(written)
+    return 0
+
+
+def backend_of(report: dict[str, Any]) -> str:
+    """The backend of its rows."""
+    return "cuda" if "gpu" in report["environment"] else "cpu"
+
+
+def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
+    """The text with each backend's newest report between its markers. ValueError where no marker of any is found."""
+    found = False
+    for backend in ("cpu", "cuda"):
+        opening, closing = f"<!-- bench:{backend} -->", f"<!-- /bench:{backend} -->"
+        mine = [(path, report) for path, report in reports if backend_of(report) == backend]
+        if not mine or opening not in text:
+            continue
+        path, report = max(mine, key=lambda pair: pair[1]["environment"]["date"])
+        head, rest = text.split(opening, 1)
+        if closing not in rest:
+            raise ValueError(f"the text has {opening} without {closing} after it")
+        body = [*caption(path, report), "", *table(report), "", *footnotes(path, report)]
+        text = "\n".join([head + opening, *body, closing + rest.split(closing, 1)[1]])
+        found = True
+    if not found:
+        raise ValueError("the text has no markers such as <!-- bench:cpu --> for these reports")
+    return text
+
+
+def caption(path: Path, report: dict[str, Any]) -> list[str]:
+    """What was measured where."""
+    e = report["environment"]
+    versions = f"torch {plain(e['torch'])}"
+    versions += f", torchvision {plain(e['torchvision'])}" if e.get("torchvision") else ""
+    if backend_of(report) == "cuda":
+        machine = f"{e['gpu']}, driver {e['nvidia_smi'].get('driver_version', 'unknown')}"
+    else:
+        machine = f"{e['cpu']}, {e['cores']} cores, {e['build']['isa']}"
+    changed = " with changes" if e["changed"] else ""
+    return [
+        f"Measured on {e['date'][:10]}: {machine}; {versions}; commit {e['commit'][:10]}{changed} (`{_shown(path)}`)."
+    ]
+
+
+def plain(version: str) -> str:
+    """Without the build suffix."""
+    return version.split("+", 1)[0]
+
+
+# Columns of our own times, by backend: (title, how it was measured).
+OUR_COLUMNS = {
+    "cpu": (("frcnn_fast", "call"),),
+    "cuda": (
+        ("in a graph", "graph"),
+        ("GPU time", "events, warm L2"),
+        ("GPU time, cold L2", "events, cold L2"),
+        ("call + wait", "call"),
+    ),
+}
+EXPLAINED = {
+    "cpu": "Medians of interleaved rounds in one process; everyone at the better of one and all threads.",
+    "cuda": "Medians. In a graph: GPU time a call in a captured graph of 20 calls. GPU time: between events around one "
+    "call. Call + wait: from the call in Python until the GPU is done; the competitors' times and the factor likewise.",
+}
+
+
+def table(report: dict[str, Any], headline: bool = True) -> list[str]:
+    """A Markdown table of the headline rows, or of all."""
+    columns = OUR_COLUMNS[backend_of(report)]
+    titles = ["step", "workload", *(title for title, _ in columns), "best competitor", "times faster"]
+    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
+    for row in in_order(row for row in report["rows"] if row["headline"] or not headline):
+        mine = [best([t for t in row["times"] if t["who"] == OURS and t["how"] == how]) for _, how in columns]
+        theirs = best([t for t in row["times"] if t["counts"]])
+        other = f"{duration(theirs['p50'])} ({theirs['who']})" if theirs else "–"
+        cells = [duration(found["p50"] if found else None) for found in mine]
+        lines.append([f"`{row['op']}`", row["workload"], *cells, other, times(row["ratio"])])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Family by family."""
+    return sorted(rows, key=lambda row: list(FAMILIES).index(row["op"]) if row["op"] in FAMILIES else len(FAMILIES))
+
+
+def times(found: dict[str, Any] | None) -> str:
+    """The ratio for a table."""
+    if not found:
+        return "–"
+    value = found["p50"]
+    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 3 else f"{value:.2f}"
+
+
+def duration(us: float | None) -> str:
+    """Three digits and a unit."""
+    if us is None:
+        return "–"
+    for unit, scale in (("µs", 1.0), ("ms", 1e3), ("s", 1e6)):
+        if us < 999.5 * scale or unit == "s":
+            value = us / scale
+            return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.{1 if value >= 9.95 else 2}f} {unit}"
+    raise AssertionError
+
+
+def footnotes(path: Path, report: dict[str, Any]) -> list[str]:
+    """How it was measured, what is missing, where the rest is."""
+    lines = [f"{EXPLAINED[backend_of(report)]} Every answer was compared with the reference before it was timed."]
+    missing = report["environment"]["missing"]
+    if missing:
+        lines.append("Missing: " + "; ".join(missing) + ".")
+    plots = {kind: path.with_name(f"{path.stem}-{kind}.png") for kind in ("ops", "scaling", "roofline")}
+    links = [f"[{kind}]({_shown(plot)})" for kind, plot in plots.items() if plot.exists()]
+    if links:
+        lines.append("Plots: " + ", ".join(links) + ".")
+    return lines
+
+
+def _shown(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,170 @@
+"""One row: checked, then timed against its competitors in every way the backend knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from bench import checks, measure
+from bench.measure import CALLS_IN_GRAPH, EVENT_CALLS, Contender, Plan
+from bench.registry import Call, Case, Row
+
+OURS = "frcnn_fast"
+L2_FLUSH_BYTES = 256 << 20  # more than twice the largest L2 there is
+WARM = 50
+SINGLE = "graph of one + synchronise"
+
+
+@dataclass(frozen=True)
+class Options:
+    """against: names of competitors to time ("all" for all of them, none for none). seconds: for each contender."""
+
+    seconds: float = 1.0
+    against: tuple[str, ...] = ("all",)
+
+    def wants(self, name: str) -> bool:
+        """Whether to time this competitor."""
+        return "all" in self.against or any(wish and wish in name for wish in self.against)
+
+
+def measure_row(row: Row, backend: str, options: Options) -> dict[str, Any]:
+    """The row's entry in the report. AssertionError where the answer is wrong or not repeatable: it then has no
+    speed.
+    """
+    case = row.make(backend)
+    first = case.ours()
+    case.check(first)
+    for _ in range(3):
+        checks.equal(case.ours(), first, "its own first answer")
+    case.competitors = {name: c for name, c in case.competitors.items() if options.wants(name)}
+    notes = {name: c.note for name, c in case.competitors.items() if c.note}
+    notes |= _drop_broken(case)
+    times = (_on_cuda if backend == "cuda" else _on_cpu)(case, options, notes)
+    return {
+        "op": row.op,
+        "workload": row.workload,
+        "backend": backend,
+        "headline": row.headline,
+        "axis": list(row.axis) if row.axis else None,
+        "goal": row.goal.get(backend),
+        "bytes": case.bytes,
+        "flops": case.flops,
+        "facts": case.facts,
+        "times": times,
+        "notes": notes,
+        "ratio": ratio(times),
+    }
+
+
+def _drop_broken(case: Case) -> dict[str, str]:
+    """Calls each competitor once; takes those that cannot run off the list, and says why."""
+    broken = {}
+    for name, competitor in list(case.competitors.items()):
+        try:
+            competitor.call()
+        except Exception as error:
+            broken[name] = (
+                f"missing: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            )
+            del case.competitors[name]
+    return broken
+
+
+def _entry(who: str, how: str, counts: bool, timing: dict[str, Any], threads: int | None = None) -> dict[str, Any]:
+    return {"who": who, "how": how, "threads": threads, "counts": counts, **timing}
+
+
+def _on_cpu(case: Case, options: Options, notes: dict[str, str]) -> list[dict[str, Any]]:
+    """Everyone with one thread and with all of them."""
+    all_threads = torch.get_num_threads()
+    contenders: dict[tuple[str, int], Contender] = {}
+    for threads in sorted({1, all_threads}):
+        contenders[OURS, threads] = _with_threads(case.ours, threads)
+        for name, competitor in case.competitors.items():
+            if threads == all_threads or not competitor.one_setting:
+                contenders[name, threads] = _with_threads(competitor.call, threads)
+    named = {f"{who} {threads}": contender for (who, threads), contender in contenders.items()}
+    plan = Plan(seconds=options.seconds, most=100)
+    try:
+        timings = measure.interleaved(named, measure.wall_clock, plan, measure.SAMPLE_SECONDS)
+    finally:
+        torch.set_num_threads(all_threads)
+    return [
+        _entry(who, "call", who not in notes and who != OURS, timings[f"{who} {threads}"], threads)
+        for who, threads in contenders
+    ]
+
+
+def _with_threads(call: Call, threads: int) -> Contender:
+    def enter() -> None:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+    return Contender(call, enter)
+
+
+def _on_cuda(case: Case, options: Options, notes: dict[str, str]) -> list[dict[str, Any]]:
+    """Call and synchronise; GPU time with a warm and a cold cache; graphs of what can be captured."""
+    calls: dict[str, Call] = {OURS: case.ours, **{name: c.call for name, c in case.competitors.items()}}
+    contenders = {name: Contender(call) for name, call in calls.items()}
+    wall = Plan(seconds=options.seconds, least=10, most=200, warm=WARM)
+    events = Plan(seconds=options.seconds / 2, least=2, most=200 // EVENT_CALLS, warm=2)
+    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    times: list[dict[str, Any]] = []
+
+    def add(how: str, timings: dict[str, Any], counts: bool = False) -> None:
+        times.extend(_entry(who, how, counts and who != OURS and who not in notes, t) for who, t in timings.items())
+
+    add("call", measure.interleaved(contenders, measure.call_and_synchronise, wall), counts=True)
+    add("events, warm L2", measure.interleaved(contenders, measure.event_clock(), events))
+    add("events, cold L2", measure.interleaved(contenders, measure.event_clock(flush), events))
+    capturable = {name: c.call for name, c in case.competitors.items() if c.capturable}
+    if case.fixed_shape:
+        capturable = {OURS: case.ours, **capturable}
+    for who, call in capturable.items():
+        try:
+            times += _graphs(who, call, events, wall)
+        except (RuntimeError, AssertionError) as error:
+            if who == OURS:
+                raise AssertionError(f"a CUDA graph of it fails: {error}") from error
+            notes[who] = f"cannot be captured: {str(error).splitlines()[0]}"
+    return times
+
+
+def _graphs(who: str, call: Call, events: Plan, wall: Plan) -> list[dict[str, Any]]:
+    """GPU time a call within a graph of many, and what a caller waits for who replays a graph of one."""
+    eager = call()
+    many, one = measure.capture(call), measure.capture(call, 1)
+    if who == OURS:
+        for replay in (many, one):
+            checks.equal(replay.result, eager, "the eager answer, when replayed")
+    per_graph = measure.interleaved({who: Contender(many.graph.replay)}, measure.event_clock(), events)[who]
+    inside = {key: value / CALLS_IN_GRAPH if key.startswith("p") else value for key, value in per_graph.items()}
+    single = measure.interleaved(
+        {who: Contender(one.graph.replay)}, measure.call_and_synchronise, replace(wall, seconds=wall.seconds / 4)
+    )
+    return [_entry(who, "graph", False, inside), _entry(who, SINGLE, False, single[who])]
+
+
+def best(times: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The entry with the lowest median."""
+    return min(times, key=lambda t: t["p50"], default=None)
+
+
+def ratio(times: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """How many times faster a call is than the best competitor's, each at its best number of threads: of the medians,
+    and the range that the quantiles allow.
+    """
+    mine = best(t for t in times if t["who"] == OURS and t["how"] == "call")
+    theirs = best(t for t in times if t["counts"])
+    if mine is None or theirs is None:
+        return None
+    return {
+        "over": theirs["who"],
+        "p50": theirs["p50"] / mine["p50"],
+        "low": theirs["p10"] / mine["p90"],
+        "high": theirs["p90"] / mine["p10"],
+    }

@@ -1,0 +1,110 @@
+"""Box arithmetic: decoding, encoding, IoU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bench import competitors
+from bench.checks import equal_to_reference
+from bench.competitors import pure_torch
+from bench.registry import Case, Competitor, add
+from bench.rows.proposals import DECODE_FLOPS, MIN_SIZE
+from bench.workloads import FPN, VGG, Shape, flat_boxes, scene
+from frcnn_fast import ops
+
+
+def _decode_clip(shape: Shape, B: int) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        s = scene(shape, "trained", B).to(device)
+        grids = shape.grids(device)
+
+        def run(backend: str | None = None) -> Any:
+            return ops.decode_clip(s.deltas, grids, s.image_sizes, min_size=MIN_SIZE, backend=backend)
+
+        against: dict[str, Competitor] = {}
+        if not competitors.torchvision_missing:
+            from bench.competitors.torchvision_steps import Rpn
+
+            against["torchvision"] = Competitor(Rpn.of(s).decode_and_clip)
+        if not competitors.compiler_missing():
+            against |= pure_torch.compiled(pure_torch.decode_clip, s.deltas, s.anchors, s.image_sizes)
+        A = s.logits.numel()
+        return Case(run, equal_to_reference(run), against, bytes=33 * A, flops=DECODE_FLOPS * A)
+
+    return make
+
+
+def _small_decode(N: int) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        s = scene(VGG).to(device)
+        deltas, anchors = s.deltas[:, :N].contiguous(), s.anchors[:N].contiguous()
+
+        def run(backend: str | None = None) -> Any:
+            return ops.decode_clip(deltas, anchors, s.image_sizes, min_size=MIN_SIZE, backend=backend)
+
+        against: dict[str, Competitor] = {}
+        if not competitors.torchvision_missing:
+            import torchvision.ops as tv
+            from torchvision.models.detection._utils import BoxCoder
+
+            coder, size = BoxCoder((1.0, 1.0, 1.0, 1.0)), (VGG.height, VGG.width)
+            against["torchvision"] = Competitor(
+                lambda: tv.clip_boxes_to_image(coder.decode_single(deltas[0], anchors), size)
+            )
+        return Case(run, equal_to_reference(run), against, bytes=49 * N, flops=DECODE_FLOPS * N)
+
+    return make
+
+
+def _encode(N: int) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        anchors = scene(FPN if N > 20646 else VGG).anchors[:N].to(device)
+        boxes = flat_boxes("low_overlap", 20000)[0].repeat(N // 20000 + 1, 1)[:N].to(device)
+        boxes[:, 2:] += 1  # a box that clipping left without a side has no logarithm
+
+        def run(backend: str | None = None) -> Any:
+            return ops.encode(boxes, anchors, backend=backend)
+
+        against: dict[str, Competitor] = {}
+        if not competitors.torchvision_missing:
+            from torchvision.models.detection._utils import BoxCoder
+
+            coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+            against["torchvision"] = Competitor(lambda: coder.encode_single(boxes, anchors))
+        return Case(run, equal_to_reference(run), against, bytes=48 * N, flops=60 * N)
+
+    return make
+
+
+def _box_iou(N: int, M: int) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        boxes, others = flat_boxes("low_overlap", N)[0].to(device), flat_boxes("random", M)[0].to(device)
+
+        def run(backend: str | None = None) -> Any:
+            return ops.box_iou(boxes, others, backend=backend)
+
+        against: dict[str, Competitor] = {}
+        if not competitors.torchvision_missing:
+            import torchvision.ops as tv
+
+            against["torchvision"] = Competitor(lambda: tv.box_iou(boxes, others))
+        if N > 100 and not competitors.compiler_missing():
+            against |= pure_torch.compiled(pure_torch.box_iou, boxes, others)
+        return Case(run, equal_to_reference(run), against, bytes=16 * (N + M) + 4 * N * M, flops=12 * N * M)
+
+    return make
+
+
+def _fill() -> None:
+    for shape, B in ((VGG, 1), (FPN, 1), (FPN, 8)):
+        add("decode_clip", f"{shape.name} b{B}", _decode_clip(shape, B), headline=shape is FPN and B == 1)
+    for N in (1, 10, 100):
+        add("decode_clip", f"{N} boxes", _small_decode(N))
+        add("encode", f"{N} boxes", _encode(N))
+        add("box_iou", f"{N}x{N}", _box_iou(N, N), goal={"cpu": 1.0})
+    add("encode", "268569 boxes", _encode(268569))
+    add("box_iou", "20000x50", _box_iou(20000, 50), goal={"cpu": 2.0}, headline=True)
+
+
+_fill()

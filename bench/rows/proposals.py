@@ -1,0 +1,76 @@
+"""The proposal step: VGG and FPN, test and training settings, all score fields, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bench import competitors, depth
+from bench.checks import equal_to_reference
+from bench.registry import Case, Competitor, add
+from bench.workloads import FIELDS, FPN, THRESHOLD, VGG, Shape, scene
+from frcnn_fast import ops
+
+MIN_SIZE = 1e-3
+DECODE_FLOPS = 30
+
+
+def _case(shape: Shape, field: str, B: int, before: int, after: int) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        s = scene(shape, field, B).to(device)
+        grids = shape.grids(device)
+
+        def run(backend: str | None = None) -> Any:
+            return ops.rpn_proposals(
+                s.logits,
+                s.deltas,
+                grids,
+                s.image_sizes,
+                pre_nms_top_n=before,
+                post_nms_top_n=after,
+                iou_threshold=THRESHOLD,
+                min_size=MIN_SIZE,
+                backend=backend,
+            )
+
+        against: dict[str, Competitor] = {}
+        if not competitors.torchvision_missing:
+            from bench.competitors.torchvision_steps import Rpn
+
+            against["torchvision"] = Competitor(Rpn.of(s, before, after, MIN_SIZE).proposals)
+        _, _, indices, counts = run()
+        facts = depth.of_proposals(s.logits, indices, counts, shape.level_sizes)
+        return Case(
+            run,
+            equal_to_reference(run),
+            against,
+            bytes=s.logits.nbytes + 16 * facts["depth"] + 28 * B * after,
+            flops=s.logits.numel() + DECODE_FLOPS * facts["depth"] + depth.PAIR_FLOPS * facts["pairs"],
+            facts=facts,
+        )
+
+    return make
+
+
+def _fill() -> None:
+    for shape, kind, before, after, times, graph_us in (
+        (VGG, "test", 6000, 300, 300.0, 15.0),
+        (VGG, "train", 12000, 2000, 80.0, 70.0),
+        (FPN, "test", 1000, 1000, 20.0, 25.0),
+        (FPN, "train", 2000, 2000, 20.0, None),
+    ):
+        name = f"{shape.name} {kind} {before}->{after}"
+        for field in FIELDS:
+            if shape is FPN and field == "chain":  # its anchors outnumber the places on the snake
+                continue
+            main = field == "trained"
+            goal = {"cpu": times, **({"cuda": graph_us} if graph_us else {})} if main else {}
+            axis = (f"images ({name})", 1) if main else None
+            make = _case(shape, field, 1, before, after)
+            add("rpn_proposals", f"{name} b1 {field}", make, goal=goal, headline=main, axis=axis)
+        for B in (2, 4, 8):
+            make = _case(shape, "trained", B, before, after)
+            add("rpn_proposals", f"{name} b{B} trained", make, headline=B == 8, axis=(f"images ({name})", B))
+
+
+_fill()

@@ -1,0 +1,121 @@
+"""The shape of a results file. A file that does not fit is refused when it is written and when it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+NUMBER = (int, float)
+
+TIME = {
+    "who": str,  # frcnn_fast, or a competitor
+    "how": str,  # call | events, warm L2 | events, cold L2 | graph | graph of one + synchronise
+    "threads": (int, type(None)),
+    "counts": bool,  # whether it enters the ratio
+    "p10": NUMBER,
+    "p50": NUMBER,
+    "p90": NUMBER,  # microseconds a call
+    "samples": int,
+    "repeats": int,  # calls in a sample
+}
+ROW = {
+    "op": str,
+    "workload": str,
+    "backend": str,
+    "headline": bool,
+    "axis": (list, type(None)),
+    "goal": (int, float, type(None)),
+    "bytes": int,
+    "flops": int,
+    "facts": dict,
+    "times": [TIME],
+    "notes": dict,  # by competitor: why it does not count, or why it is missing
+    "ratio": ({"over": str, "p50": NUMBER, "low": NUMBER, "high": NUMBER}, type(None)),
+}
+REFUSED = {"op": str, "workload": str, "why": str}
+REPORT = {
+    "schema": int,
+    "environment": {
+        "date": str,
+        "commit": str,
+        "changed": bool,
+        "cpu": str,
+        "threads": int,
+        "torch": str,
+        "missing": list,
+    },
+    "roofs": {"bytes_per_s": NUMBER, "cache_bytes_per_s": NUMBER, "flops_per_s": NUMBER},
+    "rows": [ROW],
+    "wrong": [REFUSED],  # the answer was wrong or the call failed: not timed
+    "skipped": [REFUSED],
+}
+
+
+def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
+    """ValueError with the path of the first part that does not fit. Extra keys are allowed at the top and in
+    `environment`.
+    """
+    if isinstance(spec, tuple):
+        plain = tuple(s for s in spec if isinstance(s, type))
+        structured = [s for s in spec if not isinstance(s, type)]
+        if isinstance(value, plain) and not (isinstance(value, bool) and bool not in plain):
+            return
+        if not structured:
+            raise ValueError(f"{path}: expected {' or '.join(p.__name__ for p in plain)}, got {value!r}")
+        check(value, structured[0], path)
+    elif isinstance(spec, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: expected an object, got {value!r}")
+        absent = spec.keys() - value.keys()
+        if absent:
+            raise ValueError(f"{path}: lacks {', '.join(sorted(absent))}")
+        extra = value.keys() - spec.keys()
+        if extra and spec is not REPORT and spec is not REPORT["environment"]:
+            raise ValueError(f"{path}: has unknown {', '.join(sorted(extra))}")
+        for key, inner in spec.items():
+            check(value[key], inner, f"{path}.{key}")
+    elif isinstance(spec, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{path}: expected a list, got {value!r}")
+        for i, item in enumerate(value):
+            check(item, spec[0], f"{path}[{i}]")
+    elif not isinstance(value, spec) or (isinstance(value, bool) and spec is not bool):
+        raise ValueError(f"{path}: expected {spec.__name__}, got {value!r}")
+
+
+def check_report(report: dict[str, Any]) -> dict[str, Any]:
+    """The report, if it fits: shape, version, order of the quantiles, no row twice."""
+    check(report)
+    if report["schema"] != VERSION:
+        raise ValueError(f"report.schema: expected {VERSION}, got {report['schema']}")
+    seen = set()
+    for i, row in enumerate(report["rows"]):
+        key = row["op"], row["workload"], row["backend"]
+        if key in seen:
+            raise ValueError(f"report.rows[{i}]: {key} is there twice")
+        seen.add(key)
+        for time in row["times"]:
+            if not 0 < time["p10"] <= time["p50"] <= time["p90"]:
+                raise ValueError(
+                    f"report.rows[{i}]: {time['who']} has quantiles {time['p10']}, {time['p50']}, {time['p90']}"
+                )
+    return report
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads and checks a results file."""
+    try:
+        return check_report(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    """Checks and writes it, whole or not at all."""
+    check_report(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(path)

@@ -1,0 +1,134 @@
+"""Anchors by grid, and how an op's `anchors` argument reaches the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frcnn_fast import reference
+from frcnn_fast._extension import extension
+from frcnn_fast.ops._checks import check_float, check_same, compute_dtype, describe
+from frcnn_fast.ops._operator import Operator
+
+MOST_LEVELS = 8
+
+
+class AnchorGrids:
+    """The anchors of one or several feature maps, made inside the kernels from their index.
+
+    levels: for each map (cell_anchors, (height, width), stride): cell_anchors [k, 4], float32 or float64, as
+    `generate_anchors` gives them; the map's size in cells; pixels between cells, (y, x) or one for both. offset: of all
+    anchors, in strides (detectron2: 0 or 0.5). At most 8 levels, on one device.
+
+    Levels follow each other; within a level, anchor a of cell (y, x) has index (y * width + x) * k + a. Nothing is
+    stored but the cell anchors.
+    """
+
+    def __init__(
+        self, levels: Sequence[tuple[Tensor, tuple[int, int], int | tuple[int, int]]], *, offset: float = 0.0
+    ) -> None:
+        if not 1 <= len(levels) <= MOST_LEVELS:
+            raise ValueError(f"levels: expected 1 to {MOST_LEVELS}, got {len(levels)}")
+        self.offset = float(offset)
+        self.grid: list[int] = []  # height, width, anchors a cell, stride y, stride x; level after level
+        self.level_sizes: list[int] = []
+        cells = []
+        for cell_anchors, grid_size, stride in levels:
+            check_float("levels", cell_anchors, "[k, 4]", 2, 4)
+            check_same("levels", cell_anchors, "the first level", levels[0][0])
+            height, width = check_grid_size(grid_size)
+            k = cell_anchors.shape[0]
+            self.grid += [height, width, k, *check_stride(stride)]
+            self.level_sizes.append(height * width * k)
+            cells.append(cell_anchors)
+        self.cells = cells[0] if len(cells) == 1 else torch.cat(cells)  # [sum k, 4]
+
+    @property
+    def num_anchors(self) -> int:
+        return sum(self.level_sizes)
+
+    def materialize(self) -> Tensor:
+        """All anchors, [num_anchors, 4] in pixels."""
+        return grid_anchors_operator(self.cells.contiguous(), self.grid, self.offset)
+
+    def __repr__(self) -> str:
+        rows = zip(*[iter(self.grid)] * 5)
+        levels = ", ".join(f"{h}x{w}x{k} at stride ({sy}, {sx})" for h, w, k, sy, sx in rows)
+        return f"AnchorGrids({levels}; offset {self.offset:g})"
+
+
+def check_grid_size(grid_size: Sequence[int]) -> tuple[int, int]:
+    """(height, width), both at least 0."""
+    try:
+        height, width = grid_size
+    except (TypeError, ValueError):
+        raise ValueError(f"grid_size: expected (height, width), got {grid_size!r}") from None
+    if height < 0 or width < 0:
+        raise ValueError(f"grid_size: expected (height, width) of at least 0, got {grid_size!r}")
+    return height, width
+
+
+def check_stride(stride: int | Sequence[int]) -> tuple[int, int]:
+    """One whole number of pixels, or (y, x)."""
+    pair = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    if len(pair) != 2 or not all(int(s) == s and s > 0 for s in pair):
+        raise ValueError(f"stride: expected a positive whole number or two (y, x), got {stride!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def anchor_arguments(
+    anchors: Tensor | AnchorGrids, like: Tensor, B: int, A: int
+) -> tuple[Tensor, list[int], float, list[int]]:
+    """(table, grid, offset, level sizes) of an op's `anchors`, for scores or deltas `like` of B images and A anchors.
+
+    table: the given anchors [A, 4] or [B, A, 4], with an empty grid, or the cell anchors [sum k, 4] of the grid; in the
+    compute type of `like`.
+    """
+    dtype = compute_dtype(like)
+    if isinstance(anchors, AnchorGrids):
+        check_same("anchors", anchors.cells, "the other inputs", like, dtype=False)
+        if anchors.num_anchors != A:
+            raise ValueError(f"anchors: expected A = {A} of them in all, got {anchors.num_anchors}: {anchors}")
+        return anchors.cells.to(dtype).contiguous(), anchors.grid, anchors.offset, anchors.level_sizes
+    if not isinstance(anchors, Tensor):
+        raise TypeError(f"anchors: expected AnchorGrids or a tensor [A, 4] or [B, A, 4], got {describe(anchors)}")
+    check_same("anchors", anchors, "the other inputs", like, dtype=False)
+    if anchors.dtype != dtype:
+        wanted = str(dtype).removeprefix("torch.")
+        raise TypeError(
+            f"anchors: expected {wanted} elements (the compute type of the deltas), got {describe(anchors)}"
+        )
+    if tuple(anchors.shape) not in ((A, 4), (B, A, 4)):
+        raise ValueError(
+            f"anchors: expected shape [A, 4] = [{A}, 4] or [B, A, 4] = [{B}, {A}, 4], got {describe(anchors)}"
+        )
+    return anchors.contiguous(), [], 0.0, [A]
+
+
+def explicit_anchors(anchors: Any, grid: Sequence[int], offset: float) -> Any:
+    """Anchors as the oracle takes them (NumPy): those given, or the grid's [A, 4]."""
+    if not len(grid):
+        return anchors
+    tables, first = [], 0
+    for height, width, k, stride_y, stride_x in zip(*[iter(grid)] * 5):
+        cells = anchors[first : first + k]
+        tables.append(reference.grid_anchors(cells, (height, width), (stride_y, stride_x), offset=offset))
+        first += k
+    return np.concatenate(tables)
+
+
+def _outputs(cells: Tensor, grid: Sequence[int], offset: float) -> tuple[Tensor]:
+    rows = sum(h * w * k for h, w, k in zip(grid[0::5], grid[1::5], grid[2::5]))
+    return (cells.new_empty((rows, 4)),)
+
+
+grid_anchors_operator = Operator(
+    "grid_anchors(Tensor cells, int[] grid, float offset) -> Tensor",
+    outputs=_outputs,
+    launch=lambda cells, grid, offset, boxes: extension().grid_anchors(cells, grid, offset, boxes),
+    reference=explicit_anchors,
+)

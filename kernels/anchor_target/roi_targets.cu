@@ -1,0 +1,128 @@
+// The head's sample: a thread labels a candidate (a proposal or an object), the last block of an image draws and
+// encodes. One launch.
+#include "../anchor_decode/anchor_decode.h"
+#include "sample.cuh"
+
+namespace frcnn_fast {
+namespace {
+
+template <class U>
+struct RoiScene {
+  const U* proposals;     // [B, N, 4]
+  const int64_t* counts;  // [B]
+  int64_t N;
+  DeviceGroundTruth<U> gt;
+  const int64_t* gt_labels;  // [B, G]
+  RoiRule<U> rule;
+  bool append_gt;
+  int32_t* object;  // [B, N + G]
+
+  __device__ __forceinline__ Box<U> candidate(int64_t image, int64_t i) const {
+    return i < N ? load_box(proposals + (image * N + i) * 4) : gt.box(image, int32_t(i - N));
+  }
+  // Whether candidate i is one at all.
+  __device__ __forceinline__ bool exists(const Box<U>& box, int64_t image, int64_t i) const {
+    if (!is_finite(box)) return false;
+    if (i >= N) return append_gt && i - N < gt.count(image) && !gt.is_crowd(image, int32_t(i - N));
+    const int64_t count = counts[image];
+    return FF_MUTANT(roi_count, i < count && count <= N, true);
+  }
+};
+
+template <class U>
+struct RoiPointers {
+  U* rois;
+  int64_t* labels;
+  U* targets;
+  int32_t* matched;
+  int64_t* counts;
+};
+
+// Shared memory: a tile of objects for the labels, then the selection's scratch.
+template <bool kLegacy, class U>
+__global__ void __launch_bounds__(kThreads) roi_kernel(const RoiScene<U> scene, const DeviceSampler sampler,
+                                                       const DecodeParams<U> params, const RoiPointers<U> outputs) {
+  FF_SHARED(Tile<U>, tile, );
+  FF_SHARED(SelectScratch, select, );
+  const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const Box<U> box = i < sampler.M ? scene.candidate(image, i) : Box<U>{};
+  const bool candidate = i < sampler.M && scene.exists(box, image, i);
+  const Match<U> match = match_objects<kLegacy, false, U>(tile, scene.gt, image, box, candidate, i < scene.N,
+                                                          scene.rule.crowd_overlap, nullptr);
+  const int8_t label = match.takes_part ? roi_label(match.best, scene.rule) : kIgnored;
+  if (label == kPositive) scene.object[image * sampler.M + i] = match.object;
+  if (!publish(sampler, image, i, label, select)) return;
+
+  const Drawn drawn = draw(sampler, image, select);
+  for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kThreads) {
+    const int64_t out = image * sampler.S + s;
+    const bool is_drawn = s < drawn.positives + drawn.negatives;
+    const int64_t chosen = is_drawn ? int64_t(sampler.chosen[out]) : -1;
+    const int32_t object = s < drawn.positives ? __ldcg(scene.object + image * sampler.M + chosen) : -1;
+    const Box<U> roi = is_drawn ? scene.candidate(image, chosen) : Box<U>{};
+    const bool has_object = object >= 0;
+    store_box(outputs.rois + 4 * out, roi);
+    outputs.labels[out] = has_object ? scene.gt_labels[image * scene.gt.G + object] : is_drawn ? 0 : -1;
+    store_box(outputs.targets + 4 * out,
+              has_object ? encode<kLegacy>(scene.gt.box(image, object), roi, params) : Box<U>{});
+    outputs.matched[out] = object;
+  }
+  if (threadIdx.x == 0) {
+    outputs.counts[2 * image] = drawn.positives;
+    outputs.counts[2 * image + 1] = drawn.negatives;
+  }
+}
+
+template <bool kLegacy, class U>
+Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, const int64_t* gt_labels,
+              const RoiOptions& options, const SampleOptions& sample_options, const double* weights, void* memory,
+              const RoiOutputs& outputs, Stream stream) {
+  FF_TRY(check_images(B));
+  const int64_t M = proposals.N + gt.G;
+  Carver carver(memory);
+  unsigned* tickets = carver.take<unsigned>(B);
+  FF_TRY(fill_bytes(tickets, 0, size_t(B) * sizeof(unsigned), stream));
+  DeviceSampler sampler = carve_sampler(carver, B, M, sample_options);
+  sampler.tickets = tickets;
+  const RoiScene<U> scene = {static_cast<const U*>(proposals.boxes),
+                             proposals.counts,
+                             proposals.N,
+                             device_ground_truth<U>(gt),
+                             gt_labels,
+                             {U(options.positive_iou), U(options.negative_high), U(options.negative_low),
+                              U(options.crowd_overlap)},
+                             options.append_gt,
+                             carver.take<int32_t>(B * M)};
+  const RoiPointers<U> out = {static_cast<U*>(outputs.rois), outputs.labels, static_cast<U*>(outputs.targets),
+                              outputs.matched, outputs.counts};
+  FF_LAUNCH((roi_kernel<kLegacy, U>), image_grid(M, B), dim3(kThreads), 0, stream, scene, sampler,
+            make_decode_params<U>(weights, 0.0), out);
+  return launched();
+}
+
+}  // namespace
+
+size_t sample_rois_workspace_cuda(DType, int64_t B, int64_t N, int64_t G, int64_t S) {
+  Carver carver(nullptr);
+  carver.take<unsigned>(B);
+  SampleOptions options = {};
+  options.batch_size = S;
+  carve_sampler(carver, B, N + G, options);
+  carver.take<int32_t>(B * (N + G));
+  return carver.used();
+}
+
+Status sample_rois_cuda(DType dtype, int64_t B, const Proposals& proposals, const GroundTruth& gt,
+                        const int64_t* gt_labels, const RoiOptions& options, const SampleOptions& sample_options,
+                        const double* weights, void* workspace, const RoiOutputs& outputs, Stream stream) {
+  if (B == 0) return kOk;
+  return visit_compute(dtype, [&](auto tag) {
+    using U = typename decltype(tag)::type;
+    return options.legacy ? sample<true, U>(B, proposals, gt, gt_labels, options, sample_options, weights, workspace,
+                                            outputs, stream)
+                          : sample<false, U>(B, proposals, gt, gt_labels, options, sample_options, weights, workspace,
+                                             outputs, stream);
+  });
+}
+
+}  // namespace frcnn_fast
