@@ -172,7 +172,11 @@ inline bool sort_by_insertion(Ranking<Key>* entries, int64_t n, int64_t moves) {
   for (int64_t i = 1; i < n; ++i) {
     const Ranking<Key> entry = entries[i];
     int64_t hole = i;
-    for (; hole > 0 && entry.key < entries[hole - 1].key; --hole) entries[hole] = entries[hole - 1];
+    for (; hole > 0; --hole) {
+      const Key before = entries[hole - 1].key;
+      if (FF_MUTANT(ranked_stable, entry.key >= before, entry.key > before)) break;
+      entries[hole] = entries[hole - 1];
+    }
     entries[hole] = entry;
     moves -= i - hole;
     if (moves < 0) return false;
@@ -255,7 +259,7 @@ class Ranked {
       if (tied_from_ >= 0) return 0;
       scan(scores_, 0, N_, rank_score(end), rank_score(next_), buffers_.indices, buffers_.capacity, &count);
     }
-    next_ = after(end);
+    next_ = FF_MUTANT(ranked_after, after(end), end);
     int64_t found = 0;
     for (int64_t i = 0; i < count; ++i) {
       const uint32_t index = buffers_.indices[i];
@@ -272,7 +276,8 @@ class Ranked {
   int64_t ties() {
     const U score = rank_score(next_);
     int64_t count;
-    tied_from_ = scan(scores_, tied_from_, N_, score, score, buffers_.indices, buffers_.capacity, &count);
+    tied_from_ = scan(scores_, FF_MUTANT(ranked_ties, tied_from_, 0), N_, score, score, buffers_.indices,
+                      buffers_.capacity, &count);
     if (tied_from_ == N_) {
       tied_from_ = -1;
       next_ = after(next_);

@@ -37,6 +37,9 @@ def _cases() -> Iterator[Case]:
     for kind in ("tied", "odd", "equal", "NaN", "infinite", "ascending", "close"):
         yield Case(f"{kind}", lambda k=kind: _scores(3, 700, 300, k), small=True)
         yield Case(f"{kind}-N30000", lambda k=kind: _scores(2, 30000, 6000, k))
+    # More than is sorted at once, and several chunks of it.
+    for kind in ("random", "tied", "odd", "equal", "close"):
+        yield Case(f"{kind}-N6000", lambda k=kind: _scores(1, 6000, 1600, k), small=True)
     for name, dtype in DTYPES.items():
         for kind in ("random", "odd"):
             yield Case(f"{name}-{kind}", lambda d=dtype, k=kind: _scores(2, 500, 100, k, d), small=True)
