@@ -110,7 +110,7 @@ def measure(ways: dict[str, Way], device: str) -> dict[str, dict[str, float]]:
 def _timed(way: Way, device: str) -> dict[str, float]:
     watch = Stopwatch(device)
     if device == "cuda":
-        torch.cuda._sleep(1_000_000)  # half a millisecond in which the host queues the stages
+        torch.cuda._sleep(4_000_000)  # about two milliseconds, in which the host queues the stages
     way(watch)
     return watch.microseconds()
 
@@ -197,15 +197,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="a run's folder or checkpoint file instead of a shape")
     parser.add_argument("--image", type=Path, help="the picture for the checkpoint's detector")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU (default 1: the stages' own cost)")
     parser.add_argument("--out", type=Path, help="folder for profile.json, profile.png and profile-trace.json.gz")
     args = parser.parse_args(argv)
     if bool(args.checkpoint) != bool(args.image):
         parser.error("--checkpoint and --image go together")
+    torch.set_num_threads(args.threads)
     if args.checkpoint:
         problem = of_checkpoint(args.checkpoint, args.image, args.device)
     else:
         problem = of_scene({"vgg": VGG, "fpn": FPN}[args.shape], args.field, args.batch, args.train, args.device)
-    result = profile(problem, args.device)
+    ways = ways_of(problem)
+    result = profile(problem, ways, args.device)
     print(problem.title, *table(result["stages"]), sep="\n")
     for name, spent in result["kernels"].items():
         print(f"  {spent:8.2f} us  {name}")
@@ -213,22 +216,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "profile.json").write_text(json.dumps(result, indent=1) + "\n")
         chart(f"{problem.title} — {result['machine']}", result["stages"], args.out / "profile.png")
-        trace(ways_of(problem), args.device, args.out / "profile-trace.json.gz")
+        trace(ways, args.device, args.out / "profile-trace.json.gz")
     return 0
 
 
-def profile(problem: Problem, device: str) -> dict[str, Any]:
+def profile(problem: Problem, ways: dict[str, Way], device: str) -> dict[str, Any]:
     """Stage times of every way and, on a GPU, the kernels of the fused step."""
     e = environment.describe(device)
     quiet = Stopwatch("cpu")
-    found = kernels.times(lambda: fused(problem, quiet)) if device == "cuda" else {}
+    launched = kernels.times(lambda: fused(problem, quiet)) if device == "cuda" else {}
     return {
         "title": problem.title,
         "machine": e.get("gpu") or e["cpu"],
         "date": e["date"],
         "commit": e["commit"],
-        "stages": measure(ways_of(problem), device),
-        "kernels": found,
+        "threads": e["threads"],
+        "stages": measure(ways, device),
+        "kernels": launched,
     }
 
 
