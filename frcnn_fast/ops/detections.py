@@ -1,4 +1,4 @@
-"""The last step of a two-stage detector: from the head's raw outputs to the boxes a user sees."""
+"""The detector's last step: the head's raw outputs in, the final boxes out."""
 
 from __future__ import annotations
 
@@ -44,40 +44,46 @@ def detections(
     legacy: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Softmax, per-class decode and clip, score threshold, per-class NMS, the best of an image (Girshick 2015, 2.3).
+    """Detections of a batch of images (Girshick 2015, section 2.3; Ren et al.).
+
+    Every class of a proposal is a candidate of its own: its score is the softmax over the row's K + 1 logits, its box
+    is decoded from the class' deltas and clipped to the image. Candidates with a score above `score_threshold`
+    (strictly), a finite box and both sides of at least `min_size` go through greedy NMS within their class; over all
+    classes the best `max_detections` remain.
 
     Args:
         class_logits: [B, N, K + 1], class 0 is the background; float16, bfloat16, float32 or float64.
-        box_deltas: [B, N, 4 * (K + 1)], four deltas a class, or class-agnostic [B, N, 4]; same dtype.
-        proposals: [B, N, 4] in pixels, in the compute dtype (float64 for float64 input, else float32).
-        counts: int64 [B]: the first counts[b] proposals of image b are real.
-        image_sizes: [B, 2] (height, width): boxes are clipped to them.
-        score_threshold: a class is a candidate when its probability is strictly greater.
-        iou_threshold: a box is dropped when its IoU with a better kept box of its class is strictly greater.
-        max_detections: D, detections an image over all classes.
-        min_size: boxes with a smaller side after clipping, in pixels, are dropped.
-        weights, clamp, legacy: as in `decode_clip`.
+        box_deltas: [B, N, (K + 1) * 4], four a class, or [B, N, 4] for all classes; same dtype.
+        proposals: [B, N, 4] (x1, y1, x2, y2) in pixels.
+        counts: [B] int64: rows of an image from its count on do not exist.
+        image_sizes: [B, 2] (height, width) in pixels, without padding.
+        score_threshold, iou_threshold: compared in the compute precision (float64 for float64, else float32).
+        max_detections: D, detections an image.
+        min_size: smallest side in pixels. weights: of the deltas (wx, wy, ww, wh). clamp: upper bound of dw, dh.
+        legacy: inclusive pixels: every extent is high - low + 1.
 
     Returns:
-        boxes [B, D, 4] and scores [B, D] in the compute dtype, labels int64 [B, D] (1 to K) and counts int64 [B]; rows
-        beyond an image's count hold 0 (labels -1). Best first, ties by lower proposal, then lower class. A proposal with
-        a NaN logit and a box that decodes to a non-finite coordinate give nothing. N = 0 or K = 0: counts of 0.
+        boxes [B, D, 4] and scores [B, D] in the compute dtype, labels [B, D] int64 (1 to K), counts [B] int64. Sorted
+        by score, ties by lower proposal, then lower class. Rows beyond an image's count hold 0 (labels -1). A row with
+        a NaN logit gives nothing.
 
-    One exact answer on every backend: the softmax adds its classes in one order (32 lanes, folded in halves).
-    Deterministic, without gradient, no host synchronisation on CUDA. Time O(N K) and the NMS of the candidates.
+    One exact answer on every backend: the softmax adds in one fixed order. Deterministic, no gradient, no host
+    synchronisation on CUDA. Time O(B N K) for the softmax plus NMS to the depth needed.
 
     Raises:
-        TypeError, ValueError: wrong shapes, dtypes, devices; a negative threshold; on the CPU counts outside [0, N] (on a
-        GPU such an image counts as empty; FRCNN_FAST_CHECK=1 raises).
+        TypeError, ValueError: wrong shapes, dtypes, devices, a negative threshold; a count outside [0, N] (on CUDA such
+        an image counts as empty; FRCNN_FAST_CHECK=1 raises).
     """
     check_float("class_logits", class_logits, "[B, N, K + 1]", 3)
-    B, N, C = class_logits.shape
-    if C < 1:
-        raise ValueError(f"class_logits: expected at least the background's column, got {describe(class_logits)}")
-    check_float("box_deltas", box_deltas, "[B, N, 4 * (K + 1)] or [B, N, 4]", 3)
-    if tuple(box_deltas.shape) not in ((B, N, 4 * C), (B, N, 4)):
+    B, N, classes = class_logits.shape
+    if classes == 0:
         raise ValueError(
-            f"box_deltas: expected shape [B, N, 4 * (K + 1)] = {[B, N, 4 * C]} or [B, N, 4] = {[B, N, 4]}, "
+            f"class_logits: expected a background and K classes in the last dimension, got {describe(class_logits)}"
+        )
+    check_float("box_deltas", box_deltas, "[B, N, (K + 1) * 4] or [B, N, 4]", 3)
+    if tuple(box_deltas.shape) not in ((B, N, 4 * classes), (B, N, 4)):
+        raise ValueError(
+            f"box_deltas: expected shape [B, N, (K + 1) * 4] = {[B, N, 4 * classes]} or [B, N, 4] = {[B, N, 4]}, "
             f"got {describe(box_deltas)}"
         )
     check_same("box_deltas", box_deltas, "class_logits", class_logits)
@@ -94,7 +100,7 @@ def detections(
         image_sizes_tensor(image_sizes, B, class_logits),
         check_threshold("score_threshold", score_threshold),
         check_threshold("iou_threshold", iou_threshold),
-        check_positive("max_detections", max_detections),
+        check_positive("max_detections", max_detections, zero=True),
         check_threshold("min_size", min_size),
         check_weights(weights),
         float(clamp),
@@ -113,32 +119,17 @@ def _outputs(class_logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _launch(class_logits: Tensor, *args: Any) -> None:
+def _launch(class_logits: Tensor, box_deltas: Tensor, *args: Any) -> None:
     inputs, outputs = args[:-4], args[-4:]
     C = extension()
-    size = C.detections_workspace(class_logits, inputs[6])
+    size = C.detections_workspace(class_logits, box_deltas, inputs[3], inputs[5])
     workspace = class_logits.new_empty((size,), dtype=torch.uint8)
-    C.detections(class_logits, *inputs, workspace, *outputs)
+    C.detections(class_logits, box_deltas, *inputs, workspace, *outputs)
 
 
-def _reference(
-    class_logits: Any, box_deltas: Any, proposals: Any, counts: Any, image_sizes: Any, score_threshold: float,
-    iou_threshold: float, max_detections: int, min_size: float, weights: Any, clamp: float, legacy: bool,
-) -> Any:  # fmt: skip
-    return reference.detections(
-        class_logits,
-        box_deltas,
-        proposals,
-        counts,
-        image_sizes,
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        max_detections=max_detections,
-        min_size=min_size,
-        weights=weights,
-        clamp=clamp,
-        legacy=legacy,
-    )
+def _oracle(*args: Any) -> Any:
+    names = ("score_threshold", "iou_threshold", "max_detections", "min_size", "weights", "clamp", "legacy")
+    return reference.detections(*args[:5], **dict(zip(names, args[5:], strict=True)))
 
 
 _detections = Operator(
@@ -147,5 +138,5 @@ _detections = Operator(
     "bool legacy) -> (Tensor, Tensor, Tensor, Tensor)",
     outputs=_outputs,
     launch=_launch,
-    reference=_reference,
+    reference=_oracle,
 )

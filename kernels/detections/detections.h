@@ -1,37 +1,39 @@
-// From the head's raw outputs to final boxes: softmax, per-class decode, score threshold, per-class NMS, the best D
-// (Girshick 2015, section 2.3; Ren et al. 2015).
+// The detector's last step: softmax, per-class decode and clip, score threshold, per-class NMS, the best D an image.
 //
-// The softmax has one order of summation: m is the largest logit; e_c = exp_(l_c - m); lane l adds e_c for c = l, l + 32,
-// ... in turn, starting from 0; then lane l adds lane l + d for d = 16, 8, 4, 2, 1; the score is e_c / lane 0. A NaN
-// logit makes every score of its row NaN, and NaN exceeds no threshold.
+// Softmax sums in one order on every backend: m is the row's maximum, e_c = exp_(l_c - m), lane l of 32 adds classes
+// l, l + 32, ... in turn, and the lanes are folded in halves (l + 16, then 8, 4, 2, 1); the score is e_c / sum. A NaN
+// logit makes every score of its row NaN, which passes no threshold.
 //
-// Candidate (n, c), c = 1 ... K, has index n * K + c - 1. Planted mistakes: detections_threshold, detections_background,
-// detections_ties, detections_valid, detections_counts, detections_agnostic.
+// Candidate (n, c), c > 0, has index n * K + (c - 1): ranks are by (score descending, index ascending).
+//
+// Planted mistakes: detect_threshold, detect_background, detect_agnostic, detect_valid, detect_counts, detect_fold,
+// detect_label, detect_class.
 #pragma once
 #include "../anchor_decode/anchor_decode.h"
+#include "../nms/nms.h"
 
 namespace frcnn_fast {
 
 constexpr int kSoftmaxLanes = 32;
 
-// U is the compute type of dtype.
+// T is the logits' type, U its compute type.
 struct DetectionInputs {
-  DType dtype;               // of class_logits and box_deltas
-  const void* class_logits;  // [B, N, C], class 0 is the background
-  const void* box_deltas;    // [B, N, 4 * C], or [B, N, 4] (class_agnostic)
+  DType dtype;
+  const void* class_logits;  // T [B, N, K + 1], class 0 is the background
+  const void* box_deltas;    // T [B, N, (K + 1) * 4], or [B, N, 4] if agnostic
   const void* proposals;     // U [B, N, 4]
-  const int64_t* counts;     // [B], proposals of each image
-  const void* image_sizes;   // U [B, 2]: height, width
-  int64_t B, N, C;
-  bool class_agnostic;
+  const int64_t* counts;     // [B]: rows from counts[b] on do not exist
+  const void* image_sizes;   // U [B, 2] (height, width)
+  int64_t B, N, K;
+  bool agnostic;
 };
 
 struct DetectionSettings {
   double score_threshold;
   double iou_threshold;
   int64_t max_detections;  // D
-  double min_size;         // pixels
-  double weights[4];
+  double min_size;
+  double weights[4];  // of the deltas
   double clamp;
   bool legacy;
 };
@@ -39,13 +41,19 @@ struct DetectionSettings {
 struct DetectionOutputs {
   void* boxes;      // U [B, D, 4], 0-padded
   void* scores;     // U [B, D], 0-padded
-  int64_t* labels;  // [B, D], -1-padded
+  int64_t* labels;  // [B, D]: 1 to K; -1-padded
   int64_t* counts;  // [B]
 };
 
+// Strictly above; both in the compute type.
 template <class U>
-FF_HD bool scores_enough(U score, U threshold) {
-  return FF_MUTANT(detections_threshold, score > threshold, score >= threshold);
+FF_HD bool passes(U score, U threshold) {
+  return FF_MUTANT(detect_threshold, score > threshold, score >= threshold);
+}
+
+// Where the deltas of foreground class k (from 0) of row n begin.
+FF_HD int64_t delta_offset(int64_t n, int64_t k, int64_t K, bool agnostic) {
+  return agnostic ? FF_MUTANT(detect_agnostic, 4 * n, 4 * n * (K + 1)) : 4 * (n * (K + 1) + k + 1);
 }
 
 size_t detections_workspace_cpu(const DetectionInputs& inputs, const DetectionSettings& settings);

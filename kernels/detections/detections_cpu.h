@@ -1,4 +1,4 @@
-// One image's detections on one thread; compiled per instruction set (detections_cpu_simd.cpp).
+// One image of detections_cpu, compiled per instruction set.
 #pragma once
 #include "../common/cpu.h"
 #include "../common/workspace.h"
@@ -6,17 +6,9 @@
 
 namespace frcnn_fast {
 
-// The candidates of one image, in index order, and what their NMS works in. R = N * (C - 1) rows at most.
-struct DetectionMemory {
-  void* powers;        // U [C rounded up to whole lanes]
-  void* boxes;         // U [R, 4]
-  void* scores;        // U [R]
-  int64_t* class_ids;  // [R]
-  int64_t* keep;       // [D]
-  void* nms;
-};
-
+// Image b, whose count is valid; workspace: detect_image_workspace() bytes. Fills its part of the outputs.
 FF_ISA_DECLARE(void detect_image(const DetectionInputs& inputs, const DetectionSettings& settings, int64_t b,
-                                 const DetectionMemory& memory, const DetectionOutputs& outputs))
+                                 void* workspace, const DetectionOutputs& outputs))
+FF_ISA_DECLARE(size_t detect_image_workspace(const DetectionInputs& inputs, const DetectionSettings& settings))
 
 }  // namespace frcnn_fast
