@@ -16,7 +16,7 @@ from frcnn_fast._extension import extension
 from tests.samples import boxes
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILT = sorted(ROOT.glob("build/temp*/CMakeFiles"))
+BUILT = sorted(ROOT.glob("build/cpython-*/CMakeFiles"))
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
