@@ -73,6 +73,12 @@ def _assign_cases() -> Iterator[Case]:
                 small=positive == 0.7,
             )
     yield Case("counts", lambda: _assign(4, 200, 6, counts=[0, 1, 5, 6]), small=True)
+    yield Case(
+        "counts-out-of-range",
+        lambda: _assign(4, 200, 6, counts=[7, -1, 6, 1 << 40]),
+        small=True,
+        as_if={"gt_counts": ints(0, 0, 6, 0)},
+    )
     yield Case("image-sizes", lambda: _assign(3, 300, sizes=True), small=True)
     yield Case("crowd", lambda: _assign(2, 400, 8, crowd=0.5), small=True)
     yield Case("crowd-integer", lambda: _assign(2, 500, 8, kind="integer", crowd=0.5, crowd_overlap=0.5), small=True)
@@ -173,6 +179,12 @@ def _targets_cases() -> Iterator[Case]:
         yield case(name, lambda d=dtype: _assign(2, 300, 9, kind="integer", dtype=d), batch_size=64, max_positive=32)
     yield case("odd", lambda: _assign(3, 300, 9, kind="odd random", crowd=0.2), batch_size=64, max_positive=32)
     yield case("counts", lambda: _assign(3, 300, 5, counts=[0, 2, 5]), batch_size=100, max_positive=20)
+    yield Case(
+        "counts-out-of-range",
+        lambda: _assign(4, 200, 6, counts=[7, -1, 6, 1 << 40]) | {"rng": rng, "batch_size": 64},
+        small=True,
+        as_if={"gt_counts": ints(0, 0, 6, 0)},
+    )
     yield case("grid", lambda: _assign_on(grids(ONE_LEVEL), sizes=True), batch_size=64, max_positive=32)
     yield case("pyramid", lambda: _assign_on(grids(*PYRAMID), B=3), small=False)
     yield case("A20000", lambda: _assign(2, 20000, 20), small=False)
@@ -232,6 +244,18 @@ def _roi_cases() -> Iterator[Case]:
         )
     yield Case(
         "counts", lambda: _rois(4, 100, 5, counts=[0, 0, 50, 100], gt_counts=[0, 5, 1, 0], batch_size=40), small=True
+    )
+    yield Case(
+        "counts-out-of-range",
+        lambda: _rois(4, 100, 5, counts=[101, -1, 100, 50], batch_size=40),
+        small=True,
+        as_if={"counts": ints(0, 0, 100, 50)},
+    )
+    yield Case(
+        "gt-counts-out-of-range",
+        lambda: _rois(4, 100, 5, gt_counts=[6, -1, 5, 1 << 40], batch_size=40),
+        small=True,
+        as_if={"gt_counts": ints(0, 0, 5, 0)},
     )
     yield Case("G0", lambda: _rois(2, 100, 0, batch_size=40), small=True)
     yield Case("no-append", lambda: _rois(append_gt=False, batch_size=64), small=True)
