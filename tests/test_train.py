@@ -47,6 +47,15 @@ def quick(**changes):
     return recipe("small", **{"iterations": 4, "log_every": 2, "warmup": 2, **changes})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On a busy machine threads that wait for each other take many times as long as one that does all the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short training run on half-size digits, evaluated."""
@@ -307,7 +316,10 @@ class TestInterrupt:
     def test_ctrl_c_keeps_the_checkpoint(self, tmp_path):
         arguments = ["--iterations", "100000", "--log-every", "1", "--batch-size", "1", "--out", str(tmp_path)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "frcnn_fast.train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-m", "frcnn_fast.train", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         deadline = time.monotonic() + 120
         while not (tmp_path / "metrics.jsonl").exists() and process.poll() is None:

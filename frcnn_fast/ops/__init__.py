@@ -3,6 +3,7 @@
 from frcnn_fast.ops._operator import use_backend
 from frcnn_fast.ops.anchor_decode import AnchorGrids, decode_clip, encode, generate_anchors, grid_anchors
 from frcnn_fast.ops.anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
+from frcnn_fast.ops.detections import detections
 from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded
 from frcnn_fast.ops.proposals import rpn_proposals
 from frcnn_fast.ops.roi_modules import MultiScaleRoIAlign, RoIAlign, RoIPool
@@ -19,6 +20,7 @@ __all__ = [
     "batched_nms",
     "box_iou",
     "decode_clip",
+    "detections",
     "encode",
     "generate_anchors",
     "grid_anchors",

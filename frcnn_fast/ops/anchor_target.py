@@ -46,17 +46,22 @@ def _gt_args(gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None) -> Tenso
 
 
 def _anchor_args(anchors: Tensor | AnchorGrids, gt_boxes: Tensor) -> tuple[Tensor, Sequence[int], float]:
+    """(table, grid, offset): given anchors and an empty grid, or the grid's cell anchors; in the computed type."""
+    dtype = _checks.compute_dtype(gt_boxes)
     if isinstance(anchors, AnchorGrids):
         _checks.check_same("anchors", anchors.cells, "gt_boxes", gt_boxes, dtype=False)
-        return anchors.cells.to(_checks.compute_dtype(gt_boxes)).contiguous(), anchors.grid, anchors.offset
+        return anchors.cells.to(dtype).contiguous(), anchors.grid, anchors.offset
+    B = gt_boxes.shape[0]
     of_each_image = isinstance(anchors, Tensor) and anchors.dim() == 3
-    _checks.check_float("anchors", anchors, "[A, 4] or [B, A, 4]", 3 if of_each_image else 2, 4)
-    if of_each_image and anchors.shape[0] != gt_boxes.shape[0]:
-        raise ValueError(
-            f"anchors: expected [A, 4] or [B, A, 4] with the B = {gt_boxes.shape[0]} of gt_boxes, "
-            f"got {_checks.describe(anchors)}"
+    _checks.check_float("anchors", anchors, "[A, 4], [B, A, 4] or AnchorGrids", 3 if of_each_image else 2, 4)
+    if of_each_image and anchors.shape[0] != B:
+        raise ValueError(f"anchors: expected [A, 4] or [B, A, 4] with B = {B}, got {_checks.describe(anchors)}")
+    _checks.check_same("anchors", anchors, "gt_boxes", gt_boxes, dtype=False)
+    if _checks.compute_dtype(anchors) != dtype:
+        raise TypeError(
+            f"anchors: expected the precision of gt_boxes ({gt_boxes.dtype}), got {_checks.describe(anchors)}; "
+            "convert one of them"
         )
-    _checks.check_same("anchors", anchors, "gt_boxes", gt_boxes)
     return _wide(anchors), [], 0.0
 
 

@@ -60,7 +60,7 @@ class _ToLevels(Operator):
         return [maps] if isinstance(maps, Tensor) else list(maps)
 
     def _fake(self, *args: Any) -> list[Tensor]:
-        return list(self.outputs(*args[: self.arity]))
+        return list(self.outputs(*args[:-1]))
 
 
 @functools.lru_cache(maxsize=64)

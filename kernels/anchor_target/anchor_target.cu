@@ -173,20 +173,20 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const int8_t* labels, 
   }
 }
 
-// What starts at 0 lies together at the front.
 template <class U>
 struct AnchorWorkspace {
-  OverlapBits<U>* peaks;
+  OverlapBits<U>* peaks;  // one piece with the two below, to be zeroed at once
   unsigned *negatives, *tickets;
   size_t zero_bytes;
   U* best;
   int32_t* object;
 
   void carve(Carver& carver, int64_t B, int64_t A, int64_t G, int32_t* object_out) {
-    peaks = carver.take<OverlapBits<U>>(B * G);
-    negatives = carver.take<unsigned>(B);
-    tickets = carver.take<unsigned>(B);
-    zero_bytes = carver.used();
+    const int64_t zeros = B * G + 2 * B;
+    zero_bytes = size_t(zeros) * sizeof(OverlapBits<U>);
+    peaks = carver.take<OverlapBits<U>>(zeros);
+    negatives = reinterpret_cast<unsigned*>(peaks + B * G);
+    tickets = negatives + B;
     best = carver.take<U>(B * A);
     object = object_out ? object_out : carver.take<int32_t>(B * A);
   }
@@ -216,7 +216,7 @@ Status assign(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, con
   workspace.carve(carver, B, anchors.A, gt.G, matched);
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
-  FF_TRY(fill_bytes(memory, 0, workspace.zero_bytes, stream));
+  FF_TRY(fill_bytes(workspace.peaks, 0, workspace.zero_bytes, stream));
   const dim3 grid = image_grid(anchors.A, B);
   FF_LAUNCH((overlap_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene);
   FF_LAUNCH((label_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene, labels, matched);
@@ -235,7 +235,7 @@ Status targets(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, co
   sampler.tickets = workspace.tickets;
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
-  FF_TRY(fill_bytes(memory, 0, workspace.zero_bytes, stream));
+  FF_TRY(fill_bytes(workspace.peaks, 0, workspace.zero_bytes, stream));
   const TargetOutputs<U> out = {outputs.indices, outputs.labels, static_cast<U*>(outputs.targets), outputs.matched,
                                 outputs.counts};
   const dim3 grid = image_grid(anchors.A, B);
@@ -268,8 +268,7 @@ Status assign_anchors_cuda(DType dtype, int64_t B, const AnchorSource& anchors, 
 
 size_t sample_anchors_workspace_cuda(int64_t B, int64_t A, int64_t S) {
   Carver carver(nullptr);
-  carver.take<unsigned>(B);
-  carver.take<unsigned>(B);
+  carver.take<unsigned>(2 * B);
   SampleOptions options = {};
   options.batch_size = S;
   carve_sampler(carver, B, A, options);
@@ -281,11 +280,11 @@ Status sample_anchors_cuda(const int8_t* labels, int64_t B, int64_t A, const Sam
   if (B == 0) return kOk;
   FF_TRY(check_images(B));
   Carver carver(workspace);
-  unsigned *negatives = carver.take<unsigned>(B), *tickets = carver.take<unsigned>(B);
-  FF_TRY(fill_bytes(workspace, 0, carver.used(), stream));
+  unsigned* negatives = carver.take<unsigned>(2 * B);  // and the tickets
+  FF_TRY(fill_bytes(negatives, 0, size_t(2 * B) * sizeof(unsigned), stream));
   DeviceSampler sampler = carve_sampler(carver, B, A, sample);
   sampler.negatives_at_most = negatives;
-  sampler.tickets = tickets;
+  sampler.tickets = negatives + B;
   if (A > 0)
     FF_LAUNCH(count_kernel, dim3(blocks_for(A, kThreads * kLabelsAThread), unsigned(B)), dim3(kThreads), 0, stream,
               labels, A, negatives);

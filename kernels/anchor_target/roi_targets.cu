@@ -81,7 +81,7 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
   const int64_t M = proposals.N + gt.G;
   Carver carver(memory);
   unsigned* tickets = carver.take<unsigned>(B);
-  FF_TRY(fill_bytes(tickets, 0, carver.used(), stream));
+  FF_TRY(fill_bytes(tickets, 0, size_t(B) * sizeof(unsigned), stream));
   DeviceSampler sampler = carve_sampler(carver, B, M, sample_options);
   sampler.tickets = tickets;
   const RoiScene<U> scene = {static_cast<const U*>(proposals.boxes),

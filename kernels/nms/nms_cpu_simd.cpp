@@ -59,8 +59,10 @@ int64_t greedy(const NmsImage& image) {
   const int64_t room = FF_MUTANT(nms_max_output, most, most < image.rows ? most - 1 : most);
   Carver carver(image.workspace);
   const Memory<T> memory = take_memory<T>(&carver, image.padded_rows, image.max_output);
-  KeptChains<kLegacy, U> kept(&carver, image.padded_rows, most, image.class_ids != nullptr, s);
-  kept.start(image.class_ids, image.rows);
+  ClassNumbers classes(&carver, image.padded_rows, image.class_ids != nullptr);
+  KeptChains<kLegacy, U> kept(&carver, classes.capacity(), most, s);
+  classes.start(image.class_ids, image.rows);
+  kept.start(classes.used());
   Ranked<T> ranked(static_cast<const T*>(image.scores), image.rows, image.rows, memory.chunk, memory.ranked);
 
   const bool threads = max_threads() > 1;
@@ -73,7 +75,7 @@ int64_t greedy(const NmsImage& image) {
         const uint32_t row = best[i];
         const Box<U> box = load_box(boxes + 4 * int64_t(row));
         const U a = area<kLegacy>(box);
-        if (takes_part(box)) memory.candidates[n++] = {{box, s.share * a}, a, kept.group_of(row), int32_t(row)};
+        if (takes_part(box)) memory.candidates[n++] = {{box, s.share * a}, a, classes.of(row), int32_t(row)};
       }
       kept.next_round();
       const bool filtered = threads && n * kept.chain_length() > kPairsForThreads;
@@ -104,7 +106,8 @@ size_t nms_image_workspace(DType dtype, int64_t padded_rows, int64_t max_output,
     const int64_t most = max_output < padded_rows ? max_output : padded_rows;
     Carver carver(nullptr);
     take_memory<U>(&carver, padded_rows, max_output);
-    KeptChains<false, U>(&carver, padded_rows, most, classes, Suppression<U>{});
+    const ClassNumbers numbers(&carver, padded_rows, classes);
+    KeptChains<false, U>(&carver, numbers.capacity(), most, Suppression<U>{});
     return carver.used();
   });
 }

@@ -58,6 +58,22 @@ FF_HD void store_raw(T* p, V v) {
   memcpy(p, &v, sizeof v);
 }
 
+// As many elements of T as its compute type has lanes.
+template <class T>
+struct ElementsOf {
+  using type = Vec<T>;
+};
+template <>
+struct ElementsOf<Half> {
+  using type = Vec16;
+};
+template <>
+struct ElementsOf<BFloat16> {
+  using type = Vec16;
+};
+template <class T>
+using Elements = typename ElementsOf<T>::type;
+
 FF_HD Vec<float> load_vec(const float* p) { return load_raw<Vec<float>>(p); }
 FF_HD Vec<double> load_vec(const double* p) { return load_raw<Vec<double>>(p); }
 FF_HD Vec<int32_t> load_vec(const int32_t* p) { return load_raw<Vec<int32_t>>(p); }

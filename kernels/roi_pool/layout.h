@@ -14,6 +14,8 @@ FF_ISA_DECLARE(
                     float* target);
     void load_lanes(DType dtype, const void* source, CellStrides strides, int channels, int lanes, int64_t cells,
                     double* target);
+    void load_lanes(const int32_t* source, CellStrides strides, int channels, int lanes, int64_t cells,
+                    int32_t* target);
     // The way back.
     void store_lanes(DType dtype, const float* source, int channels, int lanes, int64_t cells, CellStrides strides,
                      void* target);

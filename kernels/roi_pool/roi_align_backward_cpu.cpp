@@ -74,7 +74,7 @@ class AlignBackward {
                                    s_.B * ceil_div(s_.C, lanes) < 2 * max_threads()))
       lanes /= 2;
     const int64_t rows = std::max<int64_t>(1, std::min<int64_t>(level.H, kTileBytes / (row * lanes)));
-    return {level.channels_last && !kConverted && s_.C % kBlockLanes == 0 && s_.C % lanes == 0, lanes, rows};
+    return {false, lanes, rows};
   }
 
   Scratch take(Carver& carver) const {

@@ -115,10 +115,13 @@ void for_each_unit(int64_t units, int64_t threads, const Body& body) {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Second-level caches hold a megabyte or two a core; half of one leaves room for the outputs that stream through.
-constexpr int64_t kTileBytes = 512 << 10;
+// Second-level caches hold a megabyte or two a core; the outputs that stream through need some of it.
+constexpr int64_t kTileBytes = 640 << 10;
 // A whole map is turned into a tile even beyond that, when the RoIs are many; past this their windows are.
 constexpr int64_t kMaxWholeBytes = 4 << 20;
+
+// A cell of a window costs about as much as that many of a map loaded in one go.
+constexpr int64_t kWindowCost = 2;
 
 // Channels processed together, so that a tile of that many cells stays in the cache and every thread gets some.
 inline int64_t block_lanes(int64_t C, int64_t cells, int64_t bytes, int64_t images) {

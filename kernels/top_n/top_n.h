@@ -60,11 +60,11 @@ constexpr int64_t kRankedSample = 2048;
 constexpr int64_t kRankedSlack = 16;  // a vector is stored whole
 
 // Ranks to ask Ranked for at a time when a caller may stop early: each chunk costs a pass over all N scores.
-inline int64_t ranked_chunk(int64_t N) { return N / 64 > 1024 ? N / 64 : 1024; }
+FF_HD int64_t ranked_chunk(int64_t N) { return N / 64 > 1024 ? N / 64 : 1024; }
 
 // For at most N scores a segment, `chunk` ranks at a time.
 template <class Key>
-RankedBuffers<Key> take_ranked_buffers(Carver* carver, int64_t N, int64_t chunk) {
+FF_HD RankedBuffers<Key> take_ranked_buffers(Carver* carver, int64_t N, int64_t chunk) {
   const int64_t enough = 2 * chunk + kRankedSample;  // a chunk that the sample misjudged, or the sample itself
   RankedBuffers<Key> buffers = {};
   buffers.capacity = N < enough ? N : enough;

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from frcnn_fast import reference
+
 from .build import DTYPES, generator, integer_boxes, ints, random_boxes, strided, tensor, transposed, with_odd_boxes
 from .cases_anchor_decode import ONE_LEVEL, PYRAMID, grids
 from .harness import Args, Case, Grids, Op, simple_op
@@ -145,7 +147,20 @@ def _sample_cases() -> Iterator[Case]:
             lambda r=rng: _labels(2, 300, mixed, batch_size=20, max_positive=10) | {"rng": ints(*r)},
             small=True,
         )
+    # The keys that would suffice of evenly strewn candidates suffice of none of these.
+    yield Case("unlikely-keys", lambda: _unlikely_keys(3000), small=True)
+    yield Case("unlikely-keys-A70000", lambda: _unlikely_keys(70_000))
     yield Case("stream-5", lambda: _labels(2, 300, mixed, batch_size=20, max_positive=10, stream=5), small=True)
+
+
+def _unlikely_keys(A: int) -> Args:
+    """Only anchors with large keys may be drawn."""
+    rng = ints(12345, 678)
+    keys = reference.sample_keys(np.arange(A), 0, rng.numpy(), 0)
+    labels = np.full((1, A), -1, np.int8)
+    last = np.argsort(keys)[-A // 8 :]
+    labels[0, last] = np.arange(len(last)) % 5 == 0
+    return {"labels": torch.from_numpy(labels), "rng": rng, "batch_size": 64, "max_positive": 16}
 
 
 def _targets_cases() -> Iterator[Case]:

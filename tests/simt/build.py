@@ -46,7 +46,7 @@ def sanitizer_environment() -> dict[str, str]:
     return {
         "LD_PRELOAD": " ".join(libraries),
         # Python and torch leave memory to the end of the process.
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:print_legend=0",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:print_legend=0:allow_user_segv_handler=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
     }
 

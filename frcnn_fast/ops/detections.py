@@ -1,0 +1,142 @@
+"""The detector's last step: the head's raw outputs in, the final boxes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frcnn_fast import reference
+from frcnn_fast._extension import extension
+from frcnn_fast.ops._arrays import accepts_arrays
+from frcnn_fast.ops._checks import (
+    check_counts,
+    check_float,
+    check_positive,
+    check_same,
+    check_size,
+    check_threshold,
+    check_weights,
+    compute_dtype,
+    describe,
+    image_sizes_tensor,
+)
+from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops.anchor_decode import DELTA_CLAMP
+
+
+@accepts_arrays
+def detections(
+    class_logits: Tensor,
+    box_deltas: Tensor,
+    proposals: Tensor,
+    counts: Tensor,
+    image_sizes: Tensor | Sequence[Sequence[float]],
+    *,
+    score_threshold: float = 0.05,
+    iou_threshold: float = 0.3,
+    max_detections: int = 100,
+    min_size: float = 0.0,
+    weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+    clamp: float = DELTA_CLAMP,
+    legacy: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Detections of a batch of images (Girshick 2015, section 2.3; Ren et al.).
+
+    Every class of a proposal is a candidate of its own: its score is the softmax over the row's K + 1 logits, its box
+    is decoded from the class' deltas and clipped to the image. Candidates with a score above `score_threshold`
+    (strictly), a finite box and both sides of at least `min_size` go through greedy NMS within their class; over all
+    classes the best `max_detections` remain.
+
+    Args:
+        class_logits: [B, N, K + 1], class 0 is the background; float16, bfloat16, float32 or float64.
+        box_deltas: [B, N, (K + 1) * 4], four a class, or [B, N, 4] for all classes; same dtype.
+        proposals: [B, N, 4] (x1, y1, x2, y2) in pixels.
+        counts: [B] int64: rows of an image from its count on do not exist.
+        image_sizes: [B, 2] (height, width) in pixels, without padding.
+        score_threshold, iou_threshold: compared in the compute precision (float64 for float64, else float32).
+        max_detections: D, detections an image.
+        min_size: smallest side in pixels. weights: of the deltas (wx, wy, ww, wh). clamp: upper bound of dw, dh.
+        legacy: inclusive pixels: every extent is high - low + 1.
+
+    Returns:
+        boxes [B, D, 4] and scores [B, D] in the compute dtype, labels [B, D] int64 (1 to K), counts [B] int64. Sorted
+        by score, ties by lower proposal, then lower class. Rows beyond an image's count hold 0 (labels -1). A row with
+        a NaN logit gives nothing.
+
+    One exact answer on every backend: the softmax adds in one fixed order. Deterministic, no gradient, no host
+    synchronisation on CUDA. Time O(B N K) for the softmax plus NMS to the depth needed.
+
+    Raises:
+        TypeError, ValueError: wrong shapes, dtypes, devices, a negative threshold; a count outside [0, N] (on CUDA such
+        an image counts as empty; FRCNN_FAST_CHECK=1 raises).
+    """
+    check_float("class_logits", class_logits, "[B, N, K + 1]", 3)
+    B, N, classes = class_logits.shape
+    if classes == 0:
+        raise ValueError(
+            f"class_logits: expected a background and K classes in the last dimension, got {describe(class_logits)}"
+        )
+    check_float("box_deltas", box_deltas, "[B, N, (K + 1) * 4] or [B, N, 4]", 3)
+    if tuple(box_deltas.shape) not in ((B, N, 4 * classes), (B, N, 4)):
+        raise ValueError(
+            f"box_deltas: expected shape [B, N, (K + 1) * 4] = {[B, N, 4 * classes]} or [B, N, 4] = {[B, N, 4]}, "
+            f"got {describe(box_deltas)}"
+        )
+    check_same("box_deltas", box_deltas, "class_logits", class_logits)
+    check_float("proposals", proposals, "[B, N, 4]", 3, 4)
+    check_size("proposals", proposals, "[B, N, 4]", (B, N, 4))
+    check_same("proposals", proposals, "class_logits", class_logits, dtype=False)
+    check_counts("counts", counts, B, N)
+    check_same("counts", counts, "class_logits", class_logits, dtype=False)
+    return _detections(
+        class_logits.contiguous(),
+        box_deltas.contiguous(),
+        proposals.to(compute_dtype(class_logits)).contiguous(),
+        counts.contiguous(),
+        image_sizes_tensor(image_sizes, B, class_logits),
+        check_threshold("score_threshold", score_threshold),
+        check_threshold("iou_threshold", iou_threshold),
+        check_positive("max_detections", max_detections, zero=True),
+        check_threshold("min_size", min_size),
+        check_weights(weights),
+        float(clamp),
+        bool(legacy),
+        backend=backend,
+    )
+
+
+def _outputs(class_logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    B, D, dtype = class_logits.shape[0], args[6], compute_dtype(class_logits)
+    return (
+        class_logits.new_empty((B, D, 4), dtype=dtype),
+        class_logits.new_empty((B, D), dtype=dtype),
+        class_logits.new_empty((B, D), dtype=torch.int64),
+        class_logits.new_empty((B,), dtype=torch.int64),
+    )
+
+
+def _launch(class_logits: Tensor, box_deltas: Tensor, *args: Any) -> None:
+    inputs, outputs = args[:-4], args[-4:]
+    C = extension()
+    size = C.detections_workspace(class_logits, box_deltas, inputs[3], inputs[5])
+    workspace = class_logits.new_empty((size,), dtype=torch.uint8)
+    C.detections(class_logits, box_deltas, *inputs, workspace, *outputs)
+
+
+def _oracle(*args: Any) -> Any:
+    names = ("score_threshold", "iou_threshold", "max_detections", "min_size", "weights", "clamp", "legacy")
+    return reference.detections(*args[:5], **dict(zip(names, args[5:], strict=True)))
+
+
+_detections = Operator(
+    "detections(Tensor class_logits, Tensor box_deltas, Tensor proposals, Tensor counts, Tensor image_sizes, "
+    "float score_threshold, float iou_threshold, int max_detections, float min_size, float[] weights, float clamp, "
+    "bool legacy) -> (Tensor, Tensor, Tensor, Tensor)",
+    outputs=_outputs,
+    launch=_launch,
+    reference=_oracle,
+)
