@@ -86,7 +86,7 @@ Status top_n_cuda(DType dtype, const void* scores, int64_t B, int64_t N, int64_t
 
 // The sorted best n of every segment (image b, level l) of scores [B, A]; level l is columns level_starts[l] up to
 // level_starts[l + 1] (host array [L + 1]). valid: [B, A], only rows that are nonzero compete; null: all do.
-// indices [B * L, n]: columns of the image's row, -1 beyond the count; counts [B * L]. A < 2^31.
+// indices [B * L, n]: columns of the image's row, -1 beyond the count; counts [B * L]. A at most 2^30.
 size_t top_n_segments_workspace_cuda(DType dtype, int64_t B, int64_t A, int64_t L, int64_t n);
 Status top_n_segments_cuda(DType dtype, const void* scores, int64_t B, int64_t A, const int64_t* level_starts,
                            int64_t L, int64_t n, const uint8_t* valid, void* workspace, int32_t* indices,
