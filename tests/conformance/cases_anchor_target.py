@@ -72,6 +72,7 @@ def _assign_cases() -> Iterator[Case]:
                 ),
                 small=positive == 0.7,
             )
+    yield Case("more-objects-than-threads", lambda: _assign(1, 70, 600, crowd=0.3), small=True)
     yield Case("counts", lambda: _assign(4, 200, 6, counts=[0, 1, 5, 6]), small=True)
     yield Case("image-sizes", lambda: _assign(3, 300, sizes=True), small=True)
     yield Case("crowd", lambda: _assign(2, 400, 8, crowd=0.5), small=True)
@@ -234,6 +235,7 @@ def _roi_cases() -> Iterator[Case]:
         "counts", lambda: _rois(4, 100, 5, counts=[0, 0, 50, 100], gt_counts=[0, 5, 1, 0], batch_size=40), small=True
     )
     yield Case("G0", lambda: _rois(2, 100, 0, batch_size=40), small=True)
+    yield Case("more-objects-than-threads", lambda: _rois(1, 60, 300, crowd=0.2, batch_size=64), small=True)
     yield Case("no-append", lambda: _rois(append_gt=False, batch_size=64), small=True)
     yield Case("lower-bound", lambda: _rois(negative_iou_low=0.1, batch_size=64), small=True)
     yield Case(
