@@ -72,6 +72,7 @@ def _assign_cases() -> Iterator[Case]:
                 ),
                 small=positive == 0.7,
             )
+    yield Case("more-objects-than-threads", lambda: _assign(1, 70, 600, crowd=0.3), small=True)
     yield Case("counts", lambda: _assign(4, 200, 6, counts=[0, 1, 5, 6]), small=True)
     yield Case(
         "counts-out-of-range",
@@ -258,6 +259,7 @@ def _roi_cases() -> Iterator[Case]:
         as_if={"gt_counts": ints(0, 0, 5, 0)},
     )
     yield Case("G0", lambda: _rois(2, 100, 0, batch_size=40), small=True)
+    yield Case("more-objects-than-threads", lambda: _rois(1, 60, 300, crowd=0.2, batch_size=64), small=True)
     yield Case("no-append", lambda: _rois(append_gt=False, batch_size=64), small=True)
     yield Case("lower-bound", lambda: _rois(negative_iou_low=0.1, batch_size=64), small=True)
     yield Case(
