@@ -223,7 +223,8 @@ def multiscale_roi_align(
     canonical = (float(canonical_scale), int(canonical_level))
     if canonical[0] <= 0.0:
         raise ValueError(f"canonical_scale: expected a positive number of pixels, got {canonical[0]!r}")
-    level_thresholds(scales, *canonical)  # refuses scales that are no pyramid
+    if not torch.compiler.is_compiling():
+        level_thresholds(scales, *canonical)  # refuses scales that are no pyramid
     height, width = output_pair(output_size)
     boxes = roi_tensor(rois, first, "rois")
     maps = [dense(f) for f in features]

@@ -24,14 +24,4 @@ FF_ISA_DECLARE(
     void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides,
                      int32_t* target))
 
-inline int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-inline const void* element(const void* base, DType dtype, int64_t offset) {
-  return static_cast<const char*>(base) + offset * element_size(dtype);
-}
-inline void* element(void* base, DType dtype, int64_t offset) {
-  return static_cast<char*>(base) + offset * element_size(dtype);
-}
-
 }  // namespace frcnn_fast
