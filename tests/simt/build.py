@@ -43,6 +43,8 @@ def sanitizer_environment() -> dict[str, str]:
         subprocess.check_output(["c++", f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libstdc++.so")
     ]
+    if not all(Path(library).is_absolute() for library in libraries):
+        raise RuntimeError("the sanitized run needs GCC with its libasan; c++ here has none")
     return {
         "LD_PRELOAD": " ".join(libraries),
         # Python and torch leave memory to the end of the process.
