@@ -1,4 +1,4 @@
-"""Builds frcnn_fast._C with CMake. The CUDA half is built when nvcc is found; FRCNN_FAST_CUDA=ON|OFF decides otherwise."""
+"""Builds frcnn_fast._C with CMake: the CUDA half when nvcc is found, unless FRCNN_FAST_CUDA=ON|OFF decides."""
 
 import os
 import shlex

@@ -169,9 +169,7 @@ def test_opcheck_with_gradients(op: str) -> None:
         else:
             maps = [f, features[:, :, ::2, ::2].contiguous().requires_grad_()]
             scalars = ((0.25, 0.125), 2, False, 64.0, 4, None)
-            torch.library.opcheck(
-                torch.ops.frcnn_fast.multiscale_roi_align.default, (maps, rois, 2, 2, *scalars)
-            )
+            torch.library.opcheck(torch.ops.frcnn_fast.multiscale_roi_align.default, (maps, rois, 2, 2, *scalars))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -43,10 +43,10 @@ Outputs = tuple[Tensor, ...]
 class Operator:
     """One op of the library.
 
-    schema: torch schema without the trailing `str? backend`, which is added here (without a default: the dispatcher would
-    leave a default out of what autograd sees).
+    schema: torch schema without the trailing `str? backend`, which is added here (without a default: the dispatcher
+    would leave a default out of what autograd sees).
     outputs(*args): allocates the results; also serves as the fake implementation and types the reference's results.
-    launch(*args, *outputs): fills them with the compiled kernels (the binding picks CPU or CUDA by the tensors' device).
+    launch(*args, *outputs): fills them with the compiled kernels (the binding picks CPU or CUDA by the device).
     reference(*args): the oracle; tensors arrive as NumPy arrays (halves widened to float32), arrays go out.
     triton(*args, *outputs): the Triton launcher, if there is one.
     setup_context(ctx, inputs, output), backward(ctx, *grads): autograd, as torch.library.register_autograd takes them

@@ -33,7 +33,7 @@ def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor, name: str = "
         if bool(wrong.any()):
             k = int(wrong.nonzero()[0])
             raise ValueError(
-                f"{name}[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 for padding"
+                f"{name}[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 (padding)"
             )
     return rois
 

@@ -28,7 +28,8 @@ from frcnn_fast.ops._rois import (
 class _OverLevels(Operator):
     """An op whose first argument is a list of maps, through which gradients flow."""
 
-    def __call__(self, features: Sequence[Tensor], *args: Any, backend: str | None = None) -> Any:
+    def __call__(self, *inputs: Any, backend: str | None = None) -> Any:
+        features, *args = inputs
         if not plain_eager([*features, args[0]]):
             return self._registered(features, *args, backend)
         if torch.is_grad_enabled() and any(f.requires_grad for f in features):
@@ -207,12 +208,12 @@ def multiscale_roi_align(
     if not isinstance(features, (list, tuple)) or not features:
         raise TypeError(f"features: expected a list of tensors [B, C, H, W], got {_checks.describe(features)}")
     first = features[0]
-    for l, feature in enumerate(features):
-        _checks.check_float(f"features[{l}]", feature, "[B, C, H, W]", 4)
-        _checks.check_same(f"features[{l}]", feature, "features[0]", first)
+    for level, feature in enumerate(features):
+        _checks.check_float(f"features[{level}]", feature, "[B, C, H, W]", 4)
+        _checks.check_same(f"features[{level}]", feature, "features[0]", first)
         if feature.shape[:2] != first.shape[:2]:
             raise ValueError(
-                f"features[{l}]: expected the batch and channels of features[0] ({list(first.shape[:2])}), "
+                f"features[{level}]: expected the batch and channels of features[0] ({list(first.shape[:2])}), "
                 f"got {_checks.describe(feature)}"
             )
     scales = tuple(float(s) for s in spatial_scales)
