@@ -1,6 +1,5 @@
 """The detector: names, shapes, losses, initialisation, checkpoints, and what it says to input that does not fit."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -330,7 +329,7 @@ class TestCheckpoint:
         class Mine(SmallTrunk):
             pass
 
-        detector = FasterRCNN(Mine(), 2, dataclasses.replace(preset("small"), backbone="Mine"))
+        detector = build_detector(["a"], preset("small"), backbone=Mine())
         save_detector(tmp_path / "model.safetensors", detector)
         with pytest.raises(ValueError, match="trained with a trunk of its own, Mine; pass one as `backbone`"):
             load_detector(tmp_path)
