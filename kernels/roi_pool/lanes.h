@@ -27,7 +27,7 @@ using Vec = typename VectorOf<U>::type;
 template <class U>
 constexpr int kLanes = kVectorBytes / int(sizeof(U));
 
-typedef uint16_t Vec16 __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Vec<float>
+typedef uint16_t Vec16 __attribute__((vector_size(kVectorBytes / 2)));     // as many elements as Vec<float>
 typedef int32_t NarrowInt __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Vec<double>
 
 // The integer vector of a comparison of Vec<U>.

@@ -8,8 +8,8 @@ namespace frcnn_fast {
 constexpr int kBlockLanes = 16;
 
 FF_ISA_DECLARE(
-    // source: `channels` <= lanes channels of a run of cells, strides as given (one of them is 1). target: [cells][lanes],
-    // the lanes beyond the channels zero.
+    // source: `channels` <= lanes channels of a run of cells, strides as given (one of them is 1). target:
+    // [cells][lanes], the lanes beyond the channels zero.
     void load_lanes(DType dtype, const void* source, CellStrides strides, int channels, int lanes, int64_t cells,
                     float* target);
     void load_lanes(DType dtype, const void* source, CellStrides strides, int channels, int lanes, int64_t cells,

@@ -38,8 +38,7 @@ void load_planes(const T* source, int64_t channel_stride, int channels, int lane
 #pragma GCC unroll 16
         for (int j = 0; j < n; ++j) square[j] = load_vec(planes + j * channel_stride + start);
       } else {
-        for (int j = 0; j < n; ++j)
-          square[j] = j < present ? load_vec(planes + j * channel_stride + start) : Vec<U>{};
+        for (int j = 0; j < n; ++j) square[j] = j < present ? load_vec(planes + j * channel_stride + start) : Vec<U>{};
       }
       transpose<U>(square);
 #pragma GCC unroll 16
@@ -154,8 +153,7 @@ void store_lanes(DType, const double* source, int channels, int lanes, int64_t c
                  void* target) {
   store_any<double>(source, channels, lanes, cells, strides, target);
 }
-void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides,
-                 int32_t* target) {
+void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides, int32_t* target) {
   store_any<int32_t>(source, channels, lanes, cells, strides, target);
 }
 

@@ -15,7 +15,11 @@ class Align {
  public:
   Align(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois, void* memory,
         void* output)
-      : dtype_(dtype), s_(shape), bins_(shape.P * shape.Q), features_(features), geometry_(shape, rois),
+      : dtype_(dtype),
+        s_(shape),
+        bins_(shape.P * shape.Q),
+        features_(features),
+        geometry_(shape, rois),
         output_(static_cast<T*>(output)) {
     Carver carver(memory);
     cut(carver);

@@ -3,9 +3,8 @@
 // Channels-last maps of the compute type are read where they are. Otherwise a block of channels is first brought into
 // [cells][lanes] order: of the whole map, once for all RoIs of an image, where the RoIs' windows together are larger
 // than the map; else of each RoI's window. The result does not depend on which.
-#include "roi_pool.h"
-
 #include "roi_cpu.h"
+#include "roi_pool.h"
 
 namespace frcnn_fast {
 namespace {
@@ -82,9 +81,15 @@ class Pool {
  public:
   Pool(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale, void* memory,
        void* output, int32_t* argmax)
-      : dtype_(dtype), s_(shape), plan_(make_plan<U>(shape, kConverted)), workspace_(memory, shape, plan_),
-        input_(static_cast<const T*>(input)), rois_(static_cast<const U*>(rois)), scale_(U(scale)),
-        output_(static_cast<T*>(output)), argmax_(argmax) {
+      : dtype_(dtype),
+        s_(shape),
+        plan_(make_plan<U>(shape, kConverted)),
+        workspace_(memory, shape, plan_),
+        input_(static_cast<const T*>(input)),
+        rois_(static_cast<const U*>(rois)),
+        scale_(U(scale)),
+        output_(static_cast<T*>(output)),
+        argmax_(argmax) {
     map_ = cell_strides(s_.C, s_.H * s_.W, s_.channels_last);
     out_ = cell_strides(s_.C, plan_.bins, s_.channels_last);
   }
@@ -121,7 +126,8 @@ class Pool {
     if (!make_bins(roi[2], roi[4], scale_, s_.P, s_.H, &rows)) return false;
     if (!make_bins(roi[1], roi[3], scale_, s_.Q, s_.W, &columns)) return false;
     for (int32_t p = 0; p < edges.P; ++p) edges.row_begin[p] = rows.begin(p), edges.row_end[p] = rows.end(p);
-    for (int32_t q = 0; q < edges.Q; ++q) edges.column_begin[q] = columns.begin(q), edges.column_end[q] = columns.end(q);
+    for (int32_t q = 0; q < edges.Q; ++q)
+      edges.column_begin[q] = columns.begin(q), edges.column_end[q] = columns.end(q);
     return true;
   }
 
@@ -154,8 +160,7 @@ class Pool {
     Scratch<U> scratch = workspace_.of(thread, s_, plan_);
     const int64_t lanes = plan_.map_lanes;
     const int channels = int(std::min(lanes, s_.C - c));
-    FF_ISA_CALL(load_lanes, dtype_, image(b) + c * map_.channel, map_, channels, int(lanes), s_.H * s_.W,
-                scratch.tile);
+    FF_ISA_CALL(load_lanes, dtype_, image(b) + c * map_.channel, map_, channels, int(lanes), s_.H * s_.W, scratch.tile);
     const Tile<const U> tile{scratch.tile, s_.W * lanes, lanes, 0, int32_t(s_.H), 0};
     for (const int32_t* k = first; k < last; ++k) {
       if (!find_edges(*k, scratch.edges)) {
@@ -215,8 +220,7 @@ class Pool {
       repair(image(int64_t(rois_[k * kRoiFields])) + c * map_.channel, channels, lanes, scratch.edges, scratch.best,
              argmax_ ? scratch.argmax : nullptr);
     FF_ISA_CALL(store_lanes, dtype_, scratch.best, channels, int(lanes), plan_.bins, out_, output_ + first);
-    if (argmax_)
-      FF_ISA_CALL(store_lanes, scratch.argmax, channels, int(lanes), plan_.bins, out_, argmax_ + first);
+    if (argmax_) FF_ISA_CALL(store_lanes, scratch.argmax, channels, int(lanes), plan_.bins, out_, argmax_ + first);
   }
 
   void clear_block(int64_t k, int64_t c, int channels) const {
