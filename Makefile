@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/digits
 GPU_OUT ?= runs/gpu
+BENCH_VENV ?= .bench-venv
+BENCH_OUT ?= runs/bench.json
 
 PY := $(VENV)/bin/python
 BIN := $(CURDIR)/$(VENV)/bin
@@ -14,7 +16,10 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml $(wildcard kernels/*/* binding
 # Training on a machine without a GPU needs no CUDA half, and compiling it takes longer than everything else.
 TRAIN_CUDA := $(if $(wildcard /dev/nvidiactl),AUTO,OFF)
 
-.PHONY: train test test-long check format build gpu-test clean
+# The environment with the competitors where it was made, else the one of the tests (which lacks torchvision).
+BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
+
+.PHONY: train test test-long check format build bench bench-env gpu-test gpu-bench clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
@@ -42,6 +47,23 @@ build: $(VENV)/built
 gpu-test:
 	FRCNN_FAST_CUDA=ON $(PYTHON) setup.py -q build_ext --inplace
 	$(PYTHON) -m tests.run_on_gpu --out $(GPU_OUT)
+
+# Every row on the processor, a quarter of an hour on two idle cores. For other choices: python -m bench --help
+bench: build
+	$(BENCH_PY) -m bench --backend cpu --json $(BENCH_OUT)
+
+# A second environment with the torch that the competitors need: several GB, never needed for the tests. The compiled half
+# serves every torch, so the package is used from where it was built.
+bench-env: build
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install -q --disable-pip-version-check -r bench/requirements.txt
+	echo "$(CURDIR)" > "$$($(BENCH_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/frcnn_fast.pth"
+
+# On a machine with a GPU and without a network, in less than ten minutes: floors, every row, profiles, Nsight Compute, plots.
+# At most eight files, in OUT=... or else in GPU_OUT.
+gpu-bench:
+	FRCNN_FAST_CUDA=ON $(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m bench.gpu --out $(if $(filter file,$(origin OUT)),$(GPU_OUT)/bench,$(OUT))
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

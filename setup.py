@@ -1,4 +1,4 @@
-"""Builds frcnn_fast._C with CMake. The CUDA half is built when nvcc is found; FRCNN_FAST_CUDA=ON|OFF decides otherwise."""
+"""Builds frcnn_fast._C with CMake: the CUDA half when nvcc is found, unless FRCNN_FAST_CUDA=ON|OFF decides."""
 
 import os
 import shlex
@@ -20,7 +20,8 @@ class CMakeBuild(build_ext):
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve()
+        # One folder for every kind of install, so that a second build compiles only what changed.
+        build = ROOT / "build" / sys.implementation.cache_tag
         build.mkdir(parents=True, exist_ok=True)
         cuda = os.environ.get("FRCNN_FAST_CUDA", "AUTO")
         extra = shlex.split(os.environ.get("CMAKE_ARGS", ""))

@@ -17,14 +17,15 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def equal(got: Any, wanted: Any, what: str) -> None:
-    """Bitwise equality of every tensor (NaN equals NaN, and a zero's sign does not count); AssertionError names the first
-    that differs."""
+    """Bitwise equality of every tensor (NaN equals NaN, and a zero's sign does not count); AssertionError names the
+    first that differs.
+    """
     got, wanted = tensors(got), tensors(wanted)
     assert len(got) == len(wanted), f"{len(got)} outputs, {what} has {len(wanted)}"
     for i, (g, w) in enumerate(zip(got, wanted)):
         w = w.to(g.device)
-        shapes = f"output {i} is {g.dtype} {list(g.shape)}, {what} has {w.dtype} {list(w.shape)}"
-        assert g.dtype == w.dtype and g.shape == w.shape, shapes
+        mine, theirs = (f"{t.dtype} {list(t.shape)}" for t in (g, w))
+        assert mine == theirs, f"output {i} is {mine}, {what} has {theirs}"
         differs = (g != w) & ~(g.isnan() & w.isnan())
         assert not differs.any(), f"output {i} differs from {what} in {int(differs.sum())} of {g.numel()} places"
 
@@ -39,7 +40,9 @@ def equal_to_reference(call: Callable[[str | None], Any]) -> Callable[[Any], Non
 
 
 def close_to(wanted: Call, units: float = 64.0) -> Callable[[Any], None]:
-    """A check for sums of floats: within so many units in the last place of the largest value, of another computation."""
+    """A check for sums of floats: within so many units in the last place of the largest value, of another
+    computation.
+    """
 
     def check(got: Any) -> None:
         for i, (g, w) in enumerate(zip(tensors(got), tensors(wanted()), strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ BLOCK = 1024
 
 
 def pairs(kept: int, depth: int) -> int:
-    """IoUs that greedy NMS needs when `kept` of the first `depth` boxes are kept: a kept box must be tested against all kept
-    before it, a dropped one only against the one that drops it."""
+    """IoUs that greedy NMS needs when `kept` of the first `depth` boxes are kept: a kept box must be tested against
+    all kept before it, a dropped one only against the one that drops it.
+    """
     return kept * (kept - 1) // 2 + (depth - kept)
 
 
 def of_nms(boxes: Tensor, scores: Tensor, keep: Tensor, threshold: float) -> dict[str, Any]:
-    """Facts about one list of boxes and what NMS kept of it: kept, depth (rank of the last kept box), and rounds (the longest
-    chain of decisions that wait for each other)."""
+    """Facts about one list of boxes and what NMS kept of it: kept, depth (rank of the last kept box), and rounds (the
+    longest chain of decisions that wait for each other).
+    """
     order = reference.ranked(scores.cpu().numpy())
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
@@ -53,13 +56,14 @@ def rounds(boxes: np.ndarray, threshold: float) -> int:
 
 
 def of_proposals(scores: Tensor, indices: Tensor, counts: Tensor, level_sizes: list[int]) -> dict[str, Any]:
-    """Facts about proposals of a batch: kept an image, depth (candidates that had to be looked at, all levels and images
-    together) and pairs (IoUs needed, likewise)."""
+    """Facts about proposals of a batch: kept an image, depth (candidates that had to be looked at, all levels and
+    images together) and pairs (IoUs needed, likewise).
+    """
     depth = needed = 0
     starts = np.concatenate([[0], np.cumsum(level_sizes)])
     for row, chosen, count in zip(scores.cpu().numpy(), indices.cpu().numpy(), counts.tolist()):
         chosen = chosen[:count]
-        for low, high in zip(starts[:-1], starts[1:]):
+        for low, high in itertools.pairwise(starts):
             here = chosen[(chosen >= low) & (chosen < high)] - low
             if len(here):
                 rank = np.empty(high - low, np.int64)

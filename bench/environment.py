@@ -79,8 +79,9 @@ def slug(environment: dict[str, Any]) -> str:
 
 
 def roofs(backend: str) -> dict[str, float]:
-    """What the machine can do at best, measured: bytes a second of a copy (read and written) from memory and from the cache
-    (the GPU's L2), and float32 operations a second of a matrix product."""
+    """What the machine can do at best, measured: bytes a second of a copy (read and written) from memory and from the
+    cache (the GPU's L2), and float32 operations a second of a matrix product.
+    """
     on_gpu = backend == "cuda"
     far, near, side = (1 << 30, 8 << 20, 8192) if on_gpu else (1 << 27, 1 << 18, 1024)
     rates = {}
@@ -94,7 +95,7 @@ def roofs(backend: str) -> dict[str, float]:
 
 def _best(call: Callable[[], Any], on_gpu: bool) -> float:
     """Seconds of the fastest of many calls."""
-    times = []
+    times: list[float] = []
     start = time.perf_counter()
     while len(times) < 10 or (len(times) < 100 and time.perf_counter() - start < 0.3):
         if on_gpu:

@@ -1,7 +1,7 @@
 """Timing that others would accept: interleaved rounds, medians with their spread, no contender favoured.
 
-Every contender is timed in every round (a slow one in evenly spaced rounds), and each round begins with another one, so that
-a drift of the machine, a neighbour's load or a warm cache meets all of them alike.
+Every contender is timed in every round (a slow one in evenly spaced rounds), and each round begins with another one,
+so that a drift of the machine, a neighbour's load or a warm cache meets all of them alike.
 """
 
 from __future__ import annotations
@@ -111,8 +111,10 @@ def call_and_synchronise(call: Call, repeats: int) -> list[float]:
 def event_clock(flush: torch.Tensor | None = None) -> Clock:
     """GPU time between two events around a call.
 
-    The GPU sleeps before the first event until the host has queued the call, so that the host's launch cost is not counted.
-    flush: a buffer of more than twice the L2 cache that is written before each call: the call then finds the cache cold.
+    The GPU sleeps before the first event until the host has queued the call, so that the host's launch cost is not
+    counted.
+    flush: a buffer of more than twice the L2 cache that is written before each call: the call then finds the cache
+        cold.
     """
 
     def clock(call: Call, repeats: int) -> list[float]:

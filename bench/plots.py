@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from bench.report import FAMILIES, backend_of, duration, in_order, plain, times
-from bench.row_timing import OURS, best, ratio
+from bench.row_timing import OURS, best
 
 INK, MUTED, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 OUR_COLOR = "#c2410c"
@@ -31,6 +31,7 @@ COLORS = {
     "Selective Search, fast": "#57534e",
     "Selective Search, quality": "#a8a29e",
 }
+
 
 def draw(report: dict[str, Any], folder: Path, stem: str) -> list[Path]:
     """Draws what the report has rows for; the files written."""
@@ -51,7 +52,7 @@ def _title(report: dict[str, Any], text: str) -> str:
     return f"{text} — {e.get('gpu') or e['cpu']}, torch {plain(e['torch'])}, {e['date'][:10]}"
 
 
-def _clean(axes: Axes, grid: str) -> None:
+def _clean(axes: Axes, grid: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -75,11 +76,12 @@ def _round_duration(us: float) -> str:
 def _fastest(row: dict[str, Any], hows: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Each contender's best entry by the first of `hows` that it has."""
     found: dict[str, dict[str, Any]] = {}
-    for how in reversed(hows):
-        for who in {t["who"] for t in row["times"] if t["how"] == how}:
-            entry = best(row["times"], lambda t, who=who, how=how: t["who"] == who and t["how"] == how)  # type: ignore[misc]
-            if entry:
-                found[who] = entry
+    for how in hows:
+        entries = [t for t in row["times"] if t["how"] == how]
+        for who in {t["who"] for t in entries} - found.keys():
+            fastest = best(t for t in entries if t["who"] == who)
+            if fastest:
+                found[who] = fastest
     return found
 
 
@@ -101,16 +103,17 @@ def ops(report: dict[str, Any]) -> Figure | None:
             color = OUR_COLOR if who == OURS else COLORS.get(who, MUTED)
             axes.plot([t["p10"], t["p90"]], [y, y], color=color, linewidth=1.2, alpha=0.6, zorder=2)
             hollow = not (t["counts"] or who == OURS)
+            shape, size, order = ("D", 42, 4) if who == OURS else ("o", 30, 3)
             marker = axes.scatter(
-                t["p50"], y, s=42 if who == OURS else 30, zorder=4 if who == OURS else 3,
-                color="white" if hollow else color, edgecolors=color, linewidths=1.2, marker="D" if who == OURS else "o",
+                t["p50"], y, s=size, zorder=order, marker=shape, color="white" if hollow else color, edgecolors=color,
+                linewidths=1.2,
             )  # fmt: skip
             shown.setdefault(who, marker)
         if cuda and (graph := _fastest(row, ("graph",)).get(OURS)):
             everything.append(graph["p50"])
             marker = axes.scatter(graph["p50"], y, s=34, marker="<", color="white", edgecolors=OUR_COLOR, zorder=4)
             shown.setdefault("frcnn_fast, in a graph", marker)
-        factor = times(ratio(row["times"]))
+        factor = times(row["ratio"])
         axes.text(1.01, y, f"{factor}×" if factor != "–" else "", transform=axes.get_yaxis_transform(), va="center")
     axes.set_yticks(range(len(rows)), [f"{row['op']}  {row['workload']}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -122,9 +125,7 @@ def ops(report: dict[str, Any]) -> Figure | None:
     axes.set_title(_title(report, "Time per op"), loc="left", fontweight="bold")
     _clean(axes, "x")
     names = [OURS, *sorted(set(shown) - {OURS})]
-    figure.legend(
-        [shown[n] for n in names], names, ncols=min(4, len(names)), frameon=False, loc="outside lower left"
-    )
+    figure.legend([shown[n] for n in names], names, ncols=min(4, len(names)), frameon=False, loc="outside lower left")
     return figure
 
 
@@ -135,13 +136,15 @@ def scaling(report: dict[str, Any]) -> Figure | None:
         if row["axis"]:
             quantity, _, series = row["axis"][0].partition(" (")
             groups[quantity][series.rstrip(")")].append(row)
-    groups = {q: {s: rows for s, rows in series.items() if len(rows) > 1} for q, series in groups.items()}  # type: ignore
+    groups = {q: {s: rows for s, rows in series.items() if len(rows) > 1} for q, series in groups.items()}
     panels = [(quantity, series) for quantity, series in groups.items() if series]
     if not panels:
         return None
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(5.4 * columns, 3.9 * lines), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(5.4 * columns, 3.9 * lines), squeeze=False, layout="constrained"
+    )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (quantity, series) in zip(grid.flat, panels):
@@ -191,8 +194,9 @@ def _spread(points: Sequence[int]) -> list[int]:
 
 
 def roofline(report: dict[str, Any]) -> Figure | None:
-    """Left: operations a second against operations per byte, under the roofs. Right: time against bytes, above the floors that
-    bandwidth and latency set."""
+    """Left: operations a second against operations per byte, under the roofs. Right: time against bytes, above the
+    floors that bandwidth and latency set.
+    """
     rows = [r for r in report["rows"] if r["bytes"] and OURS in _fastest(r, ("graph", "events, warm L2", "call"))]
     if not rows:
         return None
@@ -204,7 +208,14 @@ def roofline(report: dict[str, Any]) -> Figure | None:
         mine = [r for r in rows if FAMILIES.get(r["op"], "detector") == family]
         seconds = np.array([_fastest(r, ("graph", "events, warm L2", "call"))[OURS]["p50"] * 1e-6 for r in mine])
         moved, work = np.array([float(r["bytes"]) for r in mine]), np.array([float(r["flops"]) for r in mine])
-        style = {"s": 26, "color": palette[family], "edgecolors": "white", "linewidths": 0.6, "label": family, "zorder": 3}
+        style = {
+            "s": 26,
+            "color": palette[family],
+            "edgecolors": "white",
+            "linewidths": 0.6,
+            "label": family,
+            "zorder": 3,
+        }
         some = work > 0
         left.scatter(work[some] / moved[some], work[some] / seconds[some], **style)
         right.scatter(moved, seconds * 1e6, **style)
@@ -227,7 +238,9 @@ def roofline(report: dict[str, Any]) -> Figure | None:
         _clean(axes, "both")
     left.set_xlabel("operations per byte that must move")
     left.set_ylabel("operations a second")
-    left.set_title(f"flat roof: float32 matrix product, {roofs['flops_per_s'] / 1e9:,.0f} GFLOP/s", fontsize=9, color=MUTED)
+    left.set_title(
+        f"flat roof: float32 matrix product, {roofs['flops_per_s'] / 1e9:,.0f} GFLOP/s", fontsize=9, color=MUTED
+    )
     quickest = min(float(c.get_offsets()[:, 1].min()) for c in right.collections)
     right.set_ylim(bottom=quickest / 4)
     _time_axis(right.yaxis, *right.get_ylim())
@@ -240,6 +253,6 @@ def roofline(report: dict[str, Any]) -> Figure | None:
 
 
 def _latency_floors(report: dict[str, Any]) -> list[tuple[str, float]]:
-    floors = report.get("floors", {}).get("floors", {})
+    floors = report.get("floors", {})
     wanted = {"graph node": "graph_node_us", "launch": "launch_us"}
     return [(name, floors[key]["p50"]) for name, key in wanted.items() if key in floors]

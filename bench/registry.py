@@ -18,8 +18,8 @@ class Unavailable(Exception):
 class Competitor:
     """Somebody else's way to the same result.
 
-    note: why it is no fair opponent (it is told what nobody can know beforehand, or it does less); it is then shown beside
-        the others but counts in no ratio.
+    note: why it is no fair opponent (it is told what nobody can know beforehand, or it does less); it is then shown
+        beside the others but counts in no ratio.
     one_setting: run with all threads only (compiled code is bound to the number of threads it was compiled for).
     capturable: whether it may be captured in a CUDA graph.
     """
@@ -35,7 +35,8 @@ class Case:
     """A measurement, prepared on one device.
 
     ours: the call that is timed. check: raises AssertionError where its result is wrong; nothing is timed before that.
-    bytes: the least that must be read and written once. flops: the least arithmetic (operations on coordinates or values).
+    bytes: the least that must be read and written once. flops: the least arithmetic (operations on coordinates or
+        values).
     facts: what one must know to judge the figure (boxes kept, depth needed ...).
     fixed_shape: no synchronisation with the host, so the call can be captured in a CUDA graph.
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import schema
-from bench.row_timing import OURS, SINGLE, best, ratio
+from bench.row_timing import OURS, best
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -96,7 +96,9 @@ def caption(path: Path, report: dict[str, Any]) -> list[str]:
     else:
         machine = f"{e['cpu']}, {e['cores']} cores, {e['build']['isa']}"
     changed = " with changes" if e["changed"] else ""
-    return [f"Measured on {e['date'][:10]}: {machine}; {versions}; commit {e['commit'][:10]}{changed} (`{_shown(path)}`)."]
+    return [
+        f"Measured on {e['date'][:10]}: {machine}; {versions}; commit {e['commit'][:10]}{changed} (`{_shown(path)}`)."
+    ]
 
 
 def plain(version: str) -> str:
@@ -104,52 +106,40 @@ def plain(version: str) -> str:
     return version.split("+", 1)[0]
 
 
+# Columns of our own times, by backend: (title, how it was measured).
+OUR_COLUMNS = {
+    "cpu": (("frcnn_fast", "call"),),
+    "cuda": (
+        ("in a graph", "graph"),
+        ("GPU time", "events, warm L2"),
+        ("GPU time, cold L2", "events, cold L2"),
+        ("call + wait", "call"),
+    ),
+}
+EXPLAINED = {
+    "cpu": "Medians of interleaved rounds in one process; everyone at the better of one and all threads.",
+    "cuda": "Medians. In a graph: GPU time a call in a captured graph of 20 calls. GPU time: between events around one "
+    "call. Call + wait: from the call in Python until the GPU is done; the competitors' times and the factor likewise.",
+}
+
+
 def table(report: dict[str, Any], headline: bool = True) -> list[str]:
     """A Markdown table of the headline rows, or of all."""
-    chosen = in_order(row for row in report["rows"] if row["headline"] or not headline)
-    return _cuda_table(chosen) if backend_of(report) == "cuda" else _cpu_table(chosen)
+    columns = OUR_COLUMNS[backend_of(report)]
+    titles = ["step", "workload", *(title for title, _ in columns), "best competitor", "times faster"]
+    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
+    for row in in_order(row for row in report["rows"] if row["headline"] or not headline):
+        mine = [best([t for t in row["times"] if t["who"] == OURS and t["how"] == how]) for _, how in columns]
+        theirs = best([t for t in row["times"] if t["counts"]])
+        other = f"{duration(theirs['p50'])} ({theirs['who']})" if theirs else "–"
+        cells = [duration(found["p50"] if found else None) for found in mine]
+        lines.append([f"`{row['op']}`", row["workload"], *cells, other, times(row["ratio"])])
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Family by family."""
     return sorted(rows, key=lambda row: list(FAMILIES).index(row["op"]) if row["op"] in FAMILIES else len(FAMILIES))
-
-
-def _cpu_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = ["| step | workload | frcnn_fast | best competitor | times faster |", "| --- | --- | ---: | ---: | ---: |"]
-    for row in rows:
-        mine = _entry(row, "call")
-        found = row["ratio"]
-        theirs = _best_competitor(row)
-        other = f"{duration(theirs['p50'])} ({theirs['who']})" if theirs else "–"
-        lines.append(
-            f"| `{row['op']}` | {row['workload']} | {duration(mine['p50'] if mine else None)} | {other} | {times(found)} |"
-        )
-    return lines
-
-
-def _cuda_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| step | workload | in a graph | GPU time | GPU time, cold L2 | call + wait | best competitor, call + wait "
-        "| times faster |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        ways = ("graph", "events, warm L2", "events, cold L2", "call")
-        mine = [duration(found["p50"] if (found := _entry(row, how)) else None) for how in ways]
-        theirs = _best_competitor(row)
-        other = f"{duration(theirs['p50'])} ({theirs['who']})" if theirs else "–"
-        cells = [f"`{row['op']}`", row["workload"], *mine, other, times(ratio(row["times"]))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def _entry(row: dict[str, Any], how: str, who: str = OURS) -> dict[str, Any] | None:
-    return best(row["times"], lambda t: t["who"] == who and t["how"] == how)
-
-
-def _best_competitor(row: dict[str, Any]) -> dict[str, Any] | None:
-    return best(row["times"], lambda t: t["counts"] and t["how"] == "call")
 
 
 def times(found: dict[str, Any] | None) -> str:
@@ -173,23 +163,12 @@ def duration(us: float | None) -> str:
 
 def footnotes(path: Path, report: dict[str, Any]) -> list[str]:
     """How it was measured, what is missing, where the rest is."""
-    lines = []
-    if backend_of(report) == "cpu":
-        lines += [
-            "Medians of interleaved rounds in one process; everyone at the better of one and all threads. Every answer was",
-            "compared with the reference before it was timed.",
-        ]
-    else:
-        lines += [
-            "Medians. In a graph: GPU time a call in a captured graph of 20 calls; GPU time: between events around one call;",
-            f"call + wait: from the call in Python until the GPU is done ({SINGLE}: in the file). Every answer was compared",
-            "with the reference before it was timed.",
-        ]
+    lines = [f"{EXPLAINED[backend_of(report)]} Every answer was compared with the reference before it was timed."]
     missing = report["environment"]["missing"]
     if missing:
         lines.append("Missing: " + "; ".join(missing) + ".")
-    names = [f"{path.stem}-{kind}.png" for kind in ("ops", "scaling", "roofline")]
-    links = [f"[{name.rsplit('-', 1)[1][:-4]}]({_shown(path.parent / name)})" for name in names if (path.parent / name).exists()]
+    plots = {kind: path.with_name(f"{path.stem}-{kind}.png") for kind in ("ops", "scaling", "roofline")}
+    links = [f"[{kind}]({_shown(plot)})" for kind, plot in plots.items() if plot.exists()]
     if links:
         lines.append("Plots: " + ", ".join(links) + ".")
     return lines

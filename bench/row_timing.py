@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +31,9 @@ class Options:
 
 
 def measure_row(row: Row, backend: str, options: Options) -> dict[str, Any]:
-    """The row's entry in the report. AssertionError where the answer is wrong or not repeatable: it then has no speed."""
+    """The row's entry in the report. AssertionError where the answer is wrong or not repeatable: it then has no
+    speed.
+    """
     case = row.make(backend)
     first = case.ours()
     case.check(first)
@@ -65,7 +66,9 @@ def _drop_broken(case: Case) -> dict[str, str]:
         try:
             competitor.call()
         except Exception as error:
-            broken[name] = f"missing: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            broken[name] = (
+                f"missing: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            )
             del case.competitors[name]
     return broken
 
@@ -110,7 +113,7 @@ def _on_cuda(case: Case, options: Options, notes: dict[str, str]) -> list[dict[s
     wall = Plan(seconds=options.seconds, least=10, most=200, warm=WARM)
     events = Plan(seconds=options.seconds / 2, least=2, most=200 // EVENT_CALLS, warm=2)
     flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    times = []
+    times: list[dict[str, Any]] = []
 
     def add(how: str, timings: dict[str, Any], counts: bool = False) -> None:
         times.extend(_entry(who, how, counts and who != OURS and who not in notes, t) for who, t in timings.items())
@@ -146,19 +149,17 @@ def _graphs(who: str, call: Call, events: Plan, wall: Plan) -> list[dict[str, An
     return [_entry(who, "graph", False, inside), _entry(who, SINGLE, False, single[who])]
 
 
-def best(times: list[dict[str, Any]], keep: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-    """The entry with the lowest median among those to keep."""
-    return min(filter(keep, times), key=lambda t: t["p50"], default=None)
+def best(times: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The entry with the lowest median."""
+    return min(times, key=lambda t: t["p50"], default=None)
 
 
-def _is(how: str, ours: bool, time: dict[str, Any]) -> bool:
-    return time["how"] == how and (time["who"] == OURS if ours else time["counts"])
-
-
-def ratio(times: list[dict[str, Any]], how: str = "call") -> dict[str, Any] | None:
-    """How many times faster than the best competitor at its best number of threads: of the medians, and the range that the
-    quantiles allow."""
-    mine, theirs = best(times, partial(_is, how, True)), best(times, partial(_is, how, False))
+def ratio(times: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """How many times faster a call is than the best competitor's, each at its best number of threads: of the medians,
+    and the range that the quantiles allow.
+    """
+    mine = best(t for t in times if t["who"] == OURS and t["how"] == "call")
+    theirs = best(t for t in times if t["counts"])
     if mine is None or theirs is None:
         return None
     return {

@@ -52,7 +52,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workload", default="", help="only workloads whose name contains this")
     parser.add_argument("--headline", action="store_true", help="only the rows of the README")
     parser.add_argument("--backend", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--against", default="all", help='competitors by parts of their names, "a,b" (default all; "": none)')
+    parser.add_argument(
+        "--against", default="all", help='competitors by parts of their names, "a,b" (default all; "": none)'
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="about so long for each contender (default 1)")
     parser.add_argument("--minutes", type=float, help="begin no row after that time; those left are named as skipped")
     parser.add_argument("--json", type=Path, help="write the report here, after every row")
@@ -105,7 +107,7 @@ def _key(entry: dict[str, Any]) -> tuple[str, str, str]:
 def ours(entry: dict[str, Any]) -> float:
     """Our best median in microseconds: of a call on the CPU, inside a graph on a GPU where there is one."""
     how = "graph" if any(t["how"] == "graph" and t["who"] == OURS for t in entry["times"]) else "call"
-    found = best(entry["times"], lambda t: t["who"] == OURS and t["how"] == how)
+    found = best(t for t in entry["times"] if t["who"] == OURS and t["how"] == how)
     assert found is not None
     return found["p50"]
 

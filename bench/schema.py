@@ -37,7 +37,15 @@ ROW = {
 REFUSED = {"op": str, "workload": str, "why": str}
 REPORT = {
     "schema": int,
-    "environment": {"date": str, "commit": str, "changed": bool, "cpu": str, "threads": int, "torch": str, "missing": list},
+    "environment": {
+        "date": str,
+        "commit": str,
+        "changed": bool,
+        "cpu": str,
+        "threads": int,
+        "torch": str,
+        "missing": list,
+    },
     "roofs": {"bytes_per_s": NUMBER, "cache_bytes_per_s": NUMBER, "flops_per_s": NUMBER},
     "rows": [ROW],
     "wrong": [REFUSED],  # the answer was wrong or the call failed: not timed
@@ -46,7 +54,9 @@ REPORT = {
 
 
 def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
-    """ValueError with the path of the first part that does not fit. Extra keys are allowed at the top and in `environment`."""
+    """ValueError with the path of the first part that does not fit. Extra keys are allowed at the top and in
+    `environment`.
+    """
     if isinstance(spec, tuple):
         plain = tuple(s for s in spec if isinstance(s, type))
         structured = [s for s in spec if not isinstance(s, type)]
@@ -88,7 +98,9 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
         seen.add(key)
         for time in row["times"]:
             if not 0 < time["p10"] <= time["p50"] <= time["p90"]:
-                raise ValueError(f"report.rows[{i}]: {time['who']} has quantiles {time['p10']}, {time['p50']}, {time['p90']}")
+                raise ValueError(
+                    f"report.rows[{i}]: {time['who']} has quantiles {time['p10']}, {time['p50']}, {time['p90']}"
+                )
     return report
 
 

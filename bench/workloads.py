@@ -1,19 +1,22 @@
 """What is measured on: the shapes of real detectors, and score fields from kind to hostile.
 
-VGG: 600x1000 pixels, one level of 37x62 cells at stride 16, 9 anchors, 20,646 in all. FPN: 800x1333 pixels, five levels, 3
-anchors, 268,569 in all. Inputs are made by the oracle, so they do not depend on the code under test; the same seed gives the
-same inputs everywhere.
+VGG: 600x1000 pixels, one level of 37x62 cells at stride 16, 9 anchors, 20,646 in all. FPN: 800x1333 pixels, five
+levels, 3 anchors, 268,569 in all. Inputs are made by the oracle, so they do not depend on the code under test; the
+same seed gives the same inputs everywhere.
 
-Fields: `trained` (scores and boxes cluster on objects, as a trained network's do), `random` (a freshly initialised network),
-`low_overlap` (boxes thrown about: little is suppressed), `tied` (one score for all), `chain` (a snake of boxes, each of which
-overlaps the next and no other above the threshold: the longest dependency NMS can have), `identical` (one box, many times).
+Fields: `trained` (scores and boxes cluster on objects, as a trained network's do), `random` (a freshly initialised
+network), `low_overlap` (boxes thrown about: little is suppressed), `tied` (one score for all), `chain` (a snake of
+boxes, each of which overlaps the next and no other above the threshold: the longest dependency NMS can have),
+`identical` (one box, many times).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +41,9 @@ class Shape:
 
     @property
     def maps(self) -> list[tuple[int, int]]:
-        """(height, width) of each level: VGG's pooling rounds down; FPN's convolutions round up, on an image that is padded
-        to a multiple of 32."""
+        """(height, width) of each level: VGG's pooling rounds down; FPN's convolutions round up, on an image that is
+        padded to a multiple of 32.
+        """
         if len(self.strides) == 1:
             return [(self.height // self.strides[0], self.width // self.strides[0])]
         height, width = (math.ceil(side / 32) * 32 for side in (self.height, self.width))
@@ -83,8 +87,8 @@ class Scene:
 
     def to(self, device: str) -> Scene:
         """On that device."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Scene(**moved)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **moved)
 
 
 @functools.lru_cache(maxsize=4)
@@ -178,7 +182,8 @@ def rois(K: int, B: int = 1, shape: Shape = VGG, seed: int = 0) -> Tensor:
 def classified(N: int, classes: int, B: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """(logits [B, N, K + 1], deltas [B, N, 4 (K + 1)], proposals [B, N, 4]) as a trained head gives them.
 
-    Proposals crowd around objects; most regions are background with confidence, the others have one or two likely classes.
+    Proposals crowd around objects; most regions are background with confidence, the others have one or two likely
+    classes.
     """
     g = torch.Generator().manual_seed(seed)
     objects = objects_in(g, VGG, max(N // 20, 1))

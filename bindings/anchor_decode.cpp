@@ -72,7 +72,7 @@ void decode_clip_backward(const TensorView& grad_boxes, const TensorView& deltas
 }
 
 void encode_boxes(const TensorView& gt_boxes, const TensorView& anchors, const Weights& weights, bool legacy,
-            const TensorView& targets) {
+                  const TensorView& targets) {
   const DType dtype = gt_boxes.dtype("gt_boxes");
   const void *in = gt_boxes.floats("gt_boxes"), *relative_to = anchors.floats("anchors");
   const int64_t N = gt_boxes.numel() / 4;

@@ -41,9 +41,12 @@ size_t assign_anchors_workspace(const TensorView& gt_boxes, const Grid& grid, in
   const AnchorSource anchors = {nullptr, 0, grid.data(), int64_t(grid.size()) / kGridFields, 0.0, A};
   const DType dtype = compute_type(gt_boxes);
   size_t bytes = 0;
-  run("assign_anchors", gt_boxes,
+  run(
+      "assign_anchors", gt_boxes,
       [&] { return bytes = assign_anchors_workspace_cpu(dtype, gt_boxes.size(0), anchors, gt_boxes.size(1)), kOk; },
-      [&](auto) { return bytes = assign_anchors_workspace_cuda(dtype, gt_boxes.size(0), anchors, gt_boxes.size(1)), kOk; });
+      [&](auto) {
+        return bytes = assign_anchors_workspace_cuda(dtype, gt_boxes.size(0), anchors, gt_boxes.size(1)), kOk;
+      });
   return bytes;
 }
 
@@ -55,19 +58,21 @@ void assign_anchors(const TensorView& anchors, const Grid& grid, double offset, 
   const int64_t B = gt_boxes.size(0);
   const AnchorSource source = anchor_source(anchors, grid, offset, labels.size(1));
   const GroundTruth gt = ground_truth(gt_boxes, gt_counts, crowd);
-  const AnchorOptions options = {image_sizes.floats("image_sizes"), positive_iou, negative_iou, crowd_overlap,
-                                 low_quality, legacy};
+  const AnchorOptions options = {
+      image_sizes.floats("image_sizes"), positive_iou, negative_iou, crowd_overlap, low_quality, legacy};
   void* const bytes = workspace_of(workspace);
   int8_t* const out = labels.data<int8_t>("labels");
   int32_t* const objects = matched.data<int32_t>("matched");
-  run("assign_anchors", gt_boxes,
+  run(
+      "assign_anchors", gt_boxes,
       [&] { return assign_anchors_cpu(dtype, B, source, gt, options, bytes, out, objects); },
       [&](auto stream) { return assign_anchors_cuda(dtype, B, source, gt, options, bytes, out, objects, stream); });
 }
 
 size_t sample_anchors_workspace(const TensorView& labels, int64_t batch_size) {
   size_t bytes = 0;
-  run("sample_anchors", labels,
+  run(
+      "sample_anchors", labels,
       [&] { return bytes = sample_anchors_workspace_cpu(labels.size(0), labels.size(1), batch_size), kOk; },
       [&](auto) { return bytes = sample_anchors_workspace_cuda(labels.size(0), labels.size(1), batch_size), kOk; });
   return bytes;
@@ -83,8 +88,8 @@ void sample_anchors(const TensorView& labels, const TensorView& rng, int64_t bat
   int64_t* const chosen = indices.data<int64_t>("indices");
   int8_t* const out = sampled.data<int8_t>("sampled");
   int64_t* const drawn = counts.data<int64_t>("counts");
-  run("sample_anchors", labels,
-      [&] { return sample_anchors_cpu(in, B, A, options, bytes, chosen, out, drawn); },
+  run(
+      "sample_anchors", labels, [&] { return sample_anchors_cpu(in, B, A, options, bytes, chosen, out, drawn); },
       [&](auto stream) { return sample_anchors_cuda(in, B, A, options, bytes, chosen, out, drawn, stream); });
 }
 
@@ -93,8 +98,8 @@ size_t rpn_targets_workspace(const TensorView& gt_boxes, const Grid& grid, int64
   const DType dtype = compute_type(gt_boxes);
   const int64_t B = gt_boxes.size(0), G = gt_boxes.size(1);
   size_t bytes = 0;
-  run("rpn_targets", gt_boxes,
-      [&] { return bytes = rpn_targets_workspace_cpu(dtype, B, anchors, G, batch_size), kOk; },
+  run(
+      "rpn_targets", gt_boxes, [&] { return bytes = rpn_targets_workspace_cpu(dtype, B, anchors, G, batch_size), kOk; },
       [&](auto) { return bytes = rpn_targets_workspace_cuda(dtype, B, anchors, G, batch_size), kOk; });
   return bytes;
 }
@@ -110,15 +115,16 @@ void rpn_targets(const TensorView& anchors, const Grid& grid, double offset, int
   const int64_t B = gt_boxes.size(0);
   const AnchorSource source = anchor_source(anchors, grid, offset, A);
   const GroundTruth gt = ground_truth(gt_boxes, gt_counts, crowd);
-  const AnchorOptions options = {image_sizes.floats("image_sizes"), positive_iou, negative_iou, crowd_overlap,
-                                 low_quality, legacy};
+  const AnchorOptions options = {
+      image_sizes.floats("image_sizes"), positive_iou, negative_iou, crowd_overlap, low_quality, legacy};
   const SampleOptions sample = sample_options(rng, batch_size, max_positive, stream_id);
   void* const bytes = workspace_of(workspace);
   const RpnOutputs outputs = {indices.data<int64_t>("indices"), labels.data<int8_t>("labels"),
                               targets.floats("targets"), matched.data<int32_t>("matched"),
                               counts.data<int64_t>("counts")};
   const double* w = weights.data();
-  run("rpn_targets", gt_boxes,
+  run(
+      "rpn_targets", gt_boxes,
       [&] { return rpn_targets_cpu(dtype, B, source, gt, options, sample, w, bytes, outputs); },
       [&](auto stream) { return rpn_targets_cuda(dtype, B, source, gt, options, sample, w, bytes, outputs, stream); });
 }
@@ -127,7 +133,8 @@ size_t sample_rois_workspace(const TensorView& gt_boxes, int64_t N, int64_t batc
   const DType dtype = compute_type(gt_boxes);
   const int64_t B = gt_boxes.size(0), G = gt_boxes.size(1);
   size_t bytes = 0;
-  run("sample_rois", gt_boxes, [&] { return bytes = sample_rois_workspace_cpu(dtype, B, N, G, batch_size), kOk; },
+  run(
+      "sample_rois", gt_boxes, [&] { return bytes = sample_rois_workspace_cpu(dtype, B, N, G, batch_size), kOk; },
       [&](auto) { return bytes = sample_rois_workspace_cuda(dtype, B, N, G, batch_size), kOk; });
   return bytes;
 }
@@ -137,8 +144,8 @@ void sample_rois(const TensorView& proposals, const TensorView& counts, const Te
                  const OptionalTensor& crowd, int64_t batch_size, double positive_fraction, double positive_iou,
                  double negative_iou_high, double negative_iou_low, bool append_gt, double crowd_overlap,
                  const Weights& weights, bool legacy, int64_t stream_id, const OptionalTensor& workspace,
-                 const TensorView& rois, const TensorView& labels, const TensorView& targets,
-                 const TensorView& matched, const TensorView& drawn) {
+                 const TensorView& rois, const TensorView& labels, const TensorView& targets, const TensorView& matched,
+                 const TensorView& drawn) {
   const DType dtype = compute_type(gt_boxes);
   const int64_t B = gt_boxes.size(0);
   const Proposals candidates = {proposals.floats("proposals"), counts.data<int64_t>("counts"), proposals.size(1)};
@@ -151,7 +158,8 @@ void sample_rois(const TensorView& proposals, const TensorView& counts, const Te
   const RoiOutputs outputs = {rois.floats("rois"), labels.data<int64_t>("labels"), targets.floats("targets"),
                               matched.data<int32_t>("matched"), drawn.data<int64_t>("drawn")};
   const double* w = weights.data();
-  run("sample_rois", gt_boxes,
+  run(
+      "sample_rois", gt_boxes,
       [&] { return sample_rois_cpu(dtype, B, candidates, gt, classes, options, sample, w, bytes, outputs); },
       [&](auto stream) {
         return sample_rois_cuda(dtype, B, candidates, gt, classes, options, sample, w, bytes, outputs, stream);

@@ -25,8 +25,8 @@ const void* rois_data(const TensorView& rois, DType dtype) {
 }
 
 RoiPoolShape pool_shape(const TensorView& map, const TensorView& rois, const TensorView& pooled, const char* name) {
-  return {map.size(0),    map.size(1),    map.size(2),    map.size(3),
-          rois.size(0),   pooled.size(2), pooled.size(3), channels_last(map, name)};
+  return {map.size(0),  map.size(1),    map.size(2),    map.size(3),
+          rois.size(0), pooled.size(2), pooled.size(3), channels_last(map, name)};
 }
 
 void bind_pool(py::module_& m) {
@@ -111,26 +111,28 @@ struct Levels {
 using Numbers = const std::vector<double>&;
 
 void bind_align(py::module_& m) {
-  m.def("roi_align_workspace", [](const py::sequence& features, const TensorView& rois, Numbers scales,
-                                  Numbers thresholds, int32_t sampling_ratio, bool aligned,
-                                  const TensorView& output) -> size_t {
-    const Levels levels(features, rois, output, scales, thresholds, sampling_ratio, aligned);
-    if (!levels.cuda()) return roi_align_workspace_cpu(levels.dtype, levels.shape);
-    if constexpr (kWithCuda) return roi_align_workspace_cuda(levels.dtype, levels.shape);
-    return 0;
-  });
-  m.def("roi_align", [](const py::sequence& features, const TensorView& rois, Numbers scales, Numbers thresholds,
-                        int32_t sampling_ratio, bool aligned, const OptionalTensor& workspace,
-                        const TensorView& output) {
-    const Levels levels(features, rois, output, scales, thresholds, sampling_ratio, aligned);
-    const void* boxes = rois_data(rois, levels.dtype);
-    uint8_t* memory = workspace.data<uint8_t>("workspace");
-    void* to = output.raw("output");
-    run(
-        "roi_align", levels.views[0],
-        [&] { return roi_align_cpu(levels.dtype, levels.shape, levels.data, boxes, memory, to); },
-        [&](auto stream) { return roi_align_cuda(levels.dtype, levels.shape, levels.data, boxes, memory, to, stream); });
-  });
+  m.def("roi_align_workspace",
+        [](const py::sequence& features, const TensorView& rois, Numbers scales, Numbers thresholds,
+           int32_t sampling_ratio, bool aligned, const TensorView& output) -> size_t {
+          const Levels levels(features, rois, output, scales, thresholds, sampling_ratio, aligned);
+          if (!levels.cuda()) return roi_align_workspace_cpu(levels.dtype, levels.shape);
+          if constexpr (kWithCuda) return roi_align_workspace_cuda(levels.dtype, levels.shape);
+          return 0;
+        });
+  m.def("roi_align",
+        [](const py::sequence& features, const TensorView& rois, Numbers scales, Numbers thresholds,
+           int32_t sampling_ratio, bool aligned, const OptionalTensor& workspace, const TensorView& output) {
+          const Levels levels(features, rois, output, scales, thresholds, sampling_ratio, aligned);
+          const void* boxes = rois_data(rois, levels.dtype);
+          uint8_t* memory = workspace.data<uint8_t>("workspace");
+          void* to = output.raw("output");
+          run(
+              "roi_align", levels.views[0],
+              [&] { return roi_align_cpu(levels.dtype, levels.shape, levels.data, boxes, memory, to); },
+              [&](auto stream) {
+                return roi_align_cuda(levels.dtype, levels.shape, levels.data, boxes, memory, to, stream);
+              });
+        });
   m.def("roi_align_backward_workspace",
         [](const TensorView& grad_output, const TensorView& rois, Numbers scales, Numbers thresholds,
            int32_t sampling_ratio, bool aligned, const py::sequence& grads) -> size_t {
@@ -139,19 +141,19 @@ void bind_align(py::module_& m) {
           if constexpr (kWithCuda) return roi_align_backward_workspace_cuda(levels.dtype, levels.shape);
           return 0;
         });
-  m.def("roi_align_backward", [](const TensorView& grad_output, const TensorView& rois, Numbers scales,
-                                 Numbers thresholds, int32_t sampling_ratio, bool aligned,
-                                 const OptionalTensor& workspace, const py::sequence& grads) {
-    const Levels levels(grads, rois, grad_output, scales, thresholds, sampling_ratio, aligned);
-    const void *from = grad_output.raw("grad_output"), *boxes = rois_data(rois, levels.dtype);
-    uint8_t* memory = workspace.data<uint8_t>("workspace");
-    run(
-        "roi_align_backward", grad_output,
-        [&] { return roi_align_backward_cpu(levels.dtype, levels.shape, from, boxes, memory, levels.data); },
-        [&](auto stream) {
-          return roi_align_backward_cuda(levels.dtype, levels.shape, from, boxes, memory, levels.data, stream);
+  m.def("roi_align_backward",
+        [](const TensorView& grad_output, const TensorView& rois, Numbers scales, Numbers thresholds,
+           int32_t sampling_ratio, bool aligned, const OptionalTensor& workspace, const py::sequence& grads) {
+          const Levels levels(grads, rois, grad_output, scales, thresholds, sampling_ratio, aligned);
+          const void *from = grad_output.raw("grad_output"), *boxes = rois_data(rois, levels.dtype);
+          uint8_t* memory = workspace.data<uint8_t>("workspace");
+          run(
+              "roi_align_backward", grad_output,
+              [&] { return roi_align_backward_cpu(levels.dtype, levels.shape, from, boxes, memory, levels.data); },
+              [&](auto stream) {
+                return roi_align_backward_cuda(levels.dtype, levels.shape, from, boxes, memory, levels.data, stream);
+              });
         });
-  });
 }
 
 }  // namespace

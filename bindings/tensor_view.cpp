@@ -19,8 +19,7 @@ const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
   py::object capsule = py::reinterpret_steal<py::object>(
       PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__"));
   if (capsule) {
-    auto* header =
-        static_cast<dlpack::ExchangeApiHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    auto* header = static_cast<dlpack::ExchangeApiHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     while (header && header->version.major != dlpack::kMajorVersion) header = header->previous;
     api = reinterpret_cast<const dlpack::ExchangeApi*>(header);
     if (api && !api->tensor_from_object) api = nullptr;

@@ -54,7 +54,7 @@ class TensorView {
   void* contiguous_data(const char* name) const;
   template <class T>
   static constexpr uint8_t code_of() {
-    return std::is_same_v<T, bool> ? dlpack::kBool
+    return std::is_same_v<T, bool>       ? dlpack::kBool
            : std::is_floating_point_v<T> ? dlpack::kFloat
            : std::is_unsigned_v<T>       ? dlpack::kUInt
                                          : dlpack::kInt;

@@ -74,11 +74,11 @@ def data_notes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fill_in(args: argparse.Namespace, notes: Mapping[str, Any]) -> None:
-    """Take the data of a run (`data_notes`) unless the command line names a data set."""
-    if args.dataset is None and not args.data_root:
-        for name in ("dataset", "data_root", "zero_based"):
-            setattr(args, name, notes.get(name))
+    """Where the command line names no data set, take that of a run (its `data_notes`), if any."""
+    if args.dataset is None and args.data_root is None:
         args.test_split = args.test_split or notes.get("test_split")
+        args.zero_based = args.zero_based or notes.get("zero_based", False)
+        args.dataset, args.data_root = notes.get("dataset"), notes.get("data_root")
     args.dataset = args.dataset or ("voc" if args.data_root else "digits")
 
 

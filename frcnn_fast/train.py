@@ -16,7 +16,8 @@ from torch import nn
 from frcnn_fast import _command
 from frcnn_fast._options import add_options, chosen
 from frcnn_fast.data import DetectionDataset
-from frcnn_fast.evaluate import detect_all, evaluate
+from frcnn_fast.detect import detect
+from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
 from frcnn_fast.io import append_jsonl, load_weights, write_json
 from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, preset, save_detector
@@ -56,8 +57,9 @@ def train(
 ) -> TrainResult:
     """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
 
-    The folder `out` receives metrics.jsonl, loss.png and model.safetensors, and with `test` evaluation.json and
-    pictures/. Every file is written beside its place and renamed: an earlier one stays whole until then.
+    The folder `out` receives metrics.jsonl (begun anew), loss.png and model.safetensors, and with `test`
+    evaluation.json and pictures/. A checkpoint is written beside its place and renamed: an earlier one stays whole
+    until then.
 
     Args:
         dataset: training pictures.
@@ -110,8 +112,7 @@ def train(
     fitted = fit(detector, batches, options, log=log, save=save, device=device)
     detector.eval()
     result = TrainResult(detector, folder, fitted.iterations, fitted.interrupted, None)
-    if metrics.exists():
-        plot_losses(metrics, folder / "loss.png")
+    plot_losses(metrics, folder / "loss.png")
     if fitted.interrupted or test is None:
         return result
     result.evaluation = evaluate(detector, test, workers=options.workers)
@@ -123,24 +124,12 @@ def train(
 
 
 def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
-    some = [dataset[index] for index in range(min(count, len(dataset)))]
-    found = detect_all(detector, _Items(some, detector.class_names), progress=False)
-    for index, ((image, target), detections) in enumerate(zip(some, found, strict=True)):
-        name = target.get("image_id", str(index)).replace(os.sep, "_")
-        save_picture(folder / f"{name}.png", side_by_side(image, detections, target, detector.class_names))
-
-
-class _Items:
-    """A few items as a data set."""
-
-    def __init__(self, items: Sequence[Any], class_names: list[str]) -> None:
-        self.items, self.class_names = items, class_names
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
+    """Detections beside the truth, for the first `count` pictures."""
+    for index in range(min(count, len(dataset))):
+        image, target = dataset[index]
+        picture = side_by_side(image, detect(detector, image), target, detector.class_names)
+        name = str(target.get("image_id", index)).replace(os.sep, "_")
+        save_picture(folder / f"{name}.png", picture)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -155,7 +144,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     add_options(parser.add_argument_group("detector (default: what suits the backbone)"), DetectorConfig)
     args = parser.parse_args(argv)
     with _command.errors(parser):
-        args.dataset = args.dataset or "digits"
+        _command.fill_in(args, {})
         settings = chosen(args, DetectorConfig)
         name = settings.pop("backbone", "small" if args.dataset == "digits" else "vgg16")
         config = preset(name, **settings)
@@ -163,9 +152,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         train_split = "train" if args.dataset == "digits" else args.train_split
         training = _command.open_dataset(args, train_split, args.class_names)
         test = _command.open_dataset(args, args.test_split or "test", training.class_names)
+        out = args.out or f"runs/{args.dataset}"
+        print(
+            f"{name}, {len(training.class_names)} classes, {len(training)} pictures: {options.iterations} iterations "
+            f"of {options.batch_size} on {_command.device(options.device)}, results in {out}",
+            file=sys.stderr,
+        )
         result = train(
             training,
-            out=args.out or f"runs/{args.dataset}",
+            out=out,
             config=config,
             options=options,
             weights=args.weights,

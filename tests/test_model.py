@@ -1,6 +1,5 @@
 """The detector: names, shapes, losses, initialisation, checkpoints, and what it says to input that does not fit."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -189,6 +188,20 @@ class TestForward:
             assert (found.boxes[b, count:] == 0).all()
             assert (found.labels[b, count:] == -1).all()
 
+    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+    def test_the_whole_step_is_one_graph(self):
+        """A graph without a break cannot ask for a value on the way: nothing waits for the device."""
+        detector, inputs = small_detector(score_threshold=0.0), batch()
+        compiled = torch.compile(detector, fullgraph=True, backend="eager")
+        expected = detector(**inputs)
+        detector.seed(5)
+        assert compiled(**inputs) == expected
+        detector.eval()
+        with torch.no_grad():
+            expected = detector(inputs["images"], inputs["image_sizes"])
+            found = compiled(inputs["images"], inputs["image_sizes"])
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
     @pytest.mark.parametrize("pooling", ["roi_pool", "roi_align"])
     def test_single_level_trunks_run_as_well(self, pooling):
         torch.manual_seed(0)
@@ -316,7 +329,7 @@ class TestCheckpoint:
         class Mine(SmallTrunk):
             pass
 
-        detector = FasterRCNN(Mine(), 2, dataclasses.replace(preset("small"), backbone="Mine"))
+        detector = build_detector(["a"], preset("small"), backbone=Mine())
         save_detector(tmp_path / "model.safetensors", detector)
         with pytest.raises(ValueError, match="trained with a trunk of its own, Mine; pass one as `backbone`"):
             load_detector(tmp_path)

@@ -16,7 +16,7 @@ from frcnn_fast._extension import extension
 from tests.samples import boxes
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILT = sorted(ROOT.glob("build/temp*/CMakeFiles"))
+BUILT = sorted(ROOT.glob("build/cpython-*/CMakeFiles"))
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,8 @@ def test_code_for_wider_vectors_stays_in_its_namespace(isa: str) -> None:
         pytest.skip("not an x86-64 build")
     listing = subprocess.run(["nm", "-C", *objects], text=True, capture_output=True, check=True).stdout
     shared = [line for line in listing.splitlines() if " W " in line or " V " in line or " u " in line]
-    assert [line for line in shared if f"frcnn_fast::{isa}::" not in line] == []
+    # DW.ref.__gxx_personality_v0 is a pointer, not code.
+    assert [line for line in shared if f"frcnn_fast::{isa}::" not in line and "DW.ref." not in line] == []
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])

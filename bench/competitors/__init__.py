@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -51,10 +52,7 @@ def missing() -> list[str]:
 
 def versions() -> dict[str, str | None]:
     """Versions of what is installed."""
-    cv2 = None
-    if not selective_search_missing():
-        import cv2
     return {
         "torchvision": None if torchvision_missing else torchvision.__version__,
-        "opencv": cv2.__version__ if cv2 else None,
+        "opencv": None if selective_search_missing() else importlib.import_module("cv2").__version__,
     }

@@ -65,7 +65,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 def compiled(function: Callable[..., Any], *args: Any) -> dict[str, Competitor]:
     """torch.compile's default mode, and on CUDA also the one that replays graphs."""
-    modes = {"torch.compile": None}
+    modes: dict[str, str | None] = {"torch.compile": None}
     if args[0].is_cuda:
         modes["torch.compile, reduce-overhead"] = "reduce-overhead"
     torch._dynamo.reset()  # each row gets a program for its own shapes, and none falls over the limit of recompilations

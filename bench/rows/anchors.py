@@ -26,7 +26,7 @@ def _decode_clip(shape: Shape, B: int) -> Callable[[str], Case]:
         if not competitors.torchvision_missing:
             from bench.competitors.torchvision_steps import Rpn
 
-            against["torchvision"] = Competitor(Rpn(s).decode_and_clip)
+            against["torchvision"] = Competitor(Rpn.of(s).decode_and_clip)
         if not competitors.compiler_missing():
             against |= pure_torch.compiled(pure_torch.decode_clip, s.deltas, s.anchors, s.image_sizes)
         A = s.logits.numel()

@@ -102,7 +102,9 @@ def _fill() -> None:
             layout = " channels_last" if last else ""
             for K in (300, 2000):
                 main = K == 300
-                goal = {"cpu": forward_times, **({"cuda": 15.0} if op == "roi_pool" and not last else {})} if main else {}
+                goal = (
+                    {"cpu": forward_times, **({"cuda": 15.0} if op == "roi_pool" and not last else {})} if main else {}
+                )
                 make = _single_level(op, K, 1, False, last)
                 add(op, f"{K} rois forward{layout}", make, goal=goal, headline=not last, axis=_axis(op, K, last))
                 goal = {"cpu": both_times} if main else {}

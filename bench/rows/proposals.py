@@ -37,7 +37,7 @@ def _case(shape: Shape, field: str, B: int, before: int, after: int) -> Callable
         if not competitors.torchvision_missing:
             from bench.competitors.torchvision_steps import Rpn
 
-            against["torchvision"] = Competitor(Rpn(s, before, after, MIN_SIZE).proposals)
+            against["torchvision"] = Competitor(Rpn.of(s, before, after, MIN_SIZE).proposals)
         _, _, indices, counts = run()
         facts = depth.of_proposals(s.logits, indices, counts, shape.level_sizes)
         return Case(

@@ -32,7 +32,7 @@ def _rpn_targets(shape: Shape, G: int, B: int, fused: bool) -> Callable[[str], C
         if not competitors.torchvision_missing:
             from bench.competitors.torchvision_steps import Rpn
 
-            theirs = Rpn(s)
+            theirs = Rpn.of(s)
             against["torchvision"] = Competitor(theirs.targets_of_a_sample if fused else theirs.assign)
         if B == 1 and G == 20 and not competitors.compiler_missing():
             step = pure_torch.rpn_targets if fused else pure_torch.assign

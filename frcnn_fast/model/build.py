@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast.io import load_checkpoint, save_checkpoint
-from frcnn_fast.model.backbones import BACKBONES, build_backbone
+from frcnn_fast.model.backbones import BACKBONES, VGG16, build_backbone
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.detector import FasterRCNN
 from frcnn_fast.model.head import VGG16Head
@@ -27,13 +28,16 @@ def build_detector(
 
     Args:
         config: settings; default the paper's, VGG-16 with its own fc6 and fc7.
-        backbone, head: modules of your own instead of those that config.backbone names.
+        backbone, head: modules of your own. The trunk's class then becomes config.backbone, so that a checkpoint
+            knows that it needs one.
     """
     config = config or DetectorConfig()
     if backbone is None:
         backbone = build_backbone(config.backbone)
-        if head is None and config.backbone == "vgg16":
-            head = VGG16Head(config.dropout)
+    elif type(backbone) is not BACKBONES.get(config.backbone):
+        config = dataclasses.replace(config, backbone=type(backbone).__name__)
+    if head is None and isinstance(backbone, VGG16) and (config.pool_size, config.head_channels) == (7, 4096):
+        head = VGG16Head(config.dropout)
     return FasterRCNN(backbone, len(class_names) + 1, config, head=head, class_names=class_names)
 
 

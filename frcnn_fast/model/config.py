@@ -56,7 +56,7 @@ class DetectorConfig:
     aligned: bool = option(False, "shift of roi_align by half a pixel")
     canonical_scale: float = option(224.0, "a region of this size belongs to canonical_level")
     canonical_level: int = option(4, "level of the pyramid, log2 of its stride")
-    head_channels: int = option(4096, "width of the head's two layers (vgg16 brings its own)")
+    head_channels: int = option(4096, "width of the head's two layers; at 4096 vgg16 has its own")
     dropout: float = option(0.5, "dropout after each of them")
     class_agnostic: bool = option(False, "one box for all classes of a region")
     roi_batch_size: int = option(128, "regions sampled in each picture")

@@ -91,7 +91,7 @@ def check_weights(weights: Sequence[float]) -> tuple[float, float, float, float]
     values = tuple(float(w) for w in weights)
     if len(values) != 4 or not all(w > 0 for w in values):
         raise ValueError(f"weights: expected four positive numbers (wx, wy, ww, wh), got {weights!r}")
-    return values  # type: ignore[return-value]
+    return values
 
 
 def check_counts(name: str, counts: Tensor, B: int, limit: int) -> None:

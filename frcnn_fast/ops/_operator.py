@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,9 +43,10 @@ Outputs = tuple[Tensor, ...]
 class Operator:
     """One op of the library.
 
-    schema: torch schema without the trailing `str? backend=None`, which is added here.
+    schema: torch schema without the trailing `str? backend`, which is added here (without a default: the dispatcher
+    would leave a default out of what autograd sees).
     outputs(*args): allocates the results; also serves as the fake implementation and types the reference's results.
-    launch(*args, *outputs): fills them with the compiled kernels (the binding picks CPU or CUDA by the tensors' device).
+    launch(*args, *outputs): fills them with the compiled kernels (the binding picks CPU or CUDA by the device).
     reference(*args): the oracle; tensors arrive as NumPy arrays (halves widened to float32), arrays go out.
     triton(*args, *outputs): the Triton launcher, if there is one.
     setup_context(ctx, inputs, output), backward(ctx, *grads): autograd, as torch.library.register_autograd takes them
@@ -67,7 +68,7 @@ class Operator:
         self.outputs, self.launch, self.reference, self.triton = outputs, launch, reference, triton
         self.setup_context, self.backward = setup_context, backward
         head, tail = schema.rsplit(") ->", 1)
-        LIBRARY.define(f"{head}, str? backend=None) ->{tail}")
+        LIBRARY.define(f"{head}, str? backend) ->{tail}")
         qualified = f"frcnn_fast::{self.name}"
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(self.name, self._from_dispatcher, key)
@@ -77,7 +78,6 @@ class Operator:
                 qualified, self._library_backward, setup_context=self._library_setup, lib=LIBRARY
             )
         self._registered = getattr(torch.ops.frcnn_fast, self.name).default
-        self.arity = len(self._registered._schema.arguments) - 1  # without the backend
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         grad_mode = torch.is_grad_enabled()
@@ -121,16 +121,15 @@ class Operator:
         return results[0] if len(results) == 1 else results
 
     def _from_dispatcher(self, *args: Any) -> Any:
-        # The dispatcher leaves out a last argument that has its default value.
-        return self.run(args[self.arity] if len(args) > self.arity else None, *args[: self.arity])
+        return self.run(args[-1], *args[:-1])
 
     def _fake(self, *args: Any) -> Any:
-        results = self.outputs(*args[: self.arity])
+        results = self.outputs(*args[:-1])
         return results[0] if len(results) == 1 else results
 
     def _library_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         assert self.setup_context is not None
-        self.setup_context(ctx, inputs[: self.arity], output)
+        self.setup_context(ctx, inputs[:-1], output)
 
     def _library_backward(self, ctx: Any, *grads: Any) -> Any:
         assert self.backward is not None
@@ -188,6 +187,6 @@ def _nobody_watches() -> bool:
     )
 
 
-def _plain_eager(tensors: Sequence[Tensor]) -> bool:
-    """Whether an op may run without the dispatcher: nobody watches, and no tensor is of a subclass."""
+def plain_eager(tensors: Iterable[Tensor]) -> bool:
+    """Whether an op may skip the dispatcher: nobody watches, and these are tensors and nothing more."""
     return _nobody_watches() and all(type(t) in _PLAIN for t in tensors)

@@ -19,18 +19,21 @@ def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor, name: str = "
     elif isinstance(boxes, (list, tuple)):
         rois = _rows(boxes, features, name)
     else:
-        raise TypeError(
-            f"{name}: expected a tensor [K, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}"
-        )
+        raise TypeError(f"{name}: expected a tensor [K, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}")
     _checks.check_same(name, rois, "the features", features, dtype=False)
-    rois = rois.detach().to(_checks.compute_dtype(features)).contiguous()
+    if rois.requires_grad:
+        rois = rois.detach()
+    if rois.dtype is not _checks.compute_dtype(features):
+        rois = rois.to(_checks.compute_dtype(features))
+    if not rois.is_contiguous():
+        rois = rois.contiguous()
     if _checks.CHECK_DEVICE_DATA and rois.is_cuda and not torch.compiler.is_compiling():
         images = rois[:, 0]
         wrong = (images != images.trunc()) | (images < -1) | (images >= features.shape[0])
         if bool(wrong.any()):
             k = int(wrong.nonzero()[0])
             raise ValueError(
-                f"{name}[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 for padding"
+                f"{name}[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 (padding)"
             )
     return rois
 
@@ -77,8 +80,9 @@ def dense(maps: Tensor) -> Tensor:
 
 def empty_maps(shape: Sequence[int], dtype: torch.dtype, like: Tensor, channels_last: bool) -> Tensor:
     """Uninitialised [n, C, h, w] on the device of `like`."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
+    if not channels_last:
+        return like.new_empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def workspace(size: int, like: Tensor) -> Tensor | None:

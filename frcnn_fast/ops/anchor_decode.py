@@ -33,7 +33,7 @@ from frcnn_fast.ops.anchor_grids import (
     grid_anchors_operator,
 )
 
-DELTA_CLAMP = math.log(1000.0 / 16.0)
+DELTA_CLAMP: float = math.log(1000.0 / 16.0)
 CONVENTIONS = ("torchvision", "detectron2", "legacy")
 __all__ = [
     "DELTA_CLAMP",

@@ -92,9 +92,7 @@ def anchor_arguments(
     if isinstance(anchors, AnchorGrids):
         check_same("anchors", anchors.cells, "the other inputs", like, dtype=False)
         if anchors.num_anchors != A:
-            raise ValueError(
-                f"anchors: expected as many as there are deltas, {A}, got {anchors.num_anchors}: {anchors}"
-            )
+            raise ValueError(f"anchors: expected A = {A} of them in all, got {anchors.num_anchors}: {anchors}")
         return anchors.cells.to(dtype).contiguous(), anchors.grid, anchors.offset, anchors.level_sizes
     if not isinstance(anchors, Tensor):
         raise TypeError(f"anchors: expected AnchorGrids or a tensor [A, 4] or [B, A, 4], got {describe(anchors)}")

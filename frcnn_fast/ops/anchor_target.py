@@ -31,7 +31,7 @@ def _workspace(size: int, like: Tensor) -> Tensor | None:
 
 def _wide(t: Tensor) -> Tensor:
     """Contiguous, halves widened exactly to the type that is computed in."""
-    return t.to(_checks.compute_dtype(t)).contiguous()
+    return t.contiguous() if t.dtype in (torch.float32, torch.float64) else t.float().contiguous()
 
 
 def _gt_args(gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None) -> Tensor:
@@ -46,17 +46,22 @@ def _gt_args(gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None) -> Tenso
 
 
 def _anchor_args(anchors: Tensor | AnchorGrids, gt_boxes: Tensor) -> tuple[Tensor, Sequence[int], float]:
+    """(table, grid, offset): given anchors and an empty grid, or the grid's cell anchors; in the computed type."""
+    dtype = _checks.compute_dtype(gt_boxes)
     if isinstance(anchors, AnchorGrids):
         _checks.check_same("anchors", anchors.cells, "gt_boxes", gt_boxes, dtype=False)
-        return anchors.cells.to(_checks.compute_dtype(gt_boxes)).contiguous(), anchors.grid, anchors.offset
+        return anchors.cells.to(dtype).contiguous(), anchors.grid, anchors.offset
+    B = gt_boxes.shape[0]
     of_each_image = isinstance(anchors, Tensor) and anchors.dim() == 3
-    _checks.check_float("anchors", anchors, "[A, 4] or [B, A, 4]", 3 if of_each_image else 2, 4)
-    if of_each_image and anchors.shape[0] != gt_boxes.shape[0]:
-        raise ValueError(
-            f"anchors: expected [A, 4] or [B, A, 4] with the B = {gt_boxes.shape[0]} of gt_boxes, "
-            f"got {_checks.describe(anchors)}"
+    _checks.check_float("anchors", anchors, "[A, 4], [B, A, 4] or AnchorGrids", 3 if of_each_image else 2, 4)
+    if of_each_image and anchors.shape[0] != B:
+        raise ValueError(f"anchors: expected [A, 4] or [B, A, 4] with B = {B}, got {_checks.describe(anchors)}")
+    _checks.check_same("anchors", anchors, "gt_boxes", gt_boxes, dtype=False)
+    if _checks.compute_dtype(anchors) != dtype:
+        raise TypeError(
+            f"anchors: expected the precision of gt_boxes ({gt_boxes.dtype}), got {_checks.describe(anchors)}; "
+            "convert one of them"
         )
-    _checks.check_same("anchors", anchors, "gt_boxes", gt_boxes)
     return _wide(anchors), [], 0.0
 
 
@@ -146,8 +151,8 @@ def assign_anchors(
     Background: no object, and the highest IoU is below negative_iou, or there is no box at all.
 
     One exact answer on every backend. No gradient. O(A G) time at most (on the CPU, grids cost what the boxes' windows
-    cost), O(A) memory. ValueError: bad shapes or thresholds, different devices; on the CPU, gt_counts outside [0, G] (on
-    a GPU such an image has no boxes; FRCNN_FAST_CHECK=1 raises). TypeError: other dtypes.
+    cost), O(A) memory. ValueError: bad shapes or thresholds, different devices; on the CPU, gt_counts outside [0, G]
+    (on a GPU such an image has no boxes; FRCNN_FAST_CHECK=1 raises). TypeError: other dtypes.
     """
     boxes = _gt_args(gt_boxes, gt_counts, crowd)
     table, grid, offset = _anchor_args(anchors, gt_boxes)
@@ -318,10 +323,10 @@ def rpn_targets(
 
     Arguments are those of the two, and the weights (wx, wy, ww, wh) of encode.
 
-    Returns indices int64 [B, batch_size] (anchors; -1 beyond the counts), labels int8 [B, batch_size] (1, 0; -1 beyond),
-    targets [B, batch_size, 4] (0 where there is no object; float64 for float64 gt_boxes, else float32), matched int32
-    [B, batch_size] (-1 where there is no object) and counts int64 [B, 2] (objects, background). Objects come first, then
-    background, each ascending by index.
+    Returns indices int64 [B, batch_size] (anchors; -1 beyond the counts), labels int8 [B, batch_size] (1, 0; -1
+    beyond), targets [B, batch_size, 4] (0 where there is no object; float64 for float64 gt_boxes, else float32),
+    matched int32 [B, batch_size] (-1 where there is no object) and counts int64 [B, 2] (objects, background). Objects
+    come first, then background, each ascending by index.
 
     One exact answer on every backend, run after run. No gradient. No array of A labels leaves the workspace.
     """

@@ -66,7 +66,8 @@ class MultiScaleRoIAlign(nn.Module):
     ) -> None:
         super().__init__()
         self.featmap_names = list(featmap_names)
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+        self.output_size = (height, width)
         self.sampling_ratio = sampling_ratio
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level

@@ -244,9 +244,9 @@ def roi_align(
     non-finite corner give 0.
 
     Computed in float32 (float64 for float64), rounded once to the input's dtype. Sums run over the touched cells in
-    row-major order, in the backward pass over boxes, then bins, so results repeat to the bit and are the same on the CPU
-    and on CUDA; both are within 64 units in the last place of the sum of magnitudes. There is no gradient to the boxes
-    and no second derivative. O(C) times the cells that samples touch.
+    row-major order, in the backward pass over boxes, then bins, so results repeat to the bit and are the same on the
+    CPU and on CUDA; both are within 64 units in the last place of the sum of magnitudes. There is no gradient to the
+    boxes and no second derivative. O(C) times the cells that samples touch.
 
     ValueError and TypeError as `roi_pool`.
     """

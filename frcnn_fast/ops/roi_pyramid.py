@@ -13,7 +13,7 @@ from torch import Tensor
 from frcnn_fast import reference as oracle
 from frcnn_fast._extension import extension
 from frcnn_fast.ops import _checks
-from frcnn_fast.ops._operator import Operator, _plain_eager
+from frcnn_fast.ops._operator import Operator, plain_eager
 from frcnn_fast.ops._rois import (
     dense,
     empty_maps,
@@ -28,8 +28,9 @@ from frcnn_fast.ops._rois import (
 class _OverLevels(Operator):
     """An op whose first argument is a list of maps, through which gradients flow."""
 
-    def __call__(self, features: Sequence[Tensor], *args: Any, backend: str | None = None) -> Any:
-        if not _plain_eager([*features, args[0]]):
+    def __call__(self, *inputs: Any, backend: str | None = None) -> Any:
+        features, *args = inputs
+        if not plain_eager([*features, args[0]]):
             return self._registered(features, *args, backend)
         if torch.is_grad_enabled() and any(f.requires_grad for f in features):
             return _EagerLevels.apply(self, backend, len(features), *features, *args)
@@ -207,12 +208,12 @@ def multiscale_roi_align(
     if not isinstance(features, (list, tuple)) or not features:
         raise TypeError(f"features: expected a list of tensors [B, C, H, W], got {_checks.describe(features)}")
     first = features[0]
-    for l, feature in enumerate(features):
-        _checks.check_float(f"features[{l}]", feature, "[B, C, H, W]", 4)
-        _checks.check_same(f"features[{l}]", feature, "features[0]", first)
+    for level, feature in enumerate(features):
+        _checks.check_float(f"features[{level}]", feature, "[B, C, H, W]", 4)
+        _checks.check_same(f"features[{level}]", feature, "features[0]", first)
         if feature.shape[:2] != first.shape[:2]:
             raise ValueError(
-                f"features[{l}]: expected the batch and channels of features[0] ({list(first.shape[:2])}), "
+                f"features[{level}]: expected the batch and channels of features[0] ({list(first.shape[:2])}), "
                 f"got {_checks.describe(feature)}"
             )
     scales = tuple(float(s) for s in spatial_scales)
@@ -223,10 +224,9 @@ def multiscale_roi_align(
     canonical = (float(canonical_scale), int(canonical_level))
     if canonical[0] <= 0.0:
         raise ValueError(f"canonical_scale: expected a positive number of pixels, got {canonical[0]!r}")
-    level_thresholds(scales, *canonical)  # refuses scales that are no pyramid
+    if not torch.compiler.is_compiling():
+        level_thresholds(scales, *canonical)  # refuses scales that are no pyramid
     height, width = output_pair(output_size)
     boxes = roi_tensor(rois, first, "rois")
     maps = [dense(f) for f in features]
-    return _pyramid(
-        maps, boxes, height, width, scales, int(sampling_ratio), bool(aligned), *canonical, backend=backend
-    )
+    return _pyramid(maps, boxes, height, width, scales, int(sampling_ratio), bool(aligned), *canonical, backend=backend)

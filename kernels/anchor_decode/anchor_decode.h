@@ -91,8 +91,9 @@ template <bool kLegacy, class U>
 FF_HD Box<U> decode_clip_gradient(const Box<U>& anchor, U d0, U d1, U d2, U d3, const DecodeParams<U>& params,
                                   const Window<U>& window, const Box<U>& gradient) {
   const Box<U> box = decode<kLegacy>(anchor, d0, d1, d2, d3, params);
-  const bool edge = FF_MUTANT(decode_gradient_edge, false, true);
-  const auto pass = [edge](U x, U limit, U g) { return x < U(0) || x > limit || (edge && x == limit) ? U(0) : g; };
+  const auto pass = [](U x, U limit, U g) {
+    return (x < U(0)) | FF_MUTANT(decode_gradient_clip, x > limit, false) ? U(0) : g;
+  };
   const U x1 = pass(box.x1, window.right, gradient.x1), x2 = pass(box.x2, window.right, gradient.x2);
   const U y1 = pass(box.y1, window.bottom, gradient.y1), y2 = pass(box.y2, window.bottom, gradient.y2);
   const U w = extent<kLegacy>(anchor.x1, anchor.x2), h = extent<kLegacy>(anchor.y1, anchor.y2);
@@ -100,7 +101,7 @@ FF_HD Box<U> decode_clip_gradient(const Box<U>& anchor, U d0, U d1, U d2, U d3, 
   const U half_w = U(0.5) * (exp_(clamped(dw, params.clamp)) * w);
   const U half_h = U(0.5) * (exp_(clamped(dh, params.clamp)) * h);
   return {((x1 + x2) * w) / params.wx, ((y1 + y2) * h) / params.wy,
-          dw > params.clamp ? U(0) : ((x2 - x1) * half_w) / params.ww,
+          FF_MUTANT(decode_gradient_clamp, dw > params.clamp, false) ? U(0) : ((x2 - x1) * half_w) / params.ww,
           dh > params.clamp ? U(0) : ((y2 - y1) * half_h) / params.wh};
 }
 

@@ -21,10 +21,10 @@ struct AnchorScene {
   const U* image_sizes;
   AnchorRule<U> rule;
   // Between the kernels.
-  U* best;                   // [B, A]
-  int32_t* object;           // [B, A]
-  OverlapBits<U>* peaks;     // [B, G], 0 before
-  unsigned* negatives;       // [B], 0 before: anchors that no object makes positive or ignored; a few are some object's best
+  U* best;                // [B, A]
+  int32_t* object;        // [B, A]
+  OverlapBits<U>* peaks;  // [B, G], 0 before
+  unsigned* negatives;  // [B], 0 before: anchors that no object makes positive or ignored; a few are some object's best
 };
 
 // A thread: an anchor. A warp: 32 neighbours, which skip objects far from all of them. Shared memory: a tile of objects
@@ -35,10 +35,10 @@ __global__ void __launch_bounds__(kThreads) overlap_kernel(const AnchorScene<U> 
   const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const bool real = i < scene.A;
   const Box<U> box = real ? scene.anchors.at(image, i) : Box<U>{};
-  const bool candidate = real && is_finite(box) &&
-                         (!scene.image_sizes || is_inside<kLegacy>(box, scene.image_sizes + 2 * image));
-  const Match<U> match = match_objects<kLegacy, true>(tile, scene.gt, image, box, candidate, true,
-                                                      scene.rule.crowd_overlap, scene.peaks);
+  const bool candidate =
+      real && is_finite(box) && (!scene.image_sizes || is_inside<kLegacy>(box, scene.image_sizes + 2 * image));
+  const Match<U> match =
+      match_objects<kLegacy, true>(tile, scene.gt, image, box, candidate, true, scene.rule.crowd_overlap, scene.peaks);
   if (real) {
     scene.best[image * scene.A + i] = !match.takes_part ? U(kAbsent) : match.any_object ? match.best : U(kNoObject);
     scene.object[image * scene.A + i] = match.object;
@@ -70,8 +70,8 @@ __device__ __forceinline__ int8_t find_label(const AnchorScene<U>& scene, int64_
   const OverlapBits<U> least = low_quality ? least_peak(scene, image, scratch) : 0;
   const U found = i < scene.A ? scene.best[image * scene.A + i] : U(kAbsent);
   const U best = found > U(0) ? found : U(0);
-  const bool may_peak = low_quality && found >= U(0) && overlap_bits(best) >= least &&
-                        !is_positive(best, scene.rule.positive_iou);
+  const bool may_peak =
+      low_quality && found >= U(0) && overlap_bits(best) >= least && !is_positive(best, scene.rule.positive_iou);
   bool has_peak = false;
   for (unsigned bits = __ballot_sync(kFullMask, may_peak); bits; bits &= bits - 1) {
     const int lane = __ffs(int(bits)) - 1;
@@ -92,8 +92,7 @@ __device__ __forceinline__ int8_t find_label(const AnchorScene<U>& scene, int64_
 }
 
 template <bool kLegacy, class U>
-__global__ void __launch_bounds__(kThreads) label_kernel(const AnchorScene<U> scene, int8_t* labels,
-                                                         int32_t* matched) {
+__global__ void __launch_bounds__(kThreads) label_kernel(const AnchorScene<U> scene, int8_t* labels, int32_t* matched) {
   FF_SHARED(OverlapBits<U>, scratch, [kWarps]);
   const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int8_t label = find_label<kLegacy>(scene, image, i, scratch);
@@ -113,8 +112,9 @@ struct TargetOutputs {
 
 // Two blocks a multiprocessor at least: what is asked for more leaves double precision too few registers.
 template <bool kLegacy, class U>
-__global__ void __launch_bounds__(kThreads, 2) target_kernel(const AnchorScene<U> scene, const DeviceSampler sampler,
-                                                          const DecodeParams<U> params, const TargetOutputs<U> outputs) {
+__global__ void __launch_bounds__(kThreads, 2)
+    target_kernel(const AnchorScene<U> scene, const DeviceSampler sampler, const DecodeParams<U> params,
+                  const TargetOutputs<U> outputs) {
   FF_SHARED(OverlapBits<U>, scratch, [kWarps]);
   FF_SHARED(SelectScratch, select, );
   const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -130,8 +130,7 @@ __global__ void __launch_bounds__(kThreads, 2) target_kernel(const AnchorScene<U
     outputs.labels[out] = is_positive ? kPositive : is_drawn ? kNegative : kIgnored;
     outputs.matched[out] = object;
     const Box<U> target =
-        object < 0 ? Box<U>{}
-                   : encode<kLegacy>(scene.gt.box(image, object), scene.anchors.at(image, index), params);
+        object < 0 ? Box<U>{} : encode<kLegacy>(scene.gt.box(image, object), scene.anchors.at(image, index), params);
     store_box(outputs.targets + 4 * out, target);
   }
   if (threadIdx.x == 0) {
@@ -173,20 +172,20 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const int8_t* labels, 
   }
 }
 
-// What starts at 0 lies together at the front.
 template <class U>
 struct AnchorWorkspace {
-  OverlapBits<U>* peaks;
+  OverlapBits<U>* peaks;  // one piece with the two below, to be zeroed at once
   unsigned *negatives, *tickets;
   size_t zero_bytes;
   U* best;
   int32_t* object;
 
   void carve(Carver& carver, int64_t B, int64_t A, int64_t G, int32_t* object_out) {
-    peaks = carver.take<OverlapBits<U>>(B * G);
-    negatives = carver.take<unsigned>(B);
-    tickets = carver.take<unsigned>(B);
-    zero_bytes = carver.used();
+    const int64_t zeros = B * G + 2 * B;
+    zero_bytes = size_t(zeros) * sizeof(OverlapBits<U>);
+    peaks = carver.take<OverlapBits<U>>(zeros);
+    negatives = reinterpret_cast<unsigned*>(peaks + B * G);
+    tickets = negatives + B;
     best = carver.take<U>(B * A);
     object = object_out ? object_out : carver.take<int32_t>(B * A);
   }
@@ -209,14 +208,14 @@ Status make_scene(int64_t B, const AnchorSource& anchors, const GroundTruth& gt,
 }
 
 template <bool kLegacy, class U>
-Status assign(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, const AnchorOptions& options,
-              void* memory, int8_t* labels, int32_t* matched, Stream stream) {
+Status assign(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, const AnchorOptions& options, void* memory,
+              int8_t* labels, int32_t* matched, Stream stream) {
   Carver carver(memory);
   AnchorWorkspace<U> workspace;
   workspace.carve(carver, B, anchors.A, gt.G, matched);
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
-  FF_TRY(fill_bytes(memory, 0, workspace.zero_bytes, stream));
+  FF_TRY(fill_bytes(workspace.peaks, 0, workspace.zero_bytes, stream));
   const dim3 grid = image_grid(anchors.A, B);
   FF_LAUNCH((overlap_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene);
   FF_LAUNCH((label_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene, labels, matched);
@@ -235,7 +234,7 @@ Status targets(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, co
   sampler.tickets = workspace.tickets;
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
-  FF_TRY(fill_bytes(memory, 0, workspace.zero_bytes, stream));
+  FF_TRY(fill_bytes(workspace.peaks, 0, workspace.zero_bytes, stream));
   const TargetOutputs<U> out = {outputs.indices, outputs.labels, static_cast<U*>(outputs.targets), outputs.matched,
                                 outputs.counts};
   const dim3 grid = image_grid(anchors.A, B);
@@ -268,8 +267,7 @@ Status assign_anchors_cuda(DType dtype, int64_t B, const AnchorSource& anchors, 
 
 size_t sample_anchors_workspace_cuda(int64_t B, int64_t A, int64_t S) {
   Carver carver(nullptr);
-  carver.take<unsigned>(B);
-  carver.take<unsigned>(B);
+  carver.take<unsigned>(2 * B);
   SampleOptions options = {};
   options.batch_size = S;
   carve_sampler(carver, B, A, options);
@@ -281,11 +279,11 @@ Status sample_anchors_cuda(const int8_t* labels, int64_t B, int64_t A, const Sam
   if (B == 0) return kOk;
   FF_TRY(check_images(B));
   Carver carver(workspace);
-  unsigned *negatives = carver.take<unsigned>(B), *tickets = carver.take<unsigned>(B);
-  FF_TRY(fill_bytes(workspace, 0, carver.used(), stream));
+  unsigned* negatives = carver.take<unsigned>(2 * B);  // and the tickets
+  FF_TRY(fill_bytes(negatives, 0, size_t(2 * B) * sizeof(unsigned), stream));
   DeviceSampler sampler = carve_sampler(carver, B, A, sample);
   sampler.negatives_at_most = negatives;
-  sampler.tickets = tickets;
+  sampler.tickets = negatives + B;
   if (A > 0)
     FF_LAUNCH(count_kernel, dim3(blocks_for(A, kThreads * kLabelsAThread), unsigned(B)), dim3(kThreads), 0, stream,
               labels, A, negatives);

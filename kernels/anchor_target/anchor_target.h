@@ -74,8 +74,7 @@ FF_HD U overlap_of(const Box<U>& a, U area_a, const Box<U>& b, U area_b) {
 template <bool kLegacy, class U>
 FF_HD bool meets(const Box<U>& hull, const Box<U>& box) {
   return extent<kLegacy>(maximum(hull.x1, box.x1), minimum(hull.x2, box.x2)) > U(0) &&
-         extent<kLegacy>(maximum(hull.y1, box.y1),
-                         minimum(FF_MUTANT(target_hull, hull.y2, hull.y1), box.y2)) > U(0);
+         extent<kLegacy>(maximum(hull.y1, box.y1), minimum(FF_MUTANT(target_hull, hull.y2, hull.y1), box.y2)) > U(0);
 }
 
 // Whether this object's overlap takes over from that of an earlier one.

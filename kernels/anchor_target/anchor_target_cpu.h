@@ -29,8 +29,8 @@ struct Scene {
 template <class U>
 struct Axis {
   const U *low, *high, *side;  // [count + kPad]
-  int32_t count, taking;     // taking: how many take part
-  U least_side, most_side;  // of those
+  int32_t count, taking;       // taking: how many take part
+  U least_side, most_side;     // of those
 
   FF_HD bool takes_part(int64_t i) const { return low[i] != U(__builtin_inf()); }
 };
@@ -69,28 +69,27 @@ struct KeyWords {
 // Of one object over all grid anchors. Planes where nothing can reach the wanted overlap are skipped, and so are rows
 // and columns: overlap grows with the intersection and falls with the anchor's area, also in rounded arithmetic.
 FF_ISA_DECLARE(template <bool kLegacy, class U> U object_peak(const Plane<U>* planes, int64_t num_planes,
-                                                             const Scene<U>& scene, int64_t object, U crowd_overlap))
+                                                              const Scene<U>& scene, int64_t object, U crowd_overlap))
 // Labels what overlaps it too much to be negative kIgnored; then, in a second sweep over all objects, what is positive
 // kPositive.
 FF_ISA_DECLARE(template <bool kLegacy, class U> void mark_not_negative(const Plane<U>* planes, int64_t num_planes,
-                                                                      const Scene<U>& scene, int64_t object,
-                                                                      const AnchorRule<U>& rule, int8_t* labels))
-FF_ISA_DECLARE(template <bool kLegacy, class U> void mark_positive(const Plane<U>* planes, int64_t num_planes,
-                                                                  const Scene<U>& scene, int64_t object, U peak,
-                                                                  const AnchorRule<U>& rule, int8_t* labels,
-                                                                  int32_t* matched))
+                                                                       const Scene<U>& scene, int64_t object,
+                                                                       const AnchorRule<U>& rule, int8_t* labels))
+FF_ISA_DECLARE(template <bool kLegacy, class U>
+               void mark_positive(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene, int64_t object,
+                                  U peak, const AnchorRule<U>& rule, int8_t* labels, int32_t* matched))
 // Labels every anchor on a crowd box kIgnored.
 FF_ISA_DECLARE(template <bool kLegacy, class U> void mark_covered(const Plane<U>* planes, int64_t num_planes,
-                                                                 const Scene<U>& scene, U crowd_overlap,
-                                                                 int8_t* labels))
+                                                                  const Scene<U>& scene, U crowd_overlap,
+                                                                  int8_t* labels))
 // Index (in gt_boxes) of the object that a box overlaps most, the first of several; -1 if it overlaps none.
 FF_ISA_DECLARE(template <bool kLegacy, class U> int32_t best_object(const Box<U>& box, const BoxList<U>& objects))
 
 // n <= kBlock boxes [n, 4]. image_size may be null. Raises peaks [objects], which other threads raise too, or, with
 // find_peaks, reads them and fills match->peaks. peaks may be null.
 FF_ISA_DECLARE(template <bool kLegacy, class U> void match_block(const U* boxes, int n, const Scene<U>& scene,
-                                                                const U* image_size, U crowd_overlap, U* peaks,
-                                                                bool find_peaks, BlockMatch<U>* match))
+                                                                 const U* image_size, U crowd_overlap, U* peaks,
+                                                                 bool find_peaks, BlockMatch<U>* match))
 
 // How many of labels [n] are kPositive and kNegative, added to counts[0] and counts[1].
 FF_ISA_DECLARE(void count_labels(const int8_t* labels, int64_t n, int64_t* counts))

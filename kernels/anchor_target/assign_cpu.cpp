@@ -59,8 +59,8 @@ void make_planes(const AnchorSource& anchors, const U* image_size, Plane<U>* pla
     const int64_t* g = anchors.grid + l * kGridFields;
     const int64_t height = g[0], width = g[1], per_cell = g[2], stride_y = g[3], stride_x = g[4];
     for (int64_t a = 0; a < per_cell; ++a, cell += 4, ++planes) {
-      planes->x = make_axis<kLegacy>(width, stride_x, offset, cell[0], cell[2], image_size ? image_size + 1 : nullptr,
-                                     values);
+      planes->x =
+          make_axis<kLegacy>(width, stride_x, offset, cell[0], cell[2], image_size ? image_size + 1 : nullptr, values);
       values += 3 * (width + kPad);
       planes->y = make_axis<kLegacy>(height, stride_y, offset, cell[1], cell[3], image_size, values);
       values += 3 * (height + kPad);
@@ -128,8 +128,7 @@ class Assigner {
       for (int64_t b = begin; b < end; ++b) {
         const Scene<U> scene = workspace_.scenes.at(b);
         if (scene.crowds.count)
-          FF_ISA_CALL(mark_covered<kLegacy>, planes_of(b), planes, scene, rule_.crowd_overlap,
-                      labels_ + b * A_);
+          FF_ISA_CALL(mark_covered<kLegacy>, planes_of(b), planes, scene, rule_.crowd_overlap, labels_ + b * A_);
       }
     });
     each_object([&](int64_t b, int64_t o, const Scene<U>& scene) {
@@ -307,9 +306,9 @@ Status assign_anchors_cpu(DType dtype, int64_t B, const AnchorSource& anchors, c
   });
 }
 
-#define FF_INSTANTIATE(kLegacy, U)                                                                         \
-  template Status assign_labels<kLegacy, U>(int64_t, const AnchorSource&, const GroundTruth&,             \
-                                            const AnchorOptions&, AssignWorkspace<U>&, int8_t*, int32_t*);
+#define FF_INSTANTIATE(kLegacy, U)                                                                                  \
+  template Status assign_labels<kLegacy, U>(int64_t, const AnchorSource&, const GroundTruth&, const AnchorOptions&, \
+                                            AssignWorkspace<U>&, int8_t*, int32_t*);
 template struct AssignWorkspace<float>;
 template struct AssignWorkspace<double>;
 FF_INSTANTIATE(false, float)

@@ -21,19 +21,39 @@ struct Block {
   }
 };
 
+template <class U>
+FF_INLINE uint32_t finite_lanes(Vector<U> v) {
+  const U largest = sizeof(U) == 4 ? U(__FLT_MAX__) : U(__DBL_MAX__);
+  return at_least(v, splat(-largest)) & at_least(splat(largest), v);
+}
+// is_inside() of one axis.
+template <bool kLegacy, class U>
+FF_INLINE uint32_t inside_lanes(Vector<U> low, Vector<U> high, U size) {
+  const bool open = FF_MUTANT(target_inside_edge, kLegacy, !kLegacy);
+  return at_least(low, Vector<U>{}) & (open ? above(splat(size), high) : at_least(splat(size), high));
+}
+
 template <bool kLegacy, class U>
 FF_INLINE void load_block(const U* boxes, int n, const U* image_size, Block<U>* block) {
-  uint64_t takes_part = 0;
   for (int i = 0; i < n; ++i) {
-    const Box<U> box = load_box(boxes + 4 * i);
-    block->x1[i] = box.x1, block->y1[i] = box.y1, block->x2[i] = box.x2, block->y2[i] = box.y2;
-    block->area[i] = area<kLegacy>(box);
-    const bool takes = is_finite(box) && (!image_size || is_inside<kLegacy>(box, image_size));
-    takes_part |= uint64_t(takes) << i;
+    block->x1[i] = boxes[4 * i];
+    block->y1[i] = boxes[4 * i + 1];
+    block->x2[i] = boxes[4 * i + 2];
+    block->y2[i] = boxes[4 * i + 3];
   }
-  block->takes_part = takes_part;
-  for (int i = 0; i < kBlock; ++i)
-    if (!(takes_part >> i & 1)) block->drop(i);
+  for (int i = n; i < kBlock; ++i) block->drop(i);
+  block->takes_part = 0;
+  for (int i = 0; i < kBlock; i += kLanes<U>) {
+    const Vector<U> x1 = lanes_at(block->x1 + i), y1 = lanes_at(block->y1 + i);
+    const Vector<U> x2 = lanes_at(block->x2 + i), y2 = lanes_at(block->y2 + i);
+    const Vector<U> w = kLegacy ? (x2 - x1) + U(1) : x2 - x1, h = kLegacy ? (y2 - y1) + U(1) : y2 - y1;
+    store_lanes(block->area + i, w * h);
+    uint32_t takes = finite_lanes<U>(x1) & finite_lanes<U>(y1) & finite_lanes<U>(x2) & finite_lanes<U>(y2);
+    if (image_size)
+      takes &= inside_lanes<kLegacy, U>(x1, x2, image_size[1]) & inside_lanes<kLegacy, U>(y1, y2, image_size[0]);
+    block->takes_part |= uint64_t(takes) << i;
+  }
+  for (uint64_t absent = ~block->takes_part; absent; absent &= absent - 1) block->drop(__builtin_ctzll(absent));
 }
 
 template <bool kLegacy, class U>
@@ -70,11 +90,9 @@ FF_INLINE Box<U> find_hull(const Block<U>& block) {
 // Bits of the kLanes objects from i on that the hull meets: the others meet none of the block's boxes.
 template <bool kLegacy, class U>
 FF_INLINE uint32_t near_objects(const Box<U>& hull, const BoxList<U>& objects, int64_t i) {
-  const Vector<U> w = shared_lanes<kLegacy, U>(lanes_at(objects.x1 + i), lanes_at(objects.x2 + i), hull.x1,
-                                              hull.x2);
-  const Vector<U> h =
-      shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), hull.y1,
-                                              FF_MUTANT(target_hull, hull.y2, hull.y1));
+  const Vector<U> w = shared_lanes<kLegacy, U>(lanes_at(objects.x1 + i), lanes_at(objects.x2 + i), hull.x1, hull.x2);
+  const Vector<U> h = shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), hull.y1,
+                                               FF_MUTANT(target_hull, hull.y2, hull.y1));
   return above(w, Vector<U>{}) & above(h, Vector<U>{}) & low_bits(objects.count - i);
 }
 
@@ -111,14 +129,13 @@ void match_block(const U* boxes, int n, const Scene<U>& scene, const U* image_si
       Vector<U> most{};
       for (int part = 0; part < kParts; ++part) {
         const int i = part * kLanes<U>;
-        const Vector<U> overlap = overlap_of(intersections<kLegacy>(block, i, box), lanes_at(block.area + i),
-                                            splat(objects.area[o]));
+        const Vector<U> overlap =
+            overlap_of(intersections<kLegacy>(block, i, box), lanes_at(block.area + i), splat(objects.area[o]));
         const Index better = is_better(overlap, best[part]);
         best[part] = better ? overlap : best[part];
         object[part] = better ? Index{} + Whole(o) : object[part];
         most = max_lanes(most, overlap);
-        if (find_peaks && is_peak(peaks[o], peaks[o]))
-          at_peak |= uint64_t(at_least(overlap, splat(peaks[o]))) << i;
+        if (find_peaks && is_peak(peaks[o], peaks[o])) at_peak |= uint64_t(at_least(overlap, splat(peaks[o]))) << i;
       }
       if (!peaks || find_peaks) continue;
       const U highest = highest_lane(most);
@@ -155,7 +172,7 @@ int32_t best_object(const Box<U>& box, const BoxList<U>& objects) {
   return objects.index[i + FF_MUTANT(target_first_object, __builtin_ctz(bits), 31 - __builtin_clz(bits))];
 }
 
-#define FF_INSTANTIATE(kLegacy, U)                                                                            \
+#define FF_INSTANTIATE(kLegacy, U)                                                                              \
   template void match_block<kLegacy, U>(const U*, int, const Scene<U>&, const U*, U, U*, bool, BlockMatch<U>*); \
   template int32_t best_object<kLegacy, U>(const Box<U>&, const BoxList<U>&);
 FF_INSTANTIATE(false, float)

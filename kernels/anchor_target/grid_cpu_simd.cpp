@@ -201,8 +201,7 @@ void mark_positive(const Plane<U>* planes, int64_t num_planes, const Scene<U>& s
 }
 
 template <bool kLegacy, class U>
-void mark_covered(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene, U crowd_overlap,
-                  int8_t* labels) {
+void mark_covered(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene, U crowd_overlap, int8_t* labels) {
   for (int64_t p = 0; p < num_planes; ++p)
     for (int64_t c = 0; c < scene.crowds.count; ++c) {
       const Plane<U>& plane = planes[p];
@@ -221,12 +220,12 @@ void mark_covered(const Plane<U>* planes, int64_t num_planes, const Scene<U>& sc
     }
 }
 
-#define FF_INSTANTIATE(kLegacy, U)                                                                                 \
-  template U object_peak<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t, U);                       \
-  template void mark_not_negative<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t,                  \
-                                              const AnchorRule<U>&, int8_t*);                                      \
-  template void mark_positive<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t, U,                   \
-                                          const AnchorRule<U>&, int8_t*, int32_t*);                                \
+#define FF_INSTANTIATE(kLegacy, U)                                                                                     \
+  template U object_peak<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t, U);                           \
+  template void mark_not_negative<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t,                      \
+                                              const AnchorRule<U>&, int8_t*);                                          \
+  template void mark_positive<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t, U, const AnchorRule<U>&, \
+                                          int8_t*, int32_t*);                                                          \
   template void mark_covered<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, U, int8_t*);
 FF_INSTANTIATE(false, float)
 FF_INSTANTIATE(true, float)

@@ -81,18 +81,18 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
   const int64_t M = proposals.N + gt.G;
   Carver carver(memory);
   unsigned* tickets = carver.take<unsigned>(B);
-  FF_TRY(fill_bytes(tickets, 0, carver.used(), stream));
+  FF_TRY(fill_bytes(tickets, 0, size_t(B) * sizeof(unsigned), stream));
   DeviceSampler sampler = carve_sampler(carver, B, M, sample_options);
   sampler.tickets = tickets;
-  const RoiScene<U> scene = {static_cast<const U*>(proposals.boxes),
-                             proposals.counts,
-                             proposals.N,
-                             device_ground_truth<U>(gt),
-                             gt_labels,
-                             {U(options.positive_iou), U(options.negative_high), U(options.negative_low),
-                              U(options.crowd_overlap)},
-                             options.append_gt,
-                             carver.take<int32_t>(B * M)};
+  const RoiScene<U> scene = {
+      static_cast<const U*>(proposals.boxes),
+      proposals.counts,
+      proposals.N,
+      device_ground_truth<U>(gt),
+      gt_labels,
+      {U(options.positive_iou), U(options.negative_high), U(options.negative_low), U(options.crowd_overlap)},
+      options.append_gt,
+      carver.take<int32_t>(B * M)};
   const RoiPointers<U> out = {static_cast<U*>(outputs.rois), outputs.labels, static_cast<U*>(outputs.targets),
                               outputs.matched, outputs.counts};
   FF_LAUNCH((roi_kernel<kLegacy, U>), image_grid(M, B), dim3(kThreads), 0, stream, scene, sampler,

@@ -54,7 +54,8 @@ Status sample_rois(int64_t B, const Proposals& proposals, const GroundTruth& gt,
   const int64_t gt_blocks = options.append_gt ? blocks_of(G) : 0, blocks = blocks_of(N) + gt_blocks;
   parallel_for(B * blocks, 128, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / blocks, block = i % blocks, first = (block < gt_blocks ? block : block - gt_blocks) * kBlock;
+      const int64_t b = i / blocks, block = i % blocks,
+                    first = (block < gt_blocks ? block : block - gt_blocks) * kBlock;
       Scene<U> scene = workspace.scenes.at(b);
       if (block >= gt_blocks) {
         label_candidates<kLegacy>(boxes + (b * N + first) * 4, int(std::min<int64_t>(kBlock, N - first)),

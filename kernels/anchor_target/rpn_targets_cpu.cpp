@@ -33,7 +33,8 @@ Status rpn_targets(int64_t B, const AnchorSource& source, const GroundTruth& gt,
   U* targets = static_cast<U*>(outputs.targets);
   parallel_for(B * S, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / S, s = i % S, positives = outputs.counts[2 * b], all = positives + outputs.counts[2 * b + 1];
+      const int64_t b = i / S, s = i % S, positives = outputs.counts[2 * b],
+                    all = positives + outputs.counts[2 * b + 1];
       outputs.labels[i] = s < positives ? kPositive : s < all ? kNegative : kIgnored;
       outputs.matched[i] = -1;
       Box<U> target = {};

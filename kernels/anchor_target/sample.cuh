@@ -12,14 +12,14 @@ namespace frcnn_fast {
 struct DeviceSampler {
   const int64_t* rng;
   int64_t stream;
-  int64_t M;                                // candidates an image
-  int64_t words;                            // of a bitmap
+  int64_t M;      // candidates an image
+  int64_t words;  // of a bitmap
   int32_t S, max_positive;
-  unsigned *positive, *negative, *likely;   // [B, words]
-  const unsigned* negatives_at_most;        // [B], or null: all are likely
-  unsigned* tickets;                        // [B], 0: blocks that are done
-  unsigned *list, *keys;                    // [B, M]
-  unsigned* chosen;                         // [B, S]
+  unsigned *positive, *negative, *likely;  // [B, words]
+  const unsigned* negatives_at_most;       // [B], or null: all are likely
+  unsigned* tickets;                       // [B], 0: blocks that are done
+  unsigned *list, *keys;                   // [B, M]
+  unsigned* chosen;                        // [B, S]
 
   __device__ __forceinline__ unsigned key(int64_t image, int64_t index) const {
     return sampling_key(rng, index, image, stream);

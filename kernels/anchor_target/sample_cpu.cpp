@@ -1,8 +1,9 @@
 // Exact random samples of labelled candidates: the smallest keys of each image, without a key array.
 //
 // An image is cut into pieces of kPiece candidates, whatever the number of threads. In each, draw_keys() lets through
-// only keys that are likely to win; where too few did (a guess that hardly ever fails), the piece is drawn again without
-// that limit. A full draw keeps its best and goes on with a lower limit, so room for twice the sample is enough.
+// only keys that are likely to win; where too few did (a guess that hardly ever fails), the piece is drawn again
+// without that limit. A full draw keeps its best and goes on with a lower limit, so room for twice the sample is
+// enough.
 #include <algorithm>
 
 #include "anchor_target_cpu.h"

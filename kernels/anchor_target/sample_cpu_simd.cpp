@@ -6,23 +6,34 @@ namespace frcnn_fast {
 namespace FF_ISA {
 namespace {
 
-// philox() of common/philox.h for consecutive indices, one in the low half of each word. The high halves hold rubbish
-// all along, which the multiplication ignores.
-FF_INLINE Words key_lanes(Words index, const KeyWords& words) {
+// Vectors that are computed abreast, to hide the multiplier's latency; as many as there are registers for.
+constexpr int kChains = kVectorBytes >= 32 ? 8 : 2;
+
+// philox() of common/philox.h in place: from indices to keys, one in the low half of each word. The high halves hold
+// rubbish all along, which the multiplication ignores.
+FF_INLINE void key_lanes(Words (&word)[kChains], const KeyWords& words) {
   const Words multiplier0 = Words{} + 0xD2511F53u, multiplier1 = Words{} + 0xCD9E8D57u;
-  Words c0 = index, c1 = Words{} + words.image, c2 = Words{} + words.step, c3 = Words{} + words.stream;
+  Words c1[kChains], c2[kChains], c3[kChains];
+  for (int c = 0; c < kChains; ++c) {
+    c1[c] = Words{} + words.image;
+    c2[c] = Words{} + words.step;
+    c3[c] = Words{} + words.stream;
+  }
   uint32_t k0 = words.seed_low, k1 = words.seed_high;
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    const Words product0 = multiply_low_halves(multiplier0, c0), product1 = multiply_low_halves(multiplier1, c2);
-    c0 = (product1 >> 32) ^ c1 ^ (Words{} + k0);
-    c1 = product1;
-    c2 = (product0 >> 32) ^ c3 ^ (Words{} + k1);
-    c3 = product0;
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c) {
+      const Words product0 = multiply_low_halves(multiplier0, word[c]);
+      const Words product1 = multiply_low_halves(multiplier1, c2[c]);
+      word[c] = (product1 >> 32) ^ c1[c] ^ (Words{} + k0);
+      c1[c] = product1;
+      c2[c] = (product0 >> 32) ^ c3[c] ^ (Words{} + k1);
+      c3[c] = product0;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return c0;
 }
 
 FF_INLINE Words first_words() {
@@ -45,6 +56,8 @@ FF_INLINE void offer(uint64_t bits, const uint64_t* keys, int64_t base, Draw* dr
 int64_t draw_keys(const int8_t* labels, int64_t begin, int64_t end, const KeyWords& words, Draw* positives,
                   Draw* negatives) {
   const Words first = first_words();
+  const uint32_t positive_limit = positives->limit, negative_limit = negatives->limit;
+  static_assert(kBlock % (kChains * kLanes<uint64_t>) == 0, "a block is cut into whole vectors");
   int64_t base = begin;
   for (; base < end; base += kBlock) {
     if (positives->capacity - positives->size < kBlock || negatives->capacity - negatives->size < kBlock) return base;
@@ -59,12 +72,16 @@ int64_t draw_keys(const int8_t* labels, int64_t begin, int64_t end, const KeyWor
     if (!(positive | negative)) continue;
     uint64_t keys[kBlock];
     uint64_t positive_in = 0, negative_in = 0;
-#pragma GCC unroll 8
-    for (int i = 0; i < kBlock; i += kLanes<uint64_t>) {
-      const Words key = key_lanes(first + uint64_t(base + i), words);
-      store_lanes(keys + i, key);
-      positive_in |= uint64_t(low_halves_at_most(key, positives->limit)) << i;
-      negative_in |= uint64_t(low_halves_at_most(key, negatives->limit)) << i;
+    for (int start = 0; start < kBlock; start += kChains * kLanes<uint64_t>) {
+      Words key[kChains];
+      for (int c = 0; c < kChains; ++c) key[c] = first + uint64_t(base + start + c * kLanes<uint64_t>);
+      key_lanes(key, words);
+      for (int c = 0; c < kChains; ++c) {
+        const int i = start + c * kLanes<uint64_t>;
+        store_lanes(keys + i, key[c]);
+        positive_in |= uint64_t(low_halves_at_most(key[c], positive_limit)) << i;
+        negative_in |= uint64_t(low_halves_at_most(key[c], negative_limit)) << i;
+      }
     }
     if (positive &= positive_in) offer(positive, keys, base, positives);
     if (negative &= negative_in) offer(negative, keys, base, negatives);

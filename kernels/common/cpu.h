@@ -53,16 +53,25 @@ void parallel_for(int64_t n, int64_t grain, const Body& body) {
 }  // namespace frcnn_fast
 
 #if defined(FF_X86_ISA)
-#define FF_ISA_CALL(function, ...)                                                      \
-  (::frcnn_fast::isa() == ::frcnn_fast::Isa::kAvx512 ? avx512::function(__VA_ARGS__)    \
-   : ::frcnn_fast::isa() == ::frcnn_fast::Isa::kAvx2 ? avx2::function(__VA_ARGS__)      \
+#define FF_ISA_CALL(function, ...)                                                   \
+  (::frcnn_fast::isa() == ::frcnn_fast::Isa::kAvx512 ? avx512::function(__VA_ARGS__) \
+   : ::frcnn_fast::isa() == ::frcnn_fast::Isa::kAvx2 ? avx2::function(__VA_ARGS__)   \
                                                      : baseline::function(__VA_ARGS__))
 // Declares one function in each instruction set's namespace.
-#define FF_ISA_DECLARE(...)             \
-  namespace baseline { __VA_ARGS__; }   \
-  namespace avx2 { __VA_ARGS__; }       \
-  namespace avx512 { __VA_ARGS__; }
+#define FF_ISA_DECLARE(...) \
+  namespace baseline {      \
+  __VA_ARGS__;              \
+  }                         \
+  namespace avx2 {          \
+  __VA_ARGS__;              \
+  }                         \
+  namespace avx512 {        \
+  __VA_ARGS__;              \
+  }
 #else
 #define FF_ISA_CALL(function, ...) baseline::function(__VA_ARGS__)
-#define FF_ISA_DECLARE(...) namespace baseline { __VA_ARGS__; }
+#define FF_ISA_DECLARE(...) \
+  namespace baseline {      \
+  __VA_ARGS__;              \
+  }
 #endif

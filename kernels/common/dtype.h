@@ -103,10 +103,14 @@ struct Tag {
 template <class Visitor>
 auto visit(DType dtype, Visitor&& visitor) {
   switch (dtype) {
-    case DType::kFloat16: return visitor(Tag<Half>{});
-    case DType::kBFloat16: return visitor(Tag<BFloat16>{});
-    case DType::kFloat64: return visitor(Tag<double>{});
-    default: return visitor(Tag<float>{});
+    case DType::kFloat16:
+      return visitor(Tag<Half>{});
+    case DType::kBFloat16:
+      return visitor(Tag<BFloat16>{});
+    case DType::kFloat64:
+      return visitor(Tag<double>{});
+    default:
+      return visitor(Tag<float>{});
   }
 }
 // The same where the data is already in a compute type.

@@ -25,8 +25,7 @@ inline const char* last_error() { return error_buffer(); }
 #if defined(__GNUC__)
 __attribute__((format(printf, 1, 2)))
 #endif
-inline Status
-invalid(const char* format, ...) {
+inline Status invalid(const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
   std::vsnprintf(error_buffer(), 512, format, arguments);
@@ -34,8 +33,8 @@ invalid(const char* format, ...) {
   return kInvalidArgument;
 }
 
-#define FF_TRY(expression)                                           \
-  do {                                                               \
+#define FF_TRY(expression)                                                 \
+  do {                                                                     \
     if (::frcnn_fast::Status ff_status_ = (expression)) return ff_status_; \
   } while (0)
 

@@ -48,8 +48,8 @@ Pieces<U> carve(const ProposalInputs& in, const ProposalSettings& set, int64_t n
   p.keep = carver.take<int32_t>(S * k);
   p.num_keep = carver.take<int32_t>(S);
   p.top_n = carver.take<char>(int64_t(top_n_segments_workspace_cuda(in.dtype, in.B, in.A, in.L, n)));
-  p.nms = carver.take<char>(int64_t(nms_sorted_segments_workspace_cuda(
-      in.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, S, n, k)));
+  p.nms = carver.take<char>(int64_t(
+      nms_sorted_segments_workspace_cuda(in.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, S, n, k)));
   p.bytes = carver.used();
   return p;
 }
@@ -86,7 +86,8 @@ struct Decoder {
 
 template <class T, bool kLegacy>
 __global__ void __launch_bounds__(kThreads, 1)
-    proposals_valid_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, uint8_t* __restrict__ valid /* [B, A] */) {
+    proposals_valid_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder,
+                           uint8_t* __restrict__ valid /* [B, A] */) {
   const int64_t a = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
   if (a >= decoder.A) return;
   Box<Compute<T>> box;
@@ -145,10 +146,10 @@ template <class T, class U = Compute<T>>
 __global__ void __launch_bounds__(kThreads, 1)
     proposals_merge_kernel(const T* __restrict__ scores /* [B, A] */, const U* __restrict__ boxes /* [S, n, 4] */,
                            const int32_t* __restrict__ anchors /* [S, n] */,
-                           const int32_t* __restrict__ keep /* [S, k] */, const int32_t* __restrict__ num_keep /* [S] */,
-                           int64_t A, int64_t L, int64_t n, int64_t k, int64_t P, U* __restrict__ out_boxes,
-                           T* __restrict__ out_scores, int64_t* __restrict__ out_indices,
-                           int64_t* __restrict__ out_counts) {
+                           const int32_t* __restrict__ keep /* [S, k] */,
+                           const int32_t* __restrict__ num_keep /* [S] */, int64_t A, int64_t L, int64_t n, int64_t k,
+                           int64_t P, U* __restrict__ out_boxes, T* __restrict__ out_scores,
+                           int64_t* __restrict__ out_indices, int64_t* __restrict__ out_counts) {
   const int64_t b = blockIdx.y, thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   int64_t total = 0;
   for (int64_t l = 0; l < L; ++l) total += num_keep[b * L + l];
@@ -173,10 +174,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       const U theirs = load(scores + b * A + anchors[so * n + keep[so * k + middle]]);
-      const bool first =
-          theirs > score || (theirs == score && FF_MUTANT(proposals_merge_ties, other < l, other > l));
-      if (first) low = middle + 1;
-      else high = middle;
+      const bool first = theirs > score || (theirs == score && FF_MUTANT(proposals_merge_ties, other<l, other> l));
+      if (first)
+        low = middle + 1;
+      else
+        high = middle;
     }
     place += low;
   }
@@ -188,8 +190,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class T, bool kLegacy>
-Status run_proposals(const ProposalInputs& in, const ProposalSettings& set, void* workspace,
-                     const ProposalOutputs& out, Stream stream) {
+Status run_proposals(const ProposalInputs& in, const ProposalSettings& set, void* workspace, const ProposalOutputs& out,
+                     Stream stream) {
   using U = Compute<T>;
   const DType compute = in.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   const int64_t S = in.B * in.L, P = set.post_nms_top_n, largest = largest_level(in);
@@ -209,8 +211,8 @@ Status run_proposals(const ProposalInputs& in, const ProposalSettings& set, void
 
   if (S && n) {
     if (set.filter_first)
-      FF_LAUNCH((proposals_valid_kernel<T, kLegacy>), dim3(blocks_for(in.A, kThreads), unsigned(in.B)), dim3(kThreads), 0,
-                stream, decoder, p.valid);
+      FF_LAUNCH((proposals_valid_kernel<T, kLegacy>), dim3(blocks_for(in.A, kThreads), unsigned(in.B)), dim3(kThreads),
+                0, stream, decoder, p.valid);
     int64_t starts[kMaxLevels + 1] = {0};
     for (int64_t l = 0; l < in.L; ++l) starts[l + 1] = starts[l] + in.level_sizes[l];
     FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n, set.filter_first ? p.valid : nullptr,
@@ -244,7 +246,8 @@ size_t rpn_proposals_workspace_cuda(const ProposalInputs& in, const ProposalSett
 
 Status rpn_proposals_cuda(const ProposalInputs& in, const ProposalSettings& set, void* workspace,
                           const ProposalOutputs& out, Stream stream) {
-  if (in.L > kMaxLevels) return invalid("level_sizes: %lld levels, at most %d are supported", (long long)in.L, kMaxLevels);
+  if (in.L > kMaxLevels)
+    return invalid("level_sizes: %lld levels, at most %d are supported", (long long)in.L, kMaxLevels);
   return visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return set.legacy ? run_proposals<T, true>(in, set, workspace, out, stream)

@@ -46,7 +46,8 @@ Status propose(const ProposalInputs& in, const ProposalSettings& set, char* work
 Status check_levels(const ProposalInputs& in) {
   if (in.L > kMaxLevels)
     return invalid("level_sizes: expected at most %d levels, got %lld", kMaxLevels, (long long)in.L);
-  if (in.A > 0xffffffffll) return invalid("scores: expected fewer than 2^32 anchors an image, got %lld", (long long)in.A);
+  if (in.A > 0xffffffffll)
+    return invalid("scores: expected fewer than 2^32 anchors an image, got %lld", (long long)in.A);
   return kOk;
 }
 
@@ -57,9 +58,9 @@ constexpr size_t kAlignment = 64;  // of the kept lists; the caller's allocator 
 size_t rpn_proposals_workspace_cpu(const ProposalInputs& in, const ProposalSettings& set) {
   if (check_levels(in)) return 0;
   return kAlignment + size_t(in.B) * visit_compute(in.dtype, [&](auto tag) {
-           ImageTask<typename decltype(tag)::type> task;
-           return carve(in, set, nullptr, &task);
-         });
+                        ImageTask<typename decltype(tag)::type> task;
+                        return carve(in, set, nullptr, &task);
+                      });
 }
 
 Status rpn_proposals_cpu(const ProposalInputs& in, const ProposalSettings& set, void* workspace,

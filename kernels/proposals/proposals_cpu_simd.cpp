@@ -157,8 +157,8 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
   const Suppression<U> suppression = make_suppression<U>(set.iou_threshold);
   int64_t first = 0;
   for (int64_t l = 0; l < in.L; ++l) {
-    new (&slots[l].level) Level<T, kLegacy>(scores, first, in.level_sizes[l], set.pre_nms_top_n, task.levels[l],
-                                            suppression, decoder);
+    new (&slots[l].level)
+        Level<T, kLegacy>(scores, first, in.level_sizes[l], set.pre_nms_top_n, task.levels[l], suppression, decoder);
     alive[l] = slots[l].level.advance();
     first += in.level_sizes[l];
   }

@@ -27,7 +27,7 @@ using Vec = typename VectorOf<U>::type;
 template <class U>
 constexpr int kLanes = kVectorBytes / int(sizeof(U));
 
-typedef uint16_t Vec16 __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Vec<float>
+typedef uint16_t Vec16 __attribute__((vector_size(kVectorBytes / 2)));     // as many elements as Vec<float>
 typedef int32_t NarrowInt __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Vec<double>
 
 // The integer vector of a comparison of Vec<U>.
@@ -57,6 +57,22 @@ template <class V, class T>
 FF_HD void store_raw(T* p, V v) {
   memcpy(p, &v, sizeof v);
 }
+
+// As many elements of T as its compute type has lanes.
+template <class T>
+struct ElementsOf {
+  using type = Vec<T>;
+};
+template <>
+struct ElementsOf<Half> {
+  using type = Vec16;
+};
+template <>
+struct ElementsOf<BFloat16> {
+  using type = Vec16;
+};
+template <class T>
+using Elements = typename ElementsOf<T>::type;
 
 FF_HD Vec<float> load_vec(const float* p) { return load_raw<Vec<float>>(p); }
 FF_HD Vec<double> load_vec(const double* p) { return load_raw<Vec<double>>(p); }

@@ -8,12 +8,14 @@ namespace frcnn_fast {
 constexpr int kBlockLanes = 16;
 
 FF_ISA_DECLARE(
-    // source: `channels` <= lanes channels of a run of cells, strides as given (one of them is 1). target: [cells][lanes],
-    // the lanes beyond the channels zero.
+    // source: `channels` <= lanes channels of a run of cells, strides as given (one of them is 1). target:
+    // [cells][lanes], the lanes beyond the channels zero.
     void load_lanes(DType dtype, const void* source, CellStrides strides, int channels, int lanes, int64_t cells,
                     float* target);
     void load_lanes(DType dtype, const void* source, CellStrides strides, int channels, int lanes, int64_t cells,
                     double* target);
+    void load_lanes(const int32_t* source, CellStrides strides, int channels, int lanes, int64_t cells,
+                    int32_t* target);
     // The way back.
     void store_lanes(DType dtype, const float* source, int channels, int lanes, int64_t cells, CellStrides strides,
                      void* target);
@@ -21,15 +23,5 @@ FF_ISA_DECLARE(
                      void* target);
     void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides,
                      int32_t* target))
-
-inline int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-inline const void* element(const void* base, DType dtype, int64_t offset) {
-  return static_cast<const char*>(base) + offset * element_size(dtype);
-}
-inline void* element(void* base, DType dtype, int64_t offset) {
-  return static_cast<char*>(base) + offset * element_size(dtype);
-}
 
 }  // namespace frcnn_fast

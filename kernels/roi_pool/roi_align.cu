@@ -2,7 +2,6 @@
 // (forward, see BinWork) or gathers (backward, one launch a level, see roi_gather.cuh). Both multiply and add in the
 // order of roi_align.h.
 #include "roi_align.h"
-
 #include "roi_gather.cuh"
 
 namespace frcnn_fast {
@@ -74,8 +73,8 @@ struct Weights {
 
 // One bin's weights, by one thread; the row is filled with -1. Returns the touched span.
 template <class U>
-__device__ __forceinline__ void add_samples(const SampleAxis<U>& axis, int32_t bin, U factor, U* weights,
-                                            int32_t* low, int32_t* high) {
+__device__ __forceinline__ void add_samples(const SampleAxis<U>& axis, int32_t bin, U factor, U* weights, int32_t* low,
+                                            int32_t* high) {
   int32_t least = axis.limit, most = -1;
   Sample<U> sample;
   for (int32_t i = axis.first(bin); i < axis.count && axis.at(bin, i, &sample); ++i) {
@@ -95,8 +94,8 @@ __device__ __forceinline__ void add_samples(const SampleAxis<U>& axis, int32_t b
 // With kBackward the first L * B blocks list the RoIs of each image and level. Then each warp has one axis of one RoI:
 // the lanes clear the weights, then take a bin each, and (kBackward) then a cell each.
 template <class U, bool kBackward>
-__global__ void __launch_bounds__(128) weights_kernel(DeviceShape<U> s, const U* __restrict__ rois, Weights<U> out,
-                                                      RoiTables tables) {
+__global__ void __launch_bounds__(128)
+    weights_kernel(DeviceShape<U> s, const U* __restrict__ rois, Weights<U> out, RoiTables tables) {
   const int64_t groups = kBackward ? s.L * s.B : 0;
   if (kBackward && blockIdx.x < groups) {
     const auto group_of = [&](const U* roi) {
@@ -112,10 +111,10 @@ __global__ void __launch_bounds__(128) weights_kernel(DeviceShape<U> s, const U*
   const bool of_rows = item % 2 == 0;
   const U* roi = rois + k * kRoiFields;
   const DeviceLevel<U>& level = s.levels[s.level(roi)];
-  const auto rows = make_samples(roi[2], roi[4], level.scale, s.aligned, int64_t(s.P), s.sampling_ratio,
-                                 int64_t(level.H));
-  const auto columns = make_samples(roi[1], roi[3], level.scale, s.aligned, int64_t(s.Q), s.sampling_ratio,
-                                    int64_t(level.W));
+  const auto rows =
+      make_samples(roi[2], roi[4], level.scale, s.aligned, int64_t(s.P), s.sampling_ratio, int64_t(level.H));
+  const auto columns =
+      make_samples(roi[1], roi[3], level.scale, s.aligned, int64_t(s.Q), s.sampling_ratio, int64_t(level.W));
   SampleAxis<U> axis = of_rows ? rows : columns;
   const U factor = of_rows ? sample_share(rows, columns) : U(1);
   if (roi_image(roi, s.B) < 0 || !roi_is_finite(roi) || level.H == 0 || level.W == 0) axis.count = 0;
@@ -156,9 +155,9 @@ __global__ void __launch_bounds__(128) weights_kernel(DeviceShape<U> s, const U*
 }
 
 template <class T, bool kLast>
-__global__ void __launch_bounds__(256) align_kernel(DeviceShape<Compute<T>> s, int32_t blocks_per_roi,
-                                                    const Compute<T>* __restrict__ rois, Weights<Compute<T>> weights,
-                                                    T* __restrict__ output) {
+__global__ void __launch_bounds__(256)
+    align_kernel(DeviceShape<Compute<T>> s, int32_t blocks_per_roi, const Compute<T>* __restrict__ rois,
+                 Weights<Compute<T>> weights, T* __restrict__ output) {
   using U = Compute<T>;
   using Work = BinWork<kLast>;
   constexpr int n = Work::kChannels;
@@ -184,8 +183,7 @@ __global__ void __launch_bounds__(256) align_kernel(DeviceShape<Compute<T>> s, i
         const U weight = row_weight * column_weight;
         const T* cell = map + (int64_t(y) * level.W + x) * level.map.cell;
 #pragma unroll
-        for (int j = 0; j < n; ++j)
-          sum[j] += weight * load(cell + work.channel_in(j, s.C) * level.map.channel);
+        for (int j = 0; j < n; ++j) sum[j] += weight * load(cell + work.channel_in(j, s.C) * level.map.channel);
       }
     }
   }
@@ -273,8 +271,8 @@ Status align_backward(const RoiAlignShape& shape, const void* grad_output, const
   Carver carver(workspace);
   const Weights<U> weights = Weights<U>::take(carver, shape);
   const RoiTables tables = take_tables(carver, shape);
-  FF_LAUNCH((weights_kernel<U, true>), dim3(unsigned(shape.L * shape.B) + table_blocks(shape)), dim3(128), 0, stream,
-            s, static_cast<const U*>(rois), weights, tables);
+  FF_LAUNCH((weights_kernel<U, true>), dim3(unsigned(shape.L * shape.B) + table_blocks(shape)), dim3(128), 0, stream, s,
+            static_cast<const U*>(rois), weights, tables);
   const WeightSource<T> source{s.C, s.P, s.Q, s.out, tables, weights, static_cast<const T*>(grad_output)};
   for (int64_t l = 0; l < shape.L; ++l) {
     GatherShape g{};

@@ -28,9 +28,9 @@ struct RoiAlignLevel {
 
 struct RoiAlignShape {
   int64_t B, C;
-  int64_t K;           // RoIs
-  int64_t P, Q;        // bins: rows and columns
-  int64_t L;           // levels, from the finest
+  int64_t K;     // RoIs
+  int64_t P, Q;  // bins: rows and columns
+  int64_t L;     // levels, from the finest
   RoiAlignLevel levels[kMaxRoiLevels];
   double thresholds[kMaxRoiLevels];  // [num_thresholds] areas, ascending: see roi_level; at most L - 1
   int32_t num_thresholds;
@@ -42,7 +42,7 @@ struct RoiAlignShape {
   int64_t max_width() const { return largest(&RoiAlignLevel::W); }
 
  private:
-  int64_t largest(int64_t RoiAlignLevel::*side) const {
+  int64_t largest(int64_t RoiAlignLevel::* side) const {
     int64_t found = 0;
     for (int64_t l = 0; l < L; ++l) found = levels[l].*side > found ? levels[l].*side : found;
     return found;

@@ -13,8 +13,12 @@ class AlignBackward {
  public:
   AlignBackward(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* rois, void* memory,
                 void* const* grads)
-      : dtype_(dtype), s_(shape), bins_(shape.P * shape.Q), grad_output_(static_cast<const T*>(grad_output)),
-        grads_(grads), geometry_(shape, rois) {
+      : dtype_(dtype),
+        s_(shape),
+        bins_(shape.P * shape.Q),
+        grad_output_(static_cast<const T*>(grad_output)),
+        grads_(grads),
+        geometry_(shape, rois) {
     Carver carver(memory);
     cut(carver);
     out_ = cell_strides(s_.C, bins_, s_.output_channels_last);
@@ -25,8 +29,7 @@ class AlignBackward {
     tile_size_ = 0;
     for (int64_t l = 0; l < s_.L; ++l) {
       plans_[l] = plan(s_.levels[l]);
-      if (!plans_[l].direct)
-        tile_size_ = std::max(tile_size_, plans_[l].lanes * plans_[l].rows * s_.levels[l].W);
+      if (!plans_[l].direct) tile_size_ = std::max(tile_size_, plans_[l].lanes * plans_[l].rows * s_.levels[l].W);
     }
     groups_ = RoiGroups::take(carver, s_.L, s_.B, s_.K);
     row_spans_ = carver.take<int32_t>(2 * s_.K);
@@ -74,7 +77,7 @@ class AlignBackward {
                                    s_.B * ceil_div(s_.C, lanes) < 2 * max_threads()))
       lanes /= 2;
     const int64_t rows = std::max<int64_t>(1, std::min<int64_t>(level.H, kTileBytes / (row * lanes)));
-    return {level.channels_last && !kConverted && s_.C % kBlockLanes == 0 && s_.C % lanes == 0, lanes, rows};
+    return {false, lanes, rows};
   }
 
   Scratch take(Carver& carver) const {
@@ -108,8 +111,7 @@ class AlignBackward {
     const int channels = int(std::min(plan.lanes, s_.C - c));
     const int32_t row1 = int32_t(std::min(level.H, row0 + plan.rows));
     const CellStrides map = cell_strides(s_.C, level.H * level.W, level.channels_last);
-    T* target = static_cast<T*>(grads_[l]) + b * s_.C * level.H * level.W + c * map.channel +
-                row0 * level.W * map.cell;
+    T* target = static_cast<T*>(grads_[l]) + b * s_.C * level.H * level.W + c * map.channel + row0 * level.W * map.cell;
     const int64_t cells = (row1 - row0) * level.W;
     Tile<U> tile{scratch.tile, level.W * plan.lanes, plan.lanes, int32_t(row0), row1, 0};
     if (plan.direct) {

@@ -4,6 +4,9 @@
 namespace frcnn_fast {
 namespace {
 
+// How many cells of a run cost as much as one cell by itself.
+constexpr int64_t kSparse = 8;
+
 template <class T>
 class Align {
   using U = Compute<T>;
@@ -12,7 +15,11 @@ class Align {
  public:
   Align(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois, void* memory,
         void* output)
-      : dtype_(dtype), s_(shape), bins_(shape.P * shape.Q), features_(features), geometry_(shape, rois),
+      : dtype_(dtype),
+        s_(shape),
+        bins_(shape.P * shape.Q),
+        features_(features),
+        geometry_(shape, rois),
         output_(static_cast<T*>(output)) {
     Carver carver(memory);
     cut(carver);
@@ -102,18 +109,19 @@ class Align {
     return take(carver, tile_size_);
   }
 
-  // Whether the RoIs' windows hold more cells than the maps. A RoI touches at most 2 * sampling_ratio rows in a bin.
+  // Whether loading the RoIs' windows would take longer than loading the maps. A RoI touches at most 2 * sampling_ratio
+  // rows in a bin.
   bool prefers_whole_maps(int64_t l) const {
     const RoiAlignLevel& level = s_.levels[l];
-    const double enough = double(s_.B) * level.H * level.W;
+    const double enough = double(s_.B) * level.H * level.W / kWindowCost;
     const double most_rows = s_.sampling_ratio > 0 ? 2.0 * s_.sampling_ratio * s_.P : INFINITY;
-    const double most_columns = s_.sampling_ratio > 0 ? 2.0 * s_.sampling_ratio * s_.Q : INFINITY;
+    const double most_columns = s_.sampling_ratio > 0 ? 2.0 * s_.sampling_ratio * s_.Q * kSparse : INFINITY;
     double cells = 0;
     for (int64_t i = groups_.starts[l * s_.B]; i < groups_.starts[(l + 1) * s_.B] && cells < enough; ++i) {
       const U* roi = geometry_.roi(groups_.order[i]);
       const double height = std::min(std::min(double(roi[4] - roi[2]) * level.scale + 2, double(level.H)), most_rows);
       const double width = std::min(std::min(double(roi[3] - roi[1]) * level.scale + 2, double(level.W)), most_columns);
-      if (height > 0 && width > 0) cells += height * width;
+      if (height > 0 && width > 0) cells += height * std::max(width, double(kBlockLanes));
     }
     return cells >= enough;
   }
@@ -167,8 +175,8 @@ class Align {
     // Only the rows and columns that a sample touches are brought in; the weights then name their places.
     const CellStrides strides = cell_strides(s_.C, level.H * level.W, level.channels_last);
     const int64_t lanes = window_lanes();
-    scratch.rows.gather(scratch.weights.rows, s_.P, true);
-    scratch.columns.gather(scratch.weights.columns, s_.Q, false);
+    scratch.rows.gather(scratch.weights.rows, s_.P, int32_t(level.H), 1, 1);
+    scratch.columns.gather(scratch.weights.columns, s_.Q, int32_t(level.W), kBlockLanes, kSparse);
     const int64_t width = scratch.columns.count;
     if (width == 0) scratch.rows.count = 0;
     const int32_t rows = int32_t(width ? std::min<int64_t>(scratch.rows.count, tile_size_ / (width * lanes)) : 0);

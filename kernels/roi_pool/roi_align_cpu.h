@@ -22,20 +22,25 @@ struct TouchedCells {
     return {carver.take<int32_t>(limit), carver.take<int32_t>(limit), 0, false};
   }
 
-  // Lists the cells, then renames those of the weights to their places in the list. Unless sparse, the list is a whole
-  // run where that costs at most twice as many cells: a run is loaded much faster than single cells.
+  // Lists the cells, then renames those of the weights to their places in the list. The list is a whole run of at least
+  // `run` cells (as far as there are so many) unless that takes more than `waste` times as many: a run of cells is
+  // loaded much faster than one cell after the other.
   template <class U>
-  void gather(AxisWeights<U>& axis, int64_t bins, bool sparse) {
+  void gather(AxisWeights<U>& axis, int64_t bins, int32_t limit, int32_t run, int64_t waste) {
     const int32_t total = axis.begin[bins];
     count = 0;
     contiguous = true;
     if (total == 0) return;
-    const int32_t low = *std::min_element(axis.cells, axis.cells + total);
-    const int32_t high = *std::max_element(axis.cells, axis.cells + total);
+    int32_t low = *std::min_element(axis.cells, axis.cells + total);
+    int32_t high = *std::max_element(axis.cells, axis.cells + total);
     std::fill(places + low, places + high + 1, 0);
     int32_t distinct = 0;
     for (int32_t i = 0; i < total; ++i) distinct += !places[axis.cells[i]], places[axis.cells[i]] = 1;
-    contiguous = distinct == high - low + 1 || (!sparse && high - low < 2 * distinct);
+    contiguous = high - low < waste * distinct;
+    if (contiguous && high - low + 1 < run && run <= limit) {
+      low = std::min(low, limit - run);
+      high = low + run - 1;
+    }
     for (int32_t cell = low; cell <= high; ++cell)
       if (contiguous || places[cell]) places[cell] = count, cells[count++] = cell;
     for (int32_t i = 0; i < total; ++i) axis.cells[i] = places[axis.cells[i]];

@@ -54,8 +54,7 @@ FF_HD void scatter_bin(const Tile<U>& tile, const AxisWeights<U>& rows, const Ax
       U* cell = row + (columns.cells[j] - tile.column0) * tile.cell_stride;
       const U weight = rows.weights[i] * columns.weights[j];
 #pragma GCC unroll 4
-      for (int v = 0; v < n; ++v)
-        store_vec(cell + v * kLanes<U>, load_vec(cell + v * kLanes<U>) + weight * grad[v]);
+      for (int v = 0; v < n; ++v) store_vec(cell + v * kLanes<U>, load_vec(cell + v * kLanes<U>) + weight * grad[v]);
     }
   }
 }

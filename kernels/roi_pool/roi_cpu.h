@@ -17,9 +17,7 @@ struct Tile {
   int64_t row_stride, cell_stride;
   int32_t row0, row1, column0;
 
-  FF_HD U* cell(int32_t y, int32_t x) const {
-    return data + (y - row0) * row_stride + (x - column0) * cell_stride;
-  }
+  FF_HD U* cell(int32_t y, int32_t x) const { return data + (y - row0) * row_stride + (x - column0) * cell_stride; }
 };
 
 // RoIPool's bins: half-open ranges of rows, [P], and of columns, [Q].
@@ -39,15 +37,15 @@ struct AxisWeights {
 
 // Folds the tile's rows into the maxima: best and argmax (or null) hold bin b's lanes at b * stride. fresh: they hold
 // nothing yet. True where some lane of a bin has nothing above -inf. Cell (y, x) has index y * W + x.
-#define FF_POOL_BINS(U)                                                                                             \
+#define FF_POOL_BINS(U)                                                                                           \
   bool pool_bins(const Tile<const U>& tile, const BinEdges& edges, int64_t W, int64_t lanes, bool fresh, U* best, \
                  int32_t* argmax, int64_t stride)
 // Adds the tile's rows to the sums, bin b's lanes at b * stride. fresh: they hold nothing yet.
-#define FF_ALIGN_BINS(U)                                                                                \
-  void align_bins(const Tile<const U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, \
-                  int32_t P, int32_t Q, int64_t lanes, bool fresh, U* sums, int64_t stride)
+#define FF_ALIGN_BINS(U)                                                                                           \
+  void align_bins(const Tile<const U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t P, \
+                  int32_t Q, int64_t lanes, bool fresh, U* sums, int64_t stride)
 // The transpose: adds each bin's gradients, its lanes at b * stride, to the tile's cells.
-#define FF_SCATTER_BINS(U)                                                                                      \
+#define FF_SCATTER_BINS(U)                                                                                     \
   void scatter_bins(const Tile<U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t P, \
                     int32_t Q, int64_t lanes, const U* grads, int64_t stride)
 FF_ISA_DECLARE(FF_POOL_BINS(float); FF_POOL_BINS(double); FF_ALIGN_BINS(float); FF_ALIGN_BINS(double);
@@ -55,10 +53,10 @@ FF_ISA_DECLARE(FF_POOL_BINS(float); FF_POOL_BINS(double); FF_ALIGN_BINS(float); 
 
 // RoIs by (level, image), each group in ascending order of index.
 struct RoiGroups {
-  int64_t* starts;   // [L * B + 1] places in order; group level * B + image
-  int32_t* order;    // [K] RoIs
-  int32_t* group;    // [K] scratch: the RoI's group, or -1: padded
-  int64_t grouped;   // RoIs that are not padded
+  int64_t* starts;  // [L * B + 1] places in order; group level * B + image
+  int32_t* order;   // [K] RoIs
+  int32_t* group;   // [K] scratch: the RoI's group, or -1: padded
+  int64_t grouped;  // RoIs that are not padded
 
   static RoiGroups take(Carver& workspace, int64_t L, int64_t B, int64_t K) {
     RoiGroups groups{};
@@ -115,10 +113,13 @@ void for_each_unit(int64_t units, int64_t threads, const Body& body) {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Second-level caches hold a megabyte or two a core; half of one leaves room for the outputs that stream through.
-constexpr int64_t kTileBytes = 512 << 10;
+// Second-level caches hold a megabyte or two a core; the outputs that stream through need some of it.
+constexpr int64_t kTileBytes = 640 << 10;
 // A whole map is turned into a tile even beyond that, when the RoIs are many; past this their windows are.
 constexpr int64_t kMaxWholeBytes = 4 << 20;
+
+// A cell of a window costs about as much as that many of a map loaded in one go.
+constexpr int64_t kWindowCost = 2;
 
 // Channels processed together, so that a tile of that many cells stays in the cache and every thread gets some.
 inline int64_t block_lanes(int64_t C, int64_t cells, int64_t bytes, int64_t images) {

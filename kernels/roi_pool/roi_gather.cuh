@@ -87,8 +87,8 @@ __device__ __forceinline__ void list_members(const U* rois, int64_t group, const
 struct GatherShape {
   int64_t C;
   int32_t H, W, P, Q;
-  int64_t group0;         // of the level's first image
-  CellStrides map;        // of the gradient to write
+  int64_t group0;   // of the level's first image
+  CellStrides map;  // of the gradient to write
   int32_t warps_per_image, cell_groups, blocks_per_image;
 };
 

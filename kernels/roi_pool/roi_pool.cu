@@ -1,8 +1,7 @@
 // RoIPool on CUDA. Forward: one launch, a thread takes the maxima of one bin for four channels (see BinWork), reading
 // the map through the caches. Backward: a gather (see roi_gather.cuh).
-#include "roi_pool.h"
-
 #include "roi_gather.cuh"
+#include "roi_pool.h"
 
 namespace frcnn_fast {
 namespace {
@@ -25,9 +24,9 @@ PoolShape device_shape(const RoiPoolShape& s) {
 }
 
 template <class T, bool kLast, bool kArgmax>
-__global__ void __launch_bounds__(256) pool_kernel(PoolShape s, int32_t blocks_per_roi, const T* __restrict__ input,
-                                                   const Compute<T>* __restrict__ rois, Compute<T> scale,
-                                                   T* __restrict__ output, int32_t* __restrict__ argmax) {
+__global__ void __launch_bounds__(256)
+    pool_kernel(PoolShape s, int32_t blocks_per_roi, const T* __restrict__ input, const Compute<T>* __restrict__ rois,
+                Compute<T> scale, T* __restrict__ output, int32_t* __restrict__ argmax) {
   using U = Compute<T>;
   using Work = BinWork<kLast>;
   constexpr int n = Work::kChannels;
@@ -78,8 +77,8 @@ __global__ void __launch_bounds__(256) pool_kernel(PoolShape s, int32_t blocks_p
 }
 
 template <class T>
-Status pool(const RoiPoolShape& shape, const void* input, const void* rois, double scale, void* output,
-            int32_t* argmax, Stream stream) {
+Status pool(const RoiPoolShape& shape, const void* input, const void* rois, double scale, void* output, int32_t* argmax,
+            Stream stream) {
   using U = Compute<T>;
   const int64_t blocks = shape.channels_last ? BinWork<true>::blocks(shape.C, shape.P * shape.Q)
                                              : BinWork<false>::blocks(shape.C, shape.P * shape.Q);
@@ -97,8 +96,8 @@ Status pool(const RoiPoolShape& shape, const void* input, const void* rois, doub
 // The first B blocks list the images' RoIs; then each warp has one axis of one RoI: its lanes take the cells, and the
 // bins are computed anew for each.
 template <class U>
-__global__ void __launch_bounds__(128) pool_tables_kernel(PoolShape s, const U* __restrict__ rois, U scale,
-                                                          RoiTables tables) {
+__global__ void __launch_bounds__(128)
+    pool_tables_kernel(PoolShape s, const U* __restrict__ rois, U scale, RoiTables tables) {
   if (blockIdx.x < s.B) {
     list_members(rois, int64_t(blockIdx.x), [&](const U* roi) { return roi_image(roi, s.B); }, tables);
     return;
@@ -111,9 +110,11 @@ __global__ void __launch_bounds__(128) pool_tables_kernel(PoolShape s, const U* 
   BinAxis<U> axis, other;
   bool present = roi_image(roi, s.B) >= 0;
   present = make_bins(roi[of_rows ? 2 : 1], roi[of_rows ? 4 : 3], scale, int64_t(of_rows ? s.P : s.Q),
-                      int64_t(of_rows ? s.H : s.W), &axis) && present;
+                      int64_t(of_rows ? s.H : s.W), &axis) &&
+            present;
   present = make_bins(roi[of_rows ? 1 : 2], roi[of_rows ? 3 : 4], scale, int64_t(of_rows ? s.Q : s.P),
-                      int64_t(of_rows ? s.W : s.H), &other) && present;
+                      int64_t(of_rows ? s.W : s.H), &other) &&
+            present;
   const int32_t bins = of_rows ? s.P : s.Q;
   const int32_t begin = present ? axis.begin(0) : 0, end = present ? axis.end(bins - 1) : 0;
   if (lane_id() == 0) {

@@ -3,9 +3,8 @@
 // Channels-last maps of the compute type are read where they are. Otherwise a block of channels is first brought into
 // [cells][lanes] order: of the whole map, once for all RoIs of an image, where the RoIs' windows together are larger
 // than the map; else of each RoI's window. The result does not depend on which.
-#include "roi_pool.h"
-
 #include "roi_cpu.h"
+#include "roi_pool.h"
 
 namespace frcnn_fast {
 namespace {
@@ -82,9 +81,15 @@ class Pool {
  public:
   Pool(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale, void* memory,
        void* output, int32_t* argmax)
-      : dtype_(dtype), s_(shape), plan_(make_plan<U>(shape, kConverted)), workspace_(memory, shape, plan_),
-        input_(static_cast<const T*>(input)), rois_(static_cast<const U*>(rois)), scale_(U(scale)),
-        output_(static_cast<T*>(output)), argmax_(argmax) {
+      : dtype_(dtype),
+        s_(shape),
+        plan_(make_plan<U>(shape, kConverted)),
+        workspace_(memory, shape, plan_),
+        input_(static_cast<const T*>(input)),
+        rois_(static_cast<const U*>(rois)),
+        scale_(U(scale)),
+        output_(static_cast<T*>(output)),
+        argmax_(argmax) {
     map_ = cell_strides(s_.C, s_.H * s_.W, s_.channels_last);
     out_ = cell_strides(s_.C, plan_.bins, s_.channels_last);
   }
@@ -121,18 +126,19 @@ class Pool {
     if (!make_bins(roi[2], roi[4], scale_, s_.P, s_.H, &rows)) return false;
     if (!make_bins(roi[1], roi[3], scale_, s_.Q, s_.W, &columns)) return false;
     for (int32_t p = 0; p < edges.P; ++p) edges.row_begin[p] = rows.begin(p), edges.row_end[p] = rows.end(p);
-    for (int32_t q = 0; q < edges.Q; ++q) edges.column_begin[q] = columns.begin(q), edges.column_end[q] = columns.end(q);
+    for (int32_t q = 0; q < edges.Q; ++q)
+      edges.column_begin[q] = columns.begin(q), edges.column_end[q] = columns.end(q);
     return true;
   }
 
   bool prefers_whole_maps() const {
     BinEdges edges = workspace_.scratch.edges;
-    const int64_t enough = s_.B * s_.H * s_.W;
+    const int64_t enough = s_.B * s_.H * s_.W / kWindowCost;
     int64_t cells = 0;
     for (int64_t i = 0; i < workspace_.groups.grouped && cells < enough; ++i) {
       if (!find_edges(workspace_.groups.order[i], edges)) continue;
       cells += int64_t(edges.row_end[edges.P - 1] - edges.row_begin[0]) *
-               (edges.column_end[edges.Q - 1] - edges.column_begin[0]);
+               std::max(kBlockLanes, edges.column_end[edges.Q - 1] - edges.column_begin[0]);
     }
     return cells >= enough;
   }
@@ -154,8 +160,7 @@ class Pool {
     Scratch<U> scratch = workspace_.of(thread, s_, plan_);
     const int64_t lanes = plan_.map_lanes;
     const int channels = int(std::min(lanes, s_.C - c));
-    FF_ISA_CALL(load_lanes, dtype_, image(b) + c * map_.channel, map_, channels, int(lanes), s_.H * s_.W,
-                scratch.tile);
+    FF_ISA_CALL(load_lanes, dtype_, image(b) + c * map_.channel, map_, channels, int(lanes), s_.H * s_.W, scratch.tile);
     const Tile<const U> tile{scratch.tile, s_.W * lanes, lanes, 0, int32_t(s_.H), 0};
     for (const int32_t* k = first; k < last; ++k) {
       if (!find_edges(*k, scratch.edges)) {
@@ -184,15 +189,17 @@ class Pool {
     }
     const int64_t lanes = plan_.window_lanes;
     const int32_t top = edges.row_begin[0], bottom = edges.row_end[edges.P - 1];
-    const int32_t left = edges.column_begin[0], width = edges.column_end[edges.Q - 1] - left;
-    const int64_t rows = width > 0 ? std::max<int64_t>(1, plan_.tile_size / (width * lanes)) : 1;
+    // A run of cells is loaded whole vectors at a time.
+    const int32_t right = edges.column_end[edges.Q - 1], run = int32_t(std::min<int64_t>(kBlockLanes, s_.W));
+    const int32_t left = std::min(edges.column_begin[0], int32_t(s_.W) - run), width = std::max(run, right - left);
+    const int64_t rows = std::max<int64_t>(1, plan_.tile_size / std::max<int64_t>(1, width * lanes));
     for (int64_t c = 0; c < s_.C; c += lanes) {
       const int channels = int(std::min(lanes, s_.C - c));
       bool unset = false;
       int32_t y = top;
       do {
         Tile<const U> tile{scratch.tile, width * lanes, lanes, y, int32_t(std::min<int64_t>(bottom, y + rows)), left};
-        for (int32_t i = y; i < tile.row1 && width > 0; ++i)
+        for (int32_t i = y; i < tile.row1; ++i)
           FF_ISA_CALL(load_lanes, dtype_, map + c * map_.channel + (i * s_.W + left) * map_.cell, map_, channels,
                       int(lanes), width, scratch.tile + (i - y) * width * lanes);
         unset = pool(tile, scratch, lanes, y == top);
@@ -213,8 +220,7 @@ class Pool {
       repair(image(int64_t(rois_[k * kRoiFields])) + c * map_.channel, channels, lanes, scratch.edges, scratch.best,
              argmax_ ? scratch.argmax : nullptr);
     FF_ISA_CALL(store_lanes, dtype_, scratch.best, channels, int(lanes), plan_.bins, out_, output_ + first);
-    if (argmax_)
-      FF_ISA_CALL(store_lanes, scratch.argmax, channels, int(lanes), plan_.bins, out_, argmax_ + first);
+    if (argmax_) FF_ISA_CALL(store_lanes, scratch.argmax, channels, int(lanes), plan_.bins, out_, argmax_ + first);
   }
 
   void clear_block(int64_t k, int64_t c, int channels) const {
@@ -260,63 +266,79 @@ class Pool {
   CellStrides map_, out_;
 };
 
-// Each thread owns blocks of channels of an image, so that every cell is added to in the RoIs' order. Numbers of the
-// compute type are added up in place, halves in a plane of floats.
+// Each thread owns blocks of channels of an image, so that every cell is added to in the RoIs' order. Planes of the
+// compute type are added up in place; otherwise a block grows as a tile [cells][lanes].
 struct BackwardPlan {
-  int64_t threads, block, plane;
+  bool in_place;
+  int64_t threads, channels;  // of a block
+  int64_t tile, values;       // numbers of scratch memory a thread
+
   template <class T>
   static BackwardPlan of(const RoiPoolShape& s) {
     using U = Compute<T>;
-    const int64_t cells = s.H * s.W, threads = max_threads();
-    int64_t block = std::max<int64_t>(1, kTileBytes / 2 / std::max<int64_t>(1, cells * int64_t(sizeof(U))));
-    block = std::min(block, std::max<int64_t>(1, s.B * s.C / (4 * threads)));
-    if (s.channels_last) block = std::min(s.C, round_up(block, kBlockLanes));  // whole cache lines
-    block = std::min(block, std::max<int64_t>(s.C, 1));
-    return {threads, block, std::is_same<T, U>::value ? 0 : block * cells};
+    BackwardPlan plan{};
+    plan.in_place = !s.channels_last && std::is_same<T, U>::value;
+    plan.threads = max_threads();
+    const int64_t cells = s.H * s.W;
+    if (!plan.in_place) {
+      plan.channels = block_lanes(s.C, cells, 2 * sizeof(U), s.B);
+      plan.tile = cells * plan.channels;
+      plan.values = s.P * s.Q * plan.channels;
+      return plan;
+    }
+    const int64_t fit = kTileBytes / 2 / std::max<int64_t>(1, cells * int64_t(sizeof(U)));
+    plan.channels = std::max<int64_t>(1, std::min(fit, s.B * s.C / (4 * plan.threads)));
+    return plan;
   }
 };
 
 template <class T>
-Status pool_backward(const RoiPoolShape& s, const T* grad_output, bool grad_output_channels_last,
+Status pool_backward(DType dtype, const RoiPoolShape& s, const T* grad_output, bool grad_output_channels_last,
                      const int32_t* argmax, const void* rois, void* memory, T* grad_input) {
   using U = Compute<T>;
-  constexpr bool kConverted = !std::is_same<T, U>::value;
   const BackwardPlan plan = BackwardPlan::of<T>(s);
   Carver carver(memory);
   RoiGroups groups = RoiGroups::take(carver, 1, s.B, s.K);
   FF_TRY(group_rois(static_cast<const U*>(rois), s.K, s.B, 1, [](const U*) { return 0; }, &groups));
-  U* planes = carver.take<U>(plan.plane * plan.threads);
+  U* tiles = carver.take<U>(plan.tile * plan.threads);
+  U* staging = carver.take<U>(plan.values * plan.threads);
+  int32_t* cells_of = carver.take<int32_t>(plan.values * plan.threads);
 
   const int64_t cells = s.H * s.W, bins = s.P * s.Q;
   const CellStrides map = cell_strides(s.C, cells, s.channels_last), from = cell_strides(s.C, bins, s.channels_last);
   const CellStrides grads = cell_strides(s.C, bins, grad_output_channels_last);
-  const int64_t blocks = ceil_div(s.C, plan.block);
+  const int64_t blocks = ceil_div(s.C, plan.channels);
   const double work = double(groups.grouped) * s.C * bins * 2 + double(s.B) * s.C * cells / 4;
-  const int64_t threads = std::min(plan.threads, threads_for(work));
-  for_each_unit(s.B * blocks, threads, [&](int64_t thread, int64_t unit) {
-    const int64_t b = unit / blocks, c0 = unit % blocks * plan.block;
-    const int64_t channels = std::min(plan.block, s.C - c0);
+  for_each_unit(s.B * blocks, std::min(plan.threads, threads_for(work)), [&](int64_t thread, int64_t unit) {
+    const int64_t b = unit / blocks, c0 = unit % blocks * plan.channels;
+    const int64_t channels = std::min(plan.channels, s.C - c0), lanes = plan.channels;
     T* target = grad_input + b * s.C * cells + c0 * map.channel;
-    // Where the sums grow, and how.
-    U* sums = kConverted ? planes + thread * plan.plane : reinterpret_cast<U*>(target);
-    const CellStrides to = kConverted ? CellStrides{cells, 1} : map;
-    if (to.cell == 1)
-      std::fill(sums, sums + channels * cells, U(0));
-    else
-      for (int64_t i = 0; i < cells; ++i) std::fill(sums + i * to.cell, sums + i * to.cell + channels, U(0));
+    U* sums = plan.in_place ? reinterpret_cast<U*>(target) : tiles + thread * plan.tile;
+    U* values = staging + thread * plan.values;
+    int32_t* cell_of = cells_of + thread * plan.values;
+    std::fill(sums, sums + cells * (plan.in_place ? channels : lanes), U(0));
     for (const int32_t* k = groups.begin(b); k < groups.end(b); ++k) {
       const int32_t* places = argmax + *k * s.C * bins + c0 * from.channel;
-      const T* values = grad_output + *k * s.C * bins + c0 * grads.channel;
+      const T* gradients = grad_output + *k * s.C * bins + c0 * grads.channel;
+      if (!plan.in_place) {
+        // Both are brought in first: rows far apart are then fetched at the same time.
+        FF_ISA_CALL(load_lanes, dtype, gradients, grads, int(channels), int(lanes), bins, values);
+        FF_ISA_CALL(load_lanes, places, from, int(channels), int(lanes), bins, cell_of);
+        for (int64_t bin = 0; bin < bins; ++bin)
+          for (int64_t c = 0; c < channels; ++c) {
+            const int64_t place = cell_of[bin * lanes + c];
+            if (uint64_t(place) < uint64_t(cells)) sums[place * lanes + c] += values[bin * lanes + c];
+          }
+        continue;
+      }
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t bin = 0; bin < bins; ++bin) {
-          const int32_t place = places[c * from.channel + bin * from.cell];
+          const int64_t place = places[c * bins + bin];
           if (uint64_t(place) < uint64_t(cells))
-            sums[c * to.channel + place * to.cell] += load(values + c * grads.channel + bin * grads.cell);
+            sums[c * cells + place] += load(gradients + c * grads.channel + bin * grads.cell);
         }
     }
-    if (kConverted)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = 0; i < cells; ++i) store(target + c * map.channel + i * map.cell, sums[c * cells + i]);
+    if (!plan.in_place) FF_ISA_CALL(store_lanes, dtype, sums, int(channels), int(lanes), cells, map, target);
   });
   return kOk;
 }
@@ -348,8 +370,11 @@ size_t roi_pool_backward_workspace_cpu(DType dtype, const RoiPoolShape& shape) {
   Carver carver(nullptr);
   RoiGroups::take(carver, 1, shape.B, shape.K);
   visit(dtype, [&](auto tag) {
-    const BackwardPlan plan = BackwardPlan::of<typename decltype(tag)::type>(shape);
-    carver.take<float>(plan.plane * plan.threads);
+    using T = typename decltype(tag)::type;
+    const BackwardPlan plan = BackwardPlan::of<T>(shape);
+    carver.take<Compute<T>>(plan.tile * plan.threads);
+    carver.take<Compute<T>>(plan.values * plan.threads);
+    carver.take<int32_t>(plan.values * plan.threads);
   });
   return carver.used();
 }
@@ -360,7 +385,7 @@ Status roi_pool_backward_cpu(DType dtype, const RoiPoolShape& shape, const void*
   FF_TRY(check_shape(shape));
   return visit(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return pool_backward(shape, static_cast<const T*>(grad_output), grad_output_channels_last, argmax, rois,
+    return pool_backward(dtype, shape, static_cast<const T*>(grad_output), grad_output_channels_last, argmax, rois,
                          workspace, static_cast<T*>(grad_input));
   });
 }

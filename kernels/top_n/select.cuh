@@ -43,7 +43,7 @@ class SegmentSlice {
   }
   // Of column, or kNoRank from `limit` on.
   __device__ __forceinline__ Key key(int column, int limit) const {
-    if (column >= limit || (valid_ && !FF_MUTANT(top_n_valid, valid_[column], 1))) return kNoRank<Key>;
+    if (column >= limit || (valid_ && !valid_[column])) return kNoRank<Key>;
     return rank_key(load(scores_ + column));
   }
 
@@ -93,7 +93,7 @@ __device__ Cut<Key> find_cut(const SegmentSlice<T>& slice, int n, uint32_t* hist
     for (int j = 0; j < kOwn; ++j) sum += own[j];
     uint32_t before = block_exclusive_sum(sum, scratch, &total);
     for (int j = 0; j < kOwn; ++j) {
-      if (before < need && need <= before + own[j]) {
+      if (before < need && FF_MUTANT(top_n_boundary, need <= before + own[j], need < before + own[j])) {
         found[0] = kOwn * threadIdx.x + uint32_t(j);
         found[1] = before;
         found[2] = own[j];

@@ -45,7 +45,9 @@ __device__ __forceinline__ uint32_t rank_tile(int count, const Item& item, const
     __syncwarp();  // all have read
     if ((peers & lanes_below()) == 0) mine[d] = before + uint32_t(__popc(peers));
     __syncwarp();  // the next 32 see the count
-    held[k] = id | (before + uint32_t(__popc(peers & lanes_below()))) << 16;
+    const unsigned earlier =
+        FF_MUTANT(top_n_stable, peers & lanes_below(), peers & ~lanes_below() & ~(1u << lane_id()));
+    held[k] = id | (before + uint32_t(__popc(earlier))) << 16;
   }
   __syncthreads();  // the tile is counted, and every item has been read
   uint32_t sum = 0;

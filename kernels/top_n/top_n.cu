@@ -156,8 +156,8 @@ size_t workspace_bytes(DType dtype, int64_t segments, int64_t room) {
 }
 
 Status check_size(int64_t A) {
-  if (A <= 0x7fffffffll) return kOk;
-  return invalid("scores: rows of 2^31 scores or more are not supported, got %lld", (long long)A);
+  if (A <= 1 << 30) return kOk;
+  return invalid("scores: rows of more than 2^30 scores are not supported on CUDA, got %lld", (long long)A);
 }
 
 }  // namespace

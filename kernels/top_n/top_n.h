@@ -60,11 +60,11 @@ constexpr int64_t kRankedSample = 2048;
 constexpr int64_t kRankedSlack = 16;  // a vector is stored whole
 
 // Ranks to ask Ranked for at a time when a caller may stop early: each chunk costs a pass over all N scores.
-inline int64_t ranked_chunk(int64_t N) { return N / 64 > 1024 ? N / 64 : 1024; }
+FF_HD int64_t ranked_chunk(int64_t N) { return N / 64 > 1024 ? N / 64 : 1024; }
 
 // For at most N scores a segment, `chunk` ranks at a time.
 template <class Key>
-RankedBuffers<Key> take_ranked_buffers(Carver* carver, int64_t N, int64_t chunk) {
+FF_HD RankedBuffers<Key> take_ranked_buffers(Carver* carver, int64_t N, int64_t chunk) {
   const int64_t enough = 2 * chunk + kRankedSample;  // a chunk that the sample misjudged, or the sample itself
   RankedBuffers<Key> buffers = {};
   buffers.capacity = N < enough ? N : enough;
@@ -86,7 +86,7 @@ Status top_n_cuda(DType dtype, const void* scores, int64_t B, int64_t N, int64_t
 
 // The sorted best n of every segment (image b, level l) of scores [B, A]; level l is columns level_starts[l] up to
 // level_starts[l + 1] (host array [L + 1]). valid: [B, A], only rows that are nonzero compete; null: all do.
-// indices [B * L, n]: columns of the image's row, -1 beyond the count; counts [B * L]. A < 2^31.
+// indices [B * L, n]: columns of the image's row, -1 beyond the count; counts [B * L]. A at most 2^30.
 size_t top_n_segments_workspace_cuda(DType dtype, int64_t B, int64_t A, int64_t L, int64_t n);
 Status top_n_segments_cuda(DType dtype, const void* scores, int64_t B, int64_t A, const int64_t* level_starts,
                            int64_t L, int64_t n, const uint8_t* valid, void* workspace, int32_t* indices,

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from frcnn_fast import reference
+
 from .build import DTYPES, generator, integer_boxes, ints, random_boxes, strided, tensor, transposed, with_odd_boxes
 from .cases_anchor_decode import ONE_LEVEL, PYRAMID, grids
 from .harness import Args, Case, Grids, Op, simple_op
@@ -70,7 +72,14 @@ def _assign_cases() -> Iterator[Case]:
                 ),
                 small=positive == 0.7,
             )
+    yield Case("more-objects-than-threads", lambda: _assign(1, 70, 600, crowd=0.3), small=True)
     yield Case("counts", lambda: _assign(4, 200, 6, counts=[0, 1, 5, 6]), small=True)
+    yield Case(
+        "counts-out-of-range",
+        lambda: _assign(4, 200, 6, counts=[7, -1, 6, 1 << 40]),
+        small=True,
+        as_if={"gt_counts": ints(0, 0, 6, 0)},
+    )
     yield Case("image-sizes", lambda: _assign(3, 300, sizes=True), small=True)
     yield Case("crowd", lambda: _assign(2, 400, 8, crowd=0.5), small=True)
     yield Case("crowd-integer", lambda: _assign(2, 500, 8, kind="integer", crowd=0.5, crowd_overlap=0.5), small=True)
@@ -145,7 +154,20 @@ def _sample_cases() -> Iterator[Case]:
             lambda r=rng: _labels(2, 300, mixed, batch_size=20, max_positive=10) | {"rng": ints(*r)},
             small=True,
         )
+    # The keys that would suffice of evenly strewn candidates suffice of none of these.
+    yield Case("unlikely-keys", lambda: _unlikely_keys(3000), small=True)
+    yield Case("unlikely-keys-A70000", lambda: _unlikely_keys(70_000))
     yield Case("stream-5", lambda: _labels(2, 300, mixed, batch_size=20, max_positive=10, stream=5), small=True)
+
+
+def _unlikely_keys(A: int) -> Args:
+    """Only anchors with large keys may be drawn."""
+    rng = ints(12345, 678)
+    keys = reference.sample_keys(np.arange(A), 0, rng.numpy(), 0)
+    labels = np.full((1, A), -1, np.int8)
+    last = np.argsort(keys)[-A // 8 :]
+    labels[0, last] = np.arange(len(last)) % 5 == 0
+    return {"labels": torch.from_numpy(labels), "rng": rng, "batch_size": 64, "max_positive": 16}
 
 
 def _targets_cases() -> Iterator[Case]:
@@ -158,6 +180,12 @@ def _targets_cases() -> Iterator[Case]:
         yield case(name, lambda d=dtype: _assign(2, 300, 9, kind="integer", dtype=d), batch_size=64, max_positive=32)
     yield case("odd", lambda: _assign(3, 300, 9, kind="odd random", crowd=0.2), batch_size=64, max_positive=32)
     yield case("counts", lambda: _assign(3, 300, 5, counts=[0, 2, 5]), batch_size=100, max_positive=20)
+    yield Case(
+        "counts-out-of-range",
+        lambda: _assign(4, 200, 6, counts=[7, -1, 6, 1 << 40]) | {"rng": rng, "batch_size": 64},
+        small=True,
+        as_if={"gt_counts": ints(0, 0, 6, 0)},
+    )
     yield case("grid", lambda: _assign_on(grids(ONE_LEVEL), sizes=True), batch_size=64, max_positive=32)
     yield case("pyramid", lambda: _assign_on(grids(*PYRAMID), B=3), small=False)
     yield case("A20000", lambda: _assign(2, 20000, 20), small=False)
@@ -218,7 +246,20 @@ def _roi_cases() -> Iterator[Case]:
     yield Case(
         "counts", lambda: _rois(4, 100, 5, counts=[0, 0, 50, 100], gt_counts=[0, 5, 1, 0], batch_size=40), small=True
     )
+    yield Case(
+        "counts-out-of-range",
+        lambda: _rois(4, 100, 5, counts=[101, -1, 100, 50], batch_size=40),
+        small=True,
+        as_if={"counts": ints(0, 0, 100, 50)},
+    )
+    yield Case(
+        "gt-counts-out-of-range",
+        lambda: _rois(4, 100, 5, gt_counts=[6, -1, 5, 1 << 40], batch_size=40),
+        small=True,
+        as_if={"gt_counts": ints(0, 0, 5, 0)},
+    )
     yield Case("G0", lambda: _rois(2, 100, 0, batch_size=40), small=True)
+    yield Case("more-objects-than-threads", lambda: _rois(1, 60, 300, crowd=0.2, batch_size=64), small=True)
     yield Case("no-append", lambda: _rois(append_gt=False, batch_size=64), small=True)
     yield Case("lower-bound", lambda: _rois(negative_iou_low=0.1, batch_size=64), small=True)
     yield Case(

@@ -72,6 +72,12 @@ def _cases() -> Iterator[Case]:
     yield Case("agnostic", lambda: _detect(agnostic=True), small=True)
     yield Case("agnostic-tied-f16", lambda: _detect(agnostic=True, logits="tied", dtype=torch.float16), small=True)
     yield Case("counts", lambda: _detect(4, 50, counts=[0, 1, 33, 50]), small=True)
+    yield Case(
+        "counts-out-of-range",
+        lambda: _detect(4, 50, counts=[51, -1, 33, 1 << 40]),
+        small=True,
+        as_if={"counts": ints(0, 0, 33, 0)},
+    )
     yield Case("nothing-passes", lambda: _detect(score_threshold=0.99999), small=True)
     yield Case("max-detections-1", lambda: _detect(max_detections=1), small=True)
     yield Case("max-detections-beyond", lambda: _detect(2, 10, 2, max_detections=300), small=True)

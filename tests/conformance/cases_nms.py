@@ -101,6 +101,12 @@ def _padded_cases() -> Iterator[Case]:
     yield Case(
         "counts-classes-odd", lambda: _padded(3, 130, kind="odd clustered", counts=[0, 65, 129], classes=3), small=True
     )
+    yield Case(
+        "counts-out-of-range",
+        lambda: _padded(4, 100, counts=[101, -1, 64, 1 << 40]),
+        small=True,
+        as_if={"counts": ints(0, 0, 64, 0)},
+    )
     yield Case("max-output-1", lambda: _padded(3, 200, max_output=1), small=True)
     yield Case("max-output-beyond-N", lambda: _padded(2, 65, max_output=1000), small=True)
     yield Case("max-output-64", lambda: _padded(1, 700, kind="random", threshold=0.3, max_output=64), small=True)

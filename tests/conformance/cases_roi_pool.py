@@ -105,6 +105,15 @@ def _as_list(args: Args, images: int = 2) -> Args:
     return args | {"boxes": lists}
 
 
+def _wrong_images(make: Callable[[Args], Args]) -> Case:
+    """Images 2 (of 2), -2, 0.5, NaN and one that no integer holds."""
+    args = make(_pool(K=12, size=3))
+    rois, padded = args["boxes"].clone(), args["boxes"].clone()
+    rois[:10:2, 0] = tensor([2.0, -2.0, 0.5, float("nan"), 1e30])
+    padded[:10:2, 0] = -1.0
+    return Case("images-out-of-range", lambda: args | {"boxes": rois}, small=True, as_if={"boxes": padded})
+
+
 def _same_roi() -> Args:
     args = _pool(K=1, size=2)
     return args | {"boxes": args["boxes"].repeat(50, 1)}
@@ -127,6 +136,7 @@ def _pool_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Ca
             )
     yield Case("odd-everything", lambda: make(_pool(K=60, size=3, rois="odd", values="odd")), small=True)
     yield Case("rois-not-finite", lambda: make(_not_finite()), small=True)
+    yield _wrong_images(make)
 
 
 def _not_finite() -> Args:
@@ -153,6 +163,7 @@ def _align_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[C
                 lambda d=DTYPES[name], a=aligned: make(_pool(rois="tiny", dtype=d, aligned=a, size=2)),
                 small=True,
             )
+    yield _wrong_images(make)
     yield Case("adaptive-K100", lambda: make(_pool((2, 16, 38, 50), 100)))
     yield Case("infinite-values", lambda: make(_pool(values="odd", sampling_ratio=2, size=2)), small=True)
 

@@ -37,6 +37,10 @@ def _cases() -> Iterator[Case]:
     for kind in ("tied", "odd", "equal", "NaN", "infinite", "ascending", "close"):
         yield Case(f"{kind}", lambda k=kind: _scores(3, 700, 300, k), small=True)
         yield Case(f"{kind}-N30000", lambda k=kind: _scores(2, 30000, 6000, k))
+    # More than is sorted at once, and several chunks of it; more than a block of threads sorts in its shared memory.
+    yield Case("N7500-n7000", lambda: _scores(1, 7500, 7000, "odd"), small=True)
+    for kind in ("random", "tied", "odd", "equal", "close"):
+        yield Case(f"{kind}-N7000", lambda k=kind: _scores(1, 7000, 5200, k), small=True)
     for name, dtype in DTYPES.items():
         for kind in ("random", "odd"):
             yield Case(f"{name}-{kind}", lambda d=dtype, k=kind: _scores(2, 500, 100, k, d), small=True)

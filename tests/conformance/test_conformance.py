@@ -32,7 +32,10 @@ def combinations() -> Iterator[object]:
         for case in op.cases:
             for backend in BACKENDS:
                 alone = backend.missing and case is not op.cases[0]
-                if backend.serves(op.name) and not alone and (case.small or backend.missing or not backend.slow):
+                # The oracle is not asked what it thinks of data that is out of range.
+                idle = case.as_if is not None and backend.name == "reference"
+                fits = case.small or backend.missing or not backend.slow
+                if backend.serves(op.name) and fits and not alone and not idle:
                     marks = (*conditions(backend), *([pytest.mark.small] if case.small else []))
                     yield pytest.param(op, backend, case, id=f"{op.name}-{backend.name}-{case.name}", marks=marks)
 
@@ -51,6 +54,10 @@ COMBINATIONS = list(combinations())
 def test_conforms(op: Op, backend: Backend, case: Case) -> None:
     assert not backend.missing, f"{backend.name} was asked for, but is missing: {backend.missing}"
     label = f"{op.name} on {backend.name}, case {case.name}"
+    if case.refused_by(backend):
+        with pytest.raises(ValueError, match=r"\d"):
+            run(op, backend, case)
+        return
     results = run(op, backend, case)
     assert_conforms(op, results, expected(op, case), inputs(case), label)
     if case.small and not backend.slow:

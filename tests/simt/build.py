@@ -43,10 +43,12 @@ def sanitizer_environment() -> dict[str, str]:
         subprocess.check_output(["c++", f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libstdc++.so")
     ]
+    if not all(Path(library).is_absolute() for library in libraries):
+        raise RuntimeError("the sanitized run needs GCC with its libasan; c++ here has none")
     return {
         "LD_PRELOAD": " ".join(libraries),
         # Python and torch leave memory to the end of the process.
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:print_legend=0",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:print_legend=0:allow_user_segv_handler=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
     }
 

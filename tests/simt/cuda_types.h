@@ -46,11 +46,9 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-// A launch is over when it returns, so a copy on a stream is a copy.
-inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t = nullptr) {
-  if (bytes) std::memset(target, value, bytes);
-  return cudaSuccess;
-}
+// A launch is over when it returns, so these are done at once. cudaMemsetAsync may run over the fences between the
+// pieces of a workspace (kernels/common/workspace.h), but not beyond the allocation.
+cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t = nullptr);
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind,
                                    cudaStream_t = nullptr) {

@@ -8,14 +8,7 @@
 #include <new>
 #include <vector>
 
-// SIMT_ASAN: this file is compiled plainly, for speed, into a program with AddressSanitizer.
-#if defined(__SANITIZE_ADDRESS__) && !defined(SIMT_ASAN)
-#define SIMT_ASAN
-#endif
-#if defined(SIMT_ASAN)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "asan.h"
 
 namespace simt {
 namespace {

@@ -1,6 +1,9 @@
 // Kernels that the harness is checked with: right ones, with a known result, and wrong ones, each with one planted
 // bug. Valid CUDA: nvcc compiles this file too.
+#include <vector>
+
 #include "../../kernels/common/launch.cuh"
+#include "../../kernels/common/workspace.h"
 #include "harness_kernels.h"
 
 namespace frcnn_fast {
@@ -218,6 +221,20 @@ __global__ void too_much_shared_kernel(int* out) {
   out[threadIdx.x] = d[threadIdx.x] + s[threadIdx.x];
 }
 
+// Two pieces of one workspace; the kernel runs over from the first into the second.
+void workspace_bounds(int* out) {
+  Carver sizes(nullptr);
+  sizes.take<int>(95);
+  sizes.take<int>(64);
+  std::vector<char> memory(sizes.used());
+  Carver carver(memory.data());
+  int* first = carver.take<int>(95);
+  carver.take<int>(64);
+  fill_bytes(memory.data(), 0, memory.size(), nullptr);  // over both at once: allowed
+  out[0] = first[94];
+  FF_LAUNCH(global_bounds_kernel, 1, 96, 0, nullptr, first);
+}
+
 }  // namespace
 
 Status select_largest(const unsigned* keys, int n, int k, int* chosen) {
@@ -266,6 +283,8 @@ Status too_much_dynamic(int* out) {
 
 const Bug kBugs[] = {
     {"global_bounds", [](int* out) { FF_LAUNCH(global_bounds_kernel, 1, 96, 0, nullptr, out); }},
+    {"memset_bounds", [](int* out) { fill_bytes(out, 0, 65 * sizeof(int), nullptr); }},
+    {"workspace_bounds", workspace_bounds},
     {"dynamic_bounds", [](int* out) { FF_LAUNCH(dynamic_bounds_kernel, 1, 64, 256, nullptr, out); }},
     {"static_bounds", [](int* out) { FF_LAUNCH(static_bounds_kernel, 1, 64, 0, nullptr, out, 1); }},
     {"misaligned", [](int* out) { FF_LAUNCH(misaligned_kernel, 1, 1, 0, nullptr, out, out); }},

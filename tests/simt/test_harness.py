@@ -14,8 +14,8 @@ from tests.simt.build import ROOT
 HERE = Path(__file__).parent
 OUT = ROOT / "build" / "simt_harness"
 FLAGS = [
-    "-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off", "-DFF_SIMT", f"-I{HERE}",
-    "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    "-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off", f"-I{HERE}",
+    "-DFF_SIMT", "-DFF_TEST_BUILD", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 ]  # fmt: skip
 SOURCES = ["fiber.cpp", "scheduler.cpp", "runtime.cpp", "harness_main.cpp", "harness_kernels.cu"]
 
@@ -91,6 +91,8 @@ def test_deadlock_names_all_who_wait(harness: Path) -> None:
     ("bug", "report", "place"),
     [
         ("global_bounds", "AddressSanitizer: heap-", "__global__ void global_bounds_kernel"),
+        ("memset_bounds", "AddressSanitizer: heap-buffer-overflow", '{"memset_bounds", '),
+        ("workspace_bounds", "AddressSanitizer: use-after-poison", "__global__ void global_bounds_kernel"),
         ("dynamic_bounds", "AddressSanitizer: heap-buffer-overflow", "s[threadIdx.x + 1] = 1;"),
         ("static_bounds", "index 64 out of bounds for type 'int [64]'", "s[int(threadIdx.x) + shift] = 1;"),
         ("misaligned", "misaligned address", "reinterpret_cast<const int4*>(in + 1)"),

@@ -1,0 +1,63 @@
+"""Floors of the GPU at hand: compiles floors.cu with nvcc and runs it. `python -m bench.floors --json FILE`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).with_name("floors.cu")
+BUILD_SECONDS = 120
+RUN_SECONDS = 60
+
+
+def find_nvcc() -> str:
+    """nvcc from CUDACXX, CUDA_HOME or the PATH; RuntimeError where there is none."""
+    home = os.environ.get("CUDA_HOME")
+    for candidate in (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
+        found = candidate and shutil.which(candidate)
+        if found:
+            return found
+    raise RuntimeError("bench.floors: there is no nvcc; put it on the PATH, or set CUDACXX or CUDA_HOME")
+
+
+def build(program: Path, architecture: str = "native") -> Path:
+    """Compiles floors.cu; RuntimeError with the compiler's words where that fails. architecture: "native", or
+    "sm_90".
+    """
+    command = [find_nvcc(), "-std=c++17", "-O3", f"-arch={architecture}", "-o", str(program), str(SOURCE)]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=BUILD_SECONDS)
+    if done.returncode:
+        raise RuntimeError(f"bench.floors: {' '.join(command)} failed:\n{done.stderr.strip()}")
+    return program
+
+
+def parse(output: str) -> dict[str, dict[str, Any]]:
+    """{name: {unit, p10, p50, p90}} from the program's lines."""
+    found = {}
+    for line in output.splitlines():
+        entry = json.loads(line)
+        found[entry.pop("name")] = entry
+    return found
+
+
+def measure() -> dict[str, dict[str, Any]]:
+    """Builds and runs it on GPU 0. RuntimeError where either fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(Path(folder) / "floors")
+        done = subprocess.run([str(program)], text=True, capture_output=True, timeout=RUN_SECONDS)
+    if done.returncode:
+        raise RuntimeError(f"bench.floors: {done.stderr.strip()}")
+    return parse(done.stdout)
+
+
+def lines(floors: dict[str, dict[str, Any]]) -> list[str]:
+    """For the terminal; cycles are left out where nanoseconds say the same."""
+    shown = {name: entry for name, entry in floors.items() if entry["unit"] != "cycles"}
+    return [
+        f"{name:36s} {e['p50']:10.4g} {e['unit']:9s} ({e['p10']:.4g} … {e['p90']:.4g})" for name, e in shown.items()
+    ]

@@ -1,0 +1,112 @@
+"""Nsight Compute on the two kernels that cost most: `python -m bench.nsight --out ncu.txt` writes a short text.
+
+The two are found with the profiler over the headline workloads; each is then run once more under ncu, for a few
+sections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bench import kernels
+from bench.registry import row, rows
+
+SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats")
+HOTTEST = 2
+OPS = ("rpn_proposals", "rpn_targets", "roi_pool", "roi_align", "detections")
+CALLS = 5
+
+
+def hottest(deadline: float) -> list[tuple[float, str, str]]:
+    """(microseconds a call, row, kernel) of the kernels that cost most among the headline rows of one image, longest
+    first; of each kernel its costliest row.
+    """
+    found: dict[str, tuple[float, str, str]] = {}
+    for r in rows(backend="cuda", headline=True):
+        if r.op not in OPS or r.workload.endswith("b8") or time.monotonic() > deadline:
+            continue
+        for name, spent in kernels.ours(kernels.times(r.make("cuda").ours)).items():
+            if name not in found or spent > found[name][0]:
+                found[name] = (spent, r.name, name)
+    return sorted(found.values(), reverse=True)[:HOTTEST]
+
+
+def inspect(name: str, kernel: str, seconds: float) -> str:
+    """ncu's figures for one launch of that kernel in that row, or what went wrong."""
+    ncu = shutil.which("ncu")
+    if ncu is None:
+        return "ncu is not installed"
+    function = kernels.function_name(kernel)
+    # The card's clocks are left as they are.
+    command = [ncu, "--clock-control", "none", "--target-processes", "all", "--csv", "--page", "details"]
+    command += ["--kernel-name", function, "--launch-skip", "2", "--launch-count", "1"]
+    for section in SECTIONS:
+        command += ["--section", section]
+    command += [sys.executable, "-m", "bench.nsight", "--once", name]
+    try:
+        done = subprocess.run(command, text=True, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"ncu took longer than {seconds:.0f} s"
+    table = digest(done.stdout)
+    return table or f"ncu gave no figures (exit {done.returncode}):\n{(done.stdout + done.stderr).strip()[-1500:]}"
+
+
+def digest(output: str) -> str:
+    """ncu's CSV as aligned lines, section by section; empty where there is none in it."""
+    lines = output.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if start is None:
+        return ""
+    text: list[str] = []
+    section = ""
+    for entry in csv.DictReader(io.StringIO("\n".join(lines[start:]))):
+        metric, value = entry.get("Metric Name"), entry.get("Metric Value")
+        if not metric or not value:
+            continue
+        if entry["Section Name"] != section:
+            section = entry["Section Name"]
+            text.append(f"  {section}")
+        text.append(f"    {metric:44s} {value:>14s} {entry.get('Metric Unit', '')}".rstrip())
+    return "\n".join(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 also where ncu is missing or may not read the counters: the text then says so."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.nsight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="write the text here")
+    parser.add_argument("--seconds", type=float, default=120.0, help="for everything (default 120)")
+    parser.add_argument("--once", metavar="ROW", help="only run that row's call a few times (what ncu looks at)")
+    args = parser.parse_args(argv)
+    if args.once:
+        call = row(args.once).make("cuda").ours
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize()
+        return 0
+    start = time.monotonic()
+    parts = [f"GPU: {torch.cuda.get_device_name()}"]
+    found = hottest(start + args.seconds / 2)
+    for spent, name, kernel in found:
+        left = max(args.seconds - (time.monotonic() - start), 10.0)
+        parts.append(f"{name}\n{kernel}\n{spent:.2f} us a call\n{inspect(name, kernel, left)}")
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if args.out:
+        args.out.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,209 @@
+"""The benchmark's own promises: it knows every op, times no wrong answer, and writes files that its report can read."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import depth, environment, kernels, nsight, report, row_timing, run, schema
+from bench.registry import Case, Competitor, Row, rows
+from bench.workloads import FIELDS, FPN, VGG, flat_boxes, scene, snake
+from frcnn_fast import ops, reference
+
+QUICK = row_timing.Options(seconds=0.01, against=("",))
+
+# Ops that no row times by themselves: shapes and constants, and steps that are timed inside others.
+UNTIMED = {"generate_anchors", "grid_anchors", "sample_anchors", "use_backend"}
+
+
+@pytest.fixture(autouse=True)
+def _roofs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "roofs", _roofs)
+
+
+_roofs = functools.cache(environment.roofs)
+
+
+def small_case(wrong: bool = False) -> Case:
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0]])
+
+    def check(got: Any) -> None:
+        assert not wrong, "not the reference's"
+        assert torch.equal(got, ops.box_iou(boxes, boxes, backend="reference"))
+
+    rivals = {"slow": Competitor(lambda: ops.box_iou(boxes, boxes)), "told": Competitor(lambda: None, note="told")}
+    return Case(lambda: ops.box_iou(boxes, boxes), check, rivals, bytes=64, flops=48, facts={"of": 2})
+
+
+def small_row(wrong: bool = False, op: str = "box_iou") -> Row:
+    return Row(op, "2x2", lambda _: small_case(wrong), {"cpu": 1.0}, headline=True, axis=("boxes (box_iou)", 2))
+
+
+def small_report(options: row_timing.Options = QUICK) -> dict[str, Any]:
+    found = run.new_report("cpu")
+    found["rows"].append(row_timing.measure_row(small_row(), "cpu", options))
+    return found
+
+
+def test_every_public_op_has_a_row() -> None:
+    timed = {r.op for r in rows()}
+    missing = {name for name in ops.__all__ if name.islower()} - timed - UNTIMED
+    assert not missing, f"no row for {sorted(missing)}"
+
+
+def test_rows_are_unique_and_cover_the_workloads() -> None:
+    names = [r.name for r in rows()]
+    assert len(names) == len(set(names))
+    for wanted in ("b8 trained", "vgg 100 gt", "fpn 20 gt", "2000 rois", "6000 boxes identical", "1 boxes", "10 boxes"):
+        assert any(wanted in name for name in names), wanted
+    for field in FIELDS:
+        assert rows("rpn_proposals", f"vgg test 6000->300 b1 {field}"), field
+
+
+def test_shapes_are_those_of_the_detectors() -> None:
+    assert sum(VGG.level_sizes) == 37 * 62 * 9 == len(VGG.anchors())
+    assert sum(FPN.level_sizes) == 268569
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_scenes_are_made_of_finite_numbers(field: str) -> None:
+    s = scene(VGG, field)
+    assert s.logits.isfinite().all()
+    assert s.deltas.isfinite().all()
+
+
+def test_the_snake_is_one_chain() -> None:
+    boxes = snake(2000).numpy()
+    overlaps = reference.box_iou(boxes, boxes) > 0.7
+    assert overlaps.sum() == 2000 + 2 * 1999  # itself, and its two neighbours
+    assert depth.rounds(boxes, 0.7) == 1000  # a round keeps one box and drops the next
+
+
+def test_depth_counts_what_nms_needs() -> None:
+    boxes, scores = flat_boxes("identical", 50)
+    facts = depth.of_nms(boxes, scores, ops.nms(boxes, scores, 0.7), 0.7)
+    assert facts == {"of": 50, "kept": 1, "depth": 1, "rounds": 1}
+    assert depth.pairs(kept=3, depth=10) == 3 + 7
+
+
+def test_a_row_is_measured_and_fits_the_schema(tmp_path: Path) -> None:
+    found = small_report(row_timing.Options(seconds=0.01))
+    schema.save(found, tmp_path / "r.json")
+    entry = schema.load(tmp_path / "r.json")["rows"][0]
+    whos = {t["who"] for t in entry["times"]}
+    assert whos == {"frcnn_fast", "slow", "told"}
+    assert entry["ratio"]["over"] == "slow"  # who was told the answer counts in no ratio
+    assert {t["threads"] for t in entry["times"]} == {1, torch.get_num_threads()}
+
+
+def test_a_wrong_answer_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run, "rows", lambda *_: [small_row(wrong=True), small_row(op="other")])
+    out = tmp_path / "r.json"
+    assert run.main(["--backend", "cpu", "--seconds", "0.01", "--against", "", "--json", str(out)]) == 1
+    found = schema.load(out)
+    assert [entry["op"] for entry in found["rows"]] == ["other"]
+    assert [entry["op"] for entry in found["wrong"]] == ["box_iou"]
+
+
+def test_an_answer_that_changes_is_not_timed() -> None:
+    results = iter(torch.arange(10.0))
+    row = Row("x", "y", lambda _: Case(lambda: next(results), lambda got: None))
+    with pytest.raises(AssertionError, match="its own first answer"):
+        row_timing.measure_row(row, "cpu", QUICK)
+
+
+def test_a_broken_competitor_is_named() -> None:
+    def fails() -> None:
+        raise RuntimeError("no such thing")
+
+    row = Row("x", "y", lambda _: Case(lambda: torch.ones(1), lambda got: None, {"rival": Competitor(fails)}))
+    entry = row_timing.measure_row(row, "cpu", row_timing.Options(seconds=0.01))
+    assert entry["ratio"] is None
+    assert entry["notes"] == {"rival": "missing: RuntimeError: no such thing"}
+
+
+@pytest.mark.parametrize("damage", ["schema", "op", "p50", "extra", "twice", "threads"])
+def test_the_schema_refuses(damage: str) -> None:
+    found = small_report()
+    entry = found["rows"][0]
+    if damage == "schema":
+        found["schema"] = 0
+    elif damage == "op":
+        del entry["op"]
+    elif damage == "p50":
+        entry["times"][0]["p50"] = 1e9
+    elif damage == "extra":
+        entry["times"][0]["speed"] = 1.0
+    elif damage == "twice":
+        found["rows"].append(entry)
+    else:
+        entry["times"][0]["threads"] = True
+    with pytest.raises(ValueError, match="report"):
+        schema.check_report(found)
+
+
+def test_the_report_fills_the_readme_and_draws(tmp_path: Path) -> None:
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    schema.save(small_report(row_timing.Options(seconds=0.01)), path)
+    readme.write_text("before\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nafter\n")
+    arguments = [str(path), "--readme", str(readme)]
+    assert report.main([*arguments, "--check"]) == 1
+    assert report.main(arguments) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| `box_iou` | 2x2 |" in text
+    assert (tmp_path / "r-ops.png").stat().st_size > 1000
+    assert (tmp_path / "r-roofline.png").stat().st_size > 1000
+    assert report.main([*arguments, "--no-plots"]) == 0
+    assert report.main([*arguments, "--check"]) == 0
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="no markers"):
+        report.main(arguments)
+
+
+def test_committed_results_fit_the_schema() -> None:
+    for path in report.RESULTS.glob("*.json"):
+        schema.load(path)
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [(0.5, "0.50 µs"), (9.94, "9.94 µs"), (12.34, "12.3 µs"), (999.4, "999 µs"), (1500.0, "1.50 ms"), (2e6, "2.00 s")],
+)
+def test_durations(us: float, text: str) -> None:
+    assert report.duration(us) == text
+
+
+def test_kernel_names() -> None:
+    name = "void frcnn_fast::(anonymous namespace)::decode<float, frcnn_fast::Box<float>, 4>(float const*, long)"
+    assert kernels.function_name(name) == "decode"
+    assert kernels.ours({name: 1.0, "at::native::copy": 2.0}) == {name: 1.0}
+
+
+def test_nsight_digest() -> None:
+    output = (
+        "==PROF== Connected\n"
+        '"ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"\n'
+        '"0","f","GPU Speed Of Light Throughput","Duration","us","3.10"\n'
+        '"0","f","Occupancy","Achieved Occupancy","%","48.20"\n'
+        '"0","f","Occupancy","","",""\n'
+    )
+    text = nsight.digest(output).splitlines()
+    assert [line.split()[0] for line in text] == ["GPU", "Duration", "Occupancy", "Achieved"]
+    assert nsight.digest("==ERROR== ERR_NVGPUCTRPERM") == ""
+
+
+def test_floors_are_parsed() -> None:
+    from bench import floors
+
+    entry = {"name": "launch_us", "unit": "us", "p10": 1.0, "p50": 2.0, "p90": 3.0}
+    found = floors.parse(json.dumps(entry))
+    assert found == {"launch_us": {"unit": "us", "p10": 1.0, "p50": 2.0, "p90": 3.0}}
+    assert "launch_us" in floors.lines(found)[0]
