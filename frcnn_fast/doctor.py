@@ -14,6 +14,7 @@ import torch
 
 import frcnn_fast
 from frcnn_fast import _extension
+from frcnn_fast.ops._backends import carries_code_for, triton_interprets, why_no_cuda
 
 _PACKAGES = ("numpy", "triton", "cupy-cuda13x", "pillow", "scikit-learn", "tqdm", "matplotlib", "safetensors")
 
@@ -34,51 +35,20 @@ def build_info() -> dict[str, Any] | None:
     return _extension.extension().build_info() if _extension.missing_reason == "" else None
 
 
-def carries_code_for(architectures: str, capability: tuple[int, int]) -> str:
-    """How a binary for `architectures` serves a GPU of that compute capability.
-
-    Args:
-        architectures: as CMake writes them, "80-real;90-real;100": real code, or (without a suffix, or "-virtual")
-            also PTX that the driver compiles.
-        capability: (major, minor).
-
-    Returns:
-        "machine code (sm_90)", "PTX (compute_100), compiled by the driver at first use", or "".
-    """
-    gpu = capability[0] * 10 + capability[1]
-    real, virtual = [], []
-    for entry in filter(None, architectures.split(";")):
-        number, _, kind = entry.partition("-")
-        value = int(number.rstrip("af"))
-        real += [value] if kind != "virtual" else []
-        virtual += [value] if kind != "real" else []
-    # Machine code serves GPUs of the same major version and at least the same minor one; PTX all newer ones.
-    fitting = [value for value in real if value // 10 == capability[0] and value <= gpu]
-    if fitting:
-        return f"machine code (sm_{max(fitting)})"
-    older = [value for value in virtual if value <= gpu]
-    return f"PTX (compute_{max(older)}), compiled by the driver at first use" if older else ""
-
-
 def _why_no_cuda(info: dict[str, Any] | None) -> str:
-    if info is None:
-        return _extension.missing_reason
-    if not info["cuda"]:
-        return "the binary was built without its CUDA half; build it where nvcc is found (FRCNN_FAST_CUDA=ON insists)"
+    if info is None or not info["cuda"]:
+        return why_no_cuda((0, 0))
     if info["cuda_devices"] == 0:
         return f"the CUDA runtime finds no GPU ({info['cuda_error'] or 'none installed'})"
     if not torch.cuda.is_available():
         return "torch finds no GPU: it may have been installed without CUDA"
-    capability = torch.cuda.get_device_capability(0)
-    if not carries_code_for(info["cuda_architectures"], capability):
-        return f"the binary ({info['cuda_architectures']}) carries no code for sm_{capability[0]}{capability[1]}"
-    return ""
+    return why_no_cuda(torch.cuda.get_device_capability(0))
 
 
 def _why_no_triton() -> str:
     if _version("triton") is None:
         return "triton is not installed: pip install 'frcnn_fast[triton]'"
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    if not torch.cuda.is_available() and not triton_interprets():
         return "there is no GPU (TRITON_INTERPRET=1 runs its kernels on the processor, slowly)"
     return ""
 

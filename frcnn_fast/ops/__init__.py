@@ -1,6 +1,6 @@
 """The ops: torchvision's names and arguments where those exist, fixed shapes with counts everywhere else."""
 
-from frcnn_fast.ops._operator import use_backend
+from frcnn_fast.ops._backends import use_backend
 from frcnn_fast.ops.anchor_decode import AnchorGrids, decode_clip, encode, generate_anchors, grid_anchors
 from frcnn_fast.ops.anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from frcnn_fast.ops.detections import detections

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from frcnn_fast.ops._backends import choose, triton_launcher
+
 LIBRARY = torch.library.Library("frcnn_fast", "DEF")
-BACKENDS = ("cpu", "cuda", "triton", "reference")
-
-_chosen: ContextVar[str | None] = ContextVar("frcnn_fast_backend", default=None)
-
-
-@contextlib.contextmanager
-def use_backend(name: str | None) -> Iterator[None]:
-    """Runs every op inside the block on one backend: "cpu", "cuda", "triton", "reference"; None: chosen by device.
-
-    "reference" is the NumPy oracle and takes tensors of any device. A backend that cannot serve a call raises; nothing
-    falls back silently.
-    """
-    _require_name(name)
-    token = _chosen.set(name)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
-
-
-def _require_name(name: str | None) -> None:
-    if name is not None and name not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {name!r}")
-
 
 Outputs = tuple[Tensor, ...]
 
@@ -48,7 +24,7 @@ class Operator:
     outputs(*args): allocates the results; also serves as the fake implementation and types the reference's results.
     launch(*args, *outputs): fills them with the compiled kernels (the binding picks CPU or CUDA by the device).
     reference(*args): the oracle; tensors arrive as NumPy arrays (halves widened to float32), arrays go out.
-    triton(*args, *outputs): the Triton launcher, if there is one.
+    triton: "family.module:function" under kernels/, the Triton launcher: function(*args, *outputs) fills them.
     setup_context(ctx, inputs, output), backward(ctx, *grads): autograd, as torch.library.register_autograd takes them
     (without the backend argument).
     """
@@ -60,7 +36,7 @@ class Operator:
         outputs: Callable[..., Outputs],
         launch: Callable[..., None],
         reference: Callable[..., Any],
-        triton: Callable[..., None] | None = None,
+        triton: str,
         setup_context: Callable[..., None] | None = None,
         backward: Callable[..., Any] | None = None,
     ) -> None:
@@ -98,25 +74,16 @@ class Operator:
 
     def run(self, backend: str | None, *args: Any) -> Any:
         """Computes the op here and now, without the dispatcher."""
-        if backend is not None:
-            _require_name(backend)
         first = args[0] if isinstance(args[0], Tensor) else next(a for a in _flat(args) if isinstance(a, Tensor))
-        device = first.device.type
-        chosen = backend or _chosen.get() or device
+        chosen = choose(self.name, backend, first.device)
+        results = self.outputs(*args)
         if chosen == "reference":
-            results = self.outputs(*args)
             arrays = self.reference(*[_to_numpy(a) for a in args])
             for result, array in zip(results, arrays if isinstance(arrays, tuple) else (arrays,), strict=True):
                 result.copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(result.shape))
         elif chosen == "triton":
-            if self.triton is None:
-                raise RuntimeError(f"{self.name}: backend 'triton' is not available: this op has no Triton kernel yet")
-            results = self.outputs(*args)
-            self.triton(*args, *results)
-        elif chosen != device:
-            raise ValueError(f"{self.name}: backend {chosen!r} cannot serve tensors on {device!r}; move them first")
+            triton_launcher(self.triton)(*args, *results)
         else:
-            results = self.outputs(*args)
             self.launch(*args, *results)
         return results[0] if len(results) == 1 else results
 

@@ -242,6 +242,7 @@ _decode_clip = Operator(
     "float clamp, float min_size, Tensor? image_scales, bool legacy) -> (Tensor, Tensor)",
     outputs=_decode_outputs,
     launch=lambda *args: extension().decode_clip(*args),
+    triton="anchor_decode.anchor_decode_triton:decode_clip",
     reference=_decode_reference,
     setup_context=_decode_context,
     backward=_decode_backward,
@@ -263,6 +264,7 @@ _decode_clip_backward = Operator(
     "Tensor image_sizes, float[] weights, float clamp, bool legacy) -> Tensor",
     outputs=lambda grad_boxes, deltas, *args: (torch.empty_like(deltas),),
     launch=lambda *args: extension().decode_clip_backward(*args),
+    triton="anchor_decode.anchor_decode_triton:decode_clip_backward",
     reference=_backward_reference,
 )
 
@@ -270,6 +272,7 @@ _encode = Operator(
     "encode(Tensor gt_boxes, Tensor anchors, float[] weights, bool legacy) -> Tensor",
     outputs=lambda gt_boxes, *args: (torch.empty_like(gt_boxes, dtype=compute_dtype(gt_boxes)),),
     launch=lambda *args: extension().encode(*args),
+    triton="anchor_decode.anchor_decode_triton:encode",
     reference=lambda gt_boxes, anchors, weights, legacy: reference.encode(
         gt_boxes, anchors, weights=weights, legacy=legacy
     ),

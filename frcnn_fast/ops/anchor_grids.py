@@ -130,5 +130,6 @@ grid_anchors_operator = Operator(
     "grid_anchors(Tensor cells, int[] grid, float offset) -> Tensor",
     outputs=_outputs,
     launch=lambda cells, grid, offset, boxes: extension().grid_anchors(cells, grid, offset, boxes),
+    triton="anchor_decode.anchor_decode_triton:grid_anchors",
     reference=explicit_anchors,
 )

@@ -114,6 +114,7 @@ _assign_anchors = Operator(
     "float crowd_overlap, bool legacy) -> (Tensor, Tensor)",
     outputs=_assign_outputs,
     launch=_assign_launch,
+    triton="anchor_target.anchor_target_triton:assign_anchors",
     reference=_assign_reference,
 )
 
@@ -199,6 +200,7 @@ _sample_anchors = Operator(
     "-> (Tensor, Tensor, Tensor)",
     outputs=_sample_outputs,
     launch=_sample_launch,
+    triton="anchor_target.anchor_target_triton:sample_anchors",
     reference=lambda labels, rng, batch_size, max_positive, stream: oracle.sample_anchors(
         labels, rng, batch_size=batch_size, max_positive=max_positive, stream=stream
     ),
@@ -295,6 +297,7 @@ _rpn_targets = Operator(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     outputs=_rpn_outputs,
     launch=_rpn_launch,
+    triton="anchor_target.anchor_target_triton:rpn_targets",
     reference=_rpn_reference,
 )
 
@@ -407,6 +410,7 @@ _sample_rois = Operator(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     outputs=_roi_outputs,
     launch=_roi_launch,
+    triton="anchor_target.roi_targets_triton:sample_rois",
     reference=_roi_reference,
 )
 

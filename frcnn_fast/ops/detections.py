@@ -138,5 +138,6 @@ _detections = Operator(
     "bool legacy) -> (Tensor, Tensor, Tensor, Tensor)",
     outputs=_outputs,
     launch=_launch,
+    triton="detections.detections_triton:detections",
     reference=_oracle,
 )

@@ -39,6 +39,7 @@ _box_iou = Operator(
     "box_iou(Tensor boxes1, Tensor boxes2, bool legacy) -> Tensor",
     outputs=_box_iou_outputs,
     launch=lambda *args: extension().box_iou(*args),
+    triton="nms.box_iou_triton:box_iou",
     reference=lambda boxes1, boxes2, legacy: oracle.box_iou(boxes1, boxes2, legacy=legacy),
     setup_context=_box_iou_setup,
     backward=_box_iou_gradient,
@@ -49,6 +50,7 @@ _box_iou_backward = Operator(
     "box_iou_backward(Tensor grad, Tensor boxes, Tensor others, bool transposed, bool legacy) -> Tensor",
     outputs=lambda grad, boxes, others, transposed, legacy: (torch.empty_like(boxes),),
     launch=lambda *args: extension().box_iou_backward(*args),
+    triton="nms.box_iou_triton:box_iou_backward",
     reference=lambda grad, boxes, others, transposed, legacy: oracle.box_iou_backward(
         grad.T if transposed else grad, boxes, others, legacy=legacy
     ),
@@ -124,6 +126,7 @@ _nms = _KeptOnly(
     launch=lambda boxes, scores, threshold, keep, count: _nms_launch(
         boxes, scores, threshold, boxes.shape[0], None, None, False, keep, count
     ),
+    triton="nms.nms_triton:nms",
     reference=lambda boxes, scores, threshold: _padded(oracle.nms(boxes, scores, threshold), boxes),
 )
 
@@ -133,6 +136,7 @@ _batched_nms = _KeptOnly(
     launch=lambda boxes, scores, idxs, threshold, keep, count: _nms_launch(
         boxes, scores, threshold, boxes.shape[0], idxs, None, False, keep, count
     ),
+    triton="nms.nms_triton:batched_nms",
     reference=lambda boxes, scores, idxs, threshold: _padded(oracle.batched_nms(boxes, scores, idxs, threshold), boxes),
 )
 
@@ -144,6 +148,7 @@ _nms_padded = Operator(
         boxes.new_empty((boxes.shape[0],), dtype=torch.int64),
     ),
     launch=_nms_launch,
+    triton="nms.nms_triton:nms_padded",
     reference=lambda boxes, scores, iou_threshold, max_output, class_ids, counts, legacy: oracle.nms_padded(
         boxes, scores, iou_threshold, max_output, class_ids=class_ids, counts=counts, legacy=legacy
     ),

@@ -168,5 +168,6 @@ _rpn_proposals = Operator(
     "float min_size, bool filter_first, float[] weights, float clamp, bool legacy) -> (Tensor, Tensor, Tensor, Tensor)",
     outputs=_outputs,
     launch=_launch,
+    triton="proposals.proposals_triton:rpn_proposals",
     reference=_reference,
 )

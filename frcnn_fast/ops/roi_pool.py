@@ -77,6 +77,7 @@ _pool = Operator(
     " -> (Tensor, Tensor)",
     outputs=_pool_outputs,
     launch=_pool_launch,
+    triton="roi_pool.roi_pool_triton:roi_pool",
     reference=_pool_oracle,
     setup_context=_pool_setup,
     backward=_pool_gradient,
@@ -105,6 +106,7 @@ _pool_backward = Operator(
     " SymInt map_width, bool channels_last, float spatial_scale) -> Tensor",
     outputs=lambda grad, argmax, rois, B, C, H, W, last, scale: (empty_maps((B, C, H, W), grad.dtype, grad, last),),
     launch=_pool_backward_launch,
+    triton="roi_pool.roi_pool_triton:roi_pool_backward",
     reference=lambda grad, argmax, rois, B, C, H, W, last, scale: oracle.roi_pool_backward(
         grad, argmax, rois, (B, C, H, W)
     ),
@@ -183,6 +185,7 @@ _align = Operator(
     " bool aligned) -> Tensor",
     outputs=_align_outputs,
     launch=_align_launch,
+    triton="roi_pool.roi_align_triton:roi_align",
     reference=lambda input, rois, height, width, *scalars: oracle.roi_align(input, rois, (height, width), *scalars),
     setup_context=_align_setup,
     backward=_align_gradient,
@@ -213,6 +216,7 @@ _align_backward = Operator(
     " bool channels_last, float spatial_scale, int sampling_ratio, bool aligned) -> Tensor",
     outputs=lambda grad, rois, B, C, H, W, last, *_: (empty_maps((B, C, H, W), grad.dtype, grad, last),),
     launch=_align_backward_launch,
+    triton="roi_pool.roi_align_triton:roi_align_backward",
     reference=lambda grad, rois, B, C, H, W, last, *scalars: oracle.roi_align_backward(
         grad, rois, (B, C, H, W), grad.shape[2:], *scalars
     ),

@@ -51,5 +51,6 @@ _top_n = Operator(
     "top_n(Tensor scores, int n) -> (Tensor, Tensor, Tensor)",
     outputs=_outputs,
     launch=_launch,
+    triton="top_n.top_n_triton:top_n",
     reference=lambda scores, n: reference.top_n(scores, n),
 )

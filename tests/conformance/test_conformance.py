@@ -8,14 +8,10 @@ import pytest
 
 import frcnn_fast.ops
 
-from . import cases_anchor_decode, cases_anchor_target, cases_detections, cases_nms, cases_roi_pool, cases_top_n
 from .backends import BACKENDS, REQUIRED, TRITON_OPS, Backend
 from .edge_cases import EDGE_CASES, EdgeCase
 from .harness import Case, Op, as_tuple, assert_conforms, expected, inputs, run, same, to_numpy
-
-FAMILIES = (cases_anchor_decode, cases_top_n, cases_nms, cases_anchor_target, cases_roi_pool, cases_detections)
-OPS: tuple[Op, ...] = tuple(op for family in FAMILIES for op in family.OPS)
-BY_NAME = {op.name: op for op in OPS}
+from .suite import BY_NAME, OPS
 
 
 def conditions(backend: Backend) -> tuple[pytest.MarkDecorator, ...]:

@@ -23,7 +23,7 @@ from tests.simt.build import mutants
 from .backends import BACKENDS, Backend
 from .edge_cases import EDGE_CASES
 from .harness import Arrays, Op, assert_conforms, expected, inputs, poisoned_memory, run
-from .test_conformance import FAMILIES, OPS
+from .suite import FAMILIES, OPS
 
 MUTANTS = mutants()
 CHOSEN = 8

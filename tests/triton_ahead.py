@@ -1,0 +1,101 @@
+"""Compiles the Triton kernels behind a call for a GPU that need not be there, exactly as a launch would."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from frcnn_fast.ops import _backends
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one compiled kernel. registers: of a thread; shared: bytes of a block; spills: bytes of a thread in local
+    memory, the stack included."""
+
+    registers: int
+    shared: int
+    spills: int
+
+
+class _NoDevice:
+    """Stands in for Triton's driver: knows the target, has no device."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return str(self.target)  # compiled kernels are kept by device
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(target: GPUTarget) -> Iterator[list[Any]]:
+    """Inside, a call with backend="triton" on CPU tensors compiles its kernels for the target in place of running them
+    (so its results are garbage); the list collects them."""
+    found: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if all(kernel is not other for other in found):
+            found.append(kernel)
+        return kernel
+
+    with (
+        mock.patch.object(driver, "_active", _NoDevice(target)),
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(_backends, "triton_interprets", return_value=True),
+        _backends.use_backend("triton"),
+    ):
+        yield found
+
+
+def kernels_of(call: Callable[[], Any], target: GPUTarget) -> list[Any]:
+    """Every kernel that the call launches, compiled."""
+    with compiling(target) as found:
+        call()
+    return found
+
+
+def resources(kernel: Any) -> Resources:
+    """Read from the binary: for NVIDIA by cuobjdump, for AMD from the assembly's own summary."""
+    shared = int(kernel.metadata.shared)
+    if "amdgcn" in kernel.asm:
+        text = kernel.asm["amdgcn"]
+        registers, spilled, private = (
+            int(re.search(rf"\.{name}:\s+(\d+)", text)[1])  # type: ignore[index]
+            for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+        )
+        return Resources(registers, shared, 4 * spilled + private)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        text = subprocess.check_output([CUOBJDUMP, "-res-usage", file.name], text=True, stderr=subprocess.STDOUT)
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return Resources(found["REG"], shared, found["STACK"] + found["LOCAL"])
