@@ -1,4 +1,4 @@
-"""Every fixed-shape op and a whole detector inside a CUDA graph, under torch's synchronisation debug mode. Needs a GPU."""
+"""Every fixed-shape op, and a whole detector, inside a CUDA graph that does not synchronise. Needs a GPU."""
 
 from __future__ import annotations
 
