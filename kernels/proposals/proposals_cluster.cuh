@@ -59,34 +59,35 @@ struct ProposalRows {
   }
 };
 
-// A block's shared memory. "Replicated": the same in every block of the cluster.
+// A block's shared memory. "Replicated": the same in every block of the cluster. What has a fixed size comes first: a
+// fixed offset costs no register.
 template <class U>
 struct ClusterMemory {
   using Key = RankKey<U>;
-  Ranking<Key>* list;     // [list_room] candidates, in index order, block after block
   uint32_t* starts;       // [kSelectBins + 1] replicated: candidates before each first digit
   uint32_t* ends;         // [kRankBins] replicated: candidates up to each bin's end
   Ranking<Key>* entries;  // [kChunk] replicated: the chunk, in no order that matters
-  Box<U>* rows;           // [kOwnRows] entries blockrank, blockrank + kCluster, ...
+  Box<U>* rows;           // [kOwnRows] of entries cluster_rank(), cluster_rank() + kCluster, ...
   U* row_shares;          // [kOwnRows]
   unsigned* row_alive;    // [kOwnRows]
   Box<U>* boxes;          // [kChunk] replicated: by rank, then those alive without gaps
-  U* shares;              // [kChunk]
-  uint32_t* order;        // [kChunk] their anchors, or kDropped
+  U* shares;              // [kChunk] replicated
+  uint32_t* order;        // [kChunk] replicated: their anchors, or kDropped
   unsigned* kept_words;   // [kChunkWords] replicated: which of those alive are kept
-  Box<U>* kept_boxes;     // [most_kept] replicated
-  U* kept_shares;         // [most_kept]
-  unsigned* competes;     // [competes_words] a bit a column of the slice
   // One place, two uses: counting (at the start, and before a chunk whose bin overflows it), and from `cross` to
   // `settle`.
   uint32_t *counts, *totals;  // [kSelectBins] each
   unsigned* matrix;           // [kChunkWords][kChunk], the first block's: bit i of word v of box j: 32 v + i may
                               // suppress j
+  Ranking<Key>* list;         // [list_room] candidates, in index order, block after block
+  Box<U>* kept_boxes;         // [most_kept] replicated
+  U* kept_shares;             // [most_kept] replicated
+  unsigned* competes;         // [competes_words] a bit a column of the slice
   size_t bytes;
 
   FF_HD ClusterMemory(void* base, const ClusterSettings<U>& set) {
+    constexpr int kCounts = 2 * kSelectBins, kMatrix = kChunkWords * kChunk;
     Carver carver(base);
-    list = carver.take<Ranking<Key>>(set.list_room);
     starts = carver.take<uint32_t>(kSelectBins + 1);
     ends = carver.take<uint32_t>(kRankBins);
     entries = carver.take<Ranking<Key>>(kChunk);
@@ -97,13 +98,13 @@ struct ClusterMemory {
     shares = carver.take<U>(kChunk);
     order = carver.take<uint32_t>(kChunk);
     kept_words = carver.take<unsigned>(kChunkWords);
-    kept_boxes = carver.take<Box<U>>(set.most_kept);
-    kept_shares = carver.take<U>(set.most_kept);
-    competes = carver.take<unsigned>(set.competes_words);
-    constexpr int kCounts = 2 * kSelectBins, kMatrix = kChunkWords * kChunk;
     counts = carver.take<uint32_t>(kCounts > kMatrix ? kCounts : kMatrix);
     totals = counts + kSelectBins;
     matrix = counts;
+    list = carver.take<Ranking<Key>>(set.list_room);
+    kept_boxes = carver.take<Box<U>>(set.most_kept);
+    kept_shares = carver.take<U>(set.most_kept);
+    competes = carver.take<unsigned>(set.competes_words);
     bytes = carver.used();
   }
 };
