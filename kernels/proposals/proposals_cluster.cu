@@ -9,7 +9,7 @@ namespace frcnn_fast {
 namespace {
 
 #if defined(FF_TEST_BUILD)
-constexpr size_t kSharedLimit = 40 << 10;  // so that small cases are too large as well
+constexpr size_t kSharedLimit = 51 << 10;  // so that small cases are too large as well
 #else
 constexpr size_t kSharedLimit = 227 << 10;
 #endif

@@ -10,7 +10,8 @@
 //   publish  box or "dropped", to its rank in every block                                          1 cluster barrier
 //   cross    of those alive, who suppresses whom: tiles of 32 x 32 over all warps of the cluster  1 cluster barrier
 //   settle   the first block finds what greedy NMS keeps (kernels/nms/resolve_chunk.cuh)           1 cluster barrier
-//   append   every block to its own copy of the kept list; the rows of the output are shared out
+//   append   every block to its own copy of the kept list
+//   at last  the rows of the output are shared out over the cluster
 //
 // The order in which threads come never shows: positions come from counts, ranks from a comparison of (key, index).
 #pragma once
@@ -82,6 +83,7 @@ struct ClusterMemory {
   Ranking<Key>* list;         // [list_room] candidates, in index order, block after block
   Box<U>* kept_boxes;         // [most_kept] replicated
   U* kept_shares;             // [most_kept] replicated
+  uint32_t* kept_order;       // [most_kept] replicated: their anchors
   unsigned* competes;         // [competes_words] a bit a column of the slice
   size_t bytes;
 
@@ -104,6 +106,7 @@ struct ClusterMemory {
     list = carver.take<Ranking<Key>>(set.list_room);
     kept_boxes = carver.take<Box<U>>(set.most_kept);
     kept_shares = carver.take<U>(set.most_kept);
+    kept_order = carver.take<uint32_t>(set.most_kept);
     competes = carver.take<unsigned>(set.competes_words);
     bytes = carver.used();
   }
@@ -117,12 +120,15 @@ class CompetingSlice : public SegmentSlice<T> {
   // competes: null where all do.
   __device__ CompetingSlice(const SegmentSlice<T>& slice, const unsigned* competes)
       : SegmentSlice<T>(slice), competes_(competes) {}
-  __device__ __forceinline__ Key key(int column, int limit) const {
-    if (competes_ && column < limit) {
-      const unsigned place = unsigned(column - this->begin);
-      if (FF_MUTANT(proposals_competes, !(competes_[place / kWarp] >> place % kWarp & 1u), false)) return kNoRank<Key>;
+  template <int kBatch>
+  __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
+    SegmentSlice<T>::keys(first, stride, limit, keys);
+    if (!FF_MUTANT(proposals_competes, competes_, nullptr)) return;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const unsigned place = unsigned(min(first + j * stride, limit - 1) - this->begin);
+      if (!(competes_[place / kWarp] >> place % kWarp & 1u)) keys[j] = kNoRank<Key>;
     }
-    return SegmentSlice<T>::key(column, limit);
   }
 
  private:
@@ -342,23 +348,27 @@ class ClusterStep {
     const int before = __shfl_sync(kFullMask, through, warp) - __popc(word);
     const int position = kept_ + before + __popc(word & lanes_below());
     if (word >> lane & 1u && position < FF_MUTANT(proposals_most_kept, set_.most_kept, set_.most_kept - 1)) {
-      const Box<U> box = m_.boxes[thread];
-      m_.kept_boxes[position] = box;
+      m_.kept_boxes[position] = m_.boxes[thread];
       m_.kept_shares[position] = m_.shares[thread];
-      if (position % kCluster == int(cluster_rank())) {
-        const uint32_t index = m_.order[thread];
-        out_.write(segment_ * out_.stride + position, box, scores_[index], index);
-      }
+      m_.kept_order[position] = m_.order[thread];
     }
     kept_ = min(kept_ + __shfl_sync(kFullMask, through, kWarp - 1), set_.most_kept);
   }
 
+  // The rows of the output are shared out. They are written last because a cluster barrier waits for every write to
+  // global memory before it.
   __device__ __forceinline__ void finish() {
-    const int thread = int(cluster_rank()) * kChunk + int(threadIdx.x);
+    __syncthreads();  // the last chunk is appended
+    const int thread = int(cluster_rank()) * kChunk + int(threadIdx.x), step = kChunk * kCluster;
+    const int64_t first = segment_ * out_.stride;
     if (thread == 0) out_.counts[segment_] = kept_;
+    for (int i = thread; i < kept_; i += step) {
+      const uint32_t index = m_.kept_order[i];
+      out_.write(first + i, m_.kept_boxes[i], scores_[index], index);
+    }
     if (!out_.padded) return;
-    for (int64_t i = kept_ + thread; i < out_.stride; i += kChunk * kCluster)
-      out_.write(segment_ * out_.stride + i, Box<U>{}, T{}, -1);
+    for (int64_t i = FF_MUTANT(proposals_padding, kept_, kept_ + 1) + thread; i < out_.stride; i += step)
+      out_.write(first + i, Box<U>{}, T{}, -1);
   }
 
   const Decoder<T, kLegacy>& decoder_;

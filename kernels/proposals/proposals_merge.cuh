@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kMergeThreads)
       if (before[l] + step <= counts[l]) theirs[l] = load(kept.score(first + l, before[l] + step - 1));
 #pragma unroll
     for (int l = 0; l < kMaxLevels; ++l)
-      if (before[l] + step <= counts[l] &&
+      if (FF_MUTANT(proposals_merge_end, before[l] + step <= counts[l], before[l] + step < counts[l]) &&
           (theirs[l] > score || (theirs[l] == score && FF_MUTANT(proposals_merge_ties, l<level, l> level))))
         before[l] += step;
   }

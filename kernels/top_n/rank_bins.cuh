@@ -59,11 +59,16 @@ class BinSlice {
   __device__ BinSlice(const RankBins<Key>& bins, int first, int bin_end)
       : begin(0), end(bins.size), bins_(bins), first_(first), bin_end_(bin_end) {}
 
-  __device__ __forceinline__ Key key(int column, int limit) const {
-    const Key key = column < limit ? bins_.list[column].key : kNoRank<Key>;
-    if (key == kNoRank<Key>) return key;
-    const int bin = bins_.bin(key);
-    return bin >= first_ && bin < bin_end_ ? key : kNoRank<Key>;
+  template <int kBatch>
+  __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int column = first + j * stride;
+      keys[j] = column < limit ? bins_.list[column].key : kNoRank<Key>;
+      if (keys[j] == kNoRank<Key>) continue;
+      const int bin = bins_.bin(keys[j]);
+      if (bin < first_ || bin >= bin_end_) keys[j] = kNoRank<Key>;
+    }
   }
 
   const int begin, end;

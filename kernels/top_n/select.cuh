@@ -11,7 +11,8 @@ namespace frcnn_fast {
 
 constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
-constexpr int kSelectBatch = 4;  // loads in flight a thread
+template <int kThreads>
+constexpr int kSelectBatch = kThreads >= 1024 ? 4 : 8;  // loads in flight a thread
 constexpr int kAllTies = 0x7fffffff;
 
 // Segment b * levels + l is columns starts[l] up to starts[l + 1] of row b.
@@ -41,10 +42,28 @@ class SegmentSlice {
     begin = first + min(size, share * int(cluster_rank()));
     end = first + min(size, share * (int(cluster_rank()) + 1));
   }
-  // Of column, or kNoRank from `limit` on.
-  __device__ __forceinline__ Key key(int column, int limit) const {
-    if (column >= limit || (valid_ && !valid_[column])) return kNoRank<Key>;
-    return rank_key(load(scores_ + column));
+  // keys[j]: of column first + j * stride, or kNoRank from `limit` on, which is beyond this block's `begin`. All are
+  // loaded before the first is looked at.
+  template <int kBatch>
+  __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
+    T scores[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) scores[j] = scores_[min(first + j * stride, limit - 1)];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) keys[j] = rank_key(load(&scores[j]));
+    if (first + (kBatch - 1) * stride >= limit) {
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        if (first + j * stride >= limit) keys[j] = kNoRank<Key>;
+    }
+    if (valid_) {
+      uint8_t valid[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) valid[j] = valid_[min(first + j * stride, limit - 1)];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        if (!valid[j]) keys[j] = kNoRank<Key>;
+    }
   }
 
   int begin, end;
@@ -80,26 +99,25 @@ __device__ void sum_over_cluster(uint32_t* counts, uint32_t* totals) {
 }
 
 // A cut behind the best n >= 1 at least, and `room` >= n at most: the less room, the more passes over the slice. Every
-// block of the cluster comes to the same. A slice has begin, end and key(column, limit), as SegmentSlice does. Shared
+// block of the cluster comes to the same. A slice has begin, end and keys(), as SegmentSlice does. Shared
 // memory: counts, totals [kSelectBins], scratch [a warp each]; starts [kSelectBins + 1] or null: on return, in every
 // block, how many keys of the cluster have a smaller first digit (the highest kSelectBits bits).
 template <class Key, int kThreads, class Slice>
 __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* counts, uint32_t* totals, uint32_t* scratch,
                              uint32_t* starts) {
   FF_SHARED(uint32_t, found, [3]);  // a bin, the count before it, its count
-  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads;
+  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads>;
   Key prefix = 0;  // the n-th key's bits from `high` up
   uint32_t need = uint32_t(n);
   for (int high = kKeyBits; high > 0;) {
     const int width = min(kSelectBits, high), shift = high - width;
     for (int bin = int(threadIdx.x); bin < kSelectBins; bin += kThreads) counts[bin] = 0;
     __syncthreads();  // cleared
-    for (int first = slice.begin + int(threadIdx.x); first < slice.end; first += kSelectBatch * kThreads) {
-      Key keys[kSelectBatch];
+    for (int first = slice.begin + int(threadIdx.x); first < slice.end; first += kBatch * kThreads) {
+      Key keys[kBatch];
+      slice.keys(first, kThreads, slice.end, keys);
 #pragma unroll
-      for (int j = 0; j < kSelectBatch; ++j) keys[j] = slice.key(first + j * kThreads, slice.end);
-#pragma unroll
-      for (int j = 0; j < kSelectBatch; ++j) {
+      for (int j = 0; j < kBatch; ++j) {
         const bool matters = keys[j] != kNoRank<Key> && (high == kKeyBits || (keys[j] >> high) == prefix);
         if (matters) atomicAdd(&counts[uint32_t(keys[j] >> shift) & ((1u << width) - 1)], 1u);
       }
@@ -139,25 +157,21 @@ __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* coun
 // Calls take(position, key, index) for all that the cut takes; positions are in index order.
 template <int kThreads, class Slice, class Key, class Take>
 __device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& take) {
-  constexpr int kWarps = kThreads / kWarp;
+  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads>;
   FF_SHARED(int, warp_less, [kWarps]);
   FF_SHARED(int, warp_ties, [kWarps]);
   FF_SHARED(int, block_less);
   FF_SHARED(int, block_ties);
-  constexpr int kStep = kSelectBatch * kWarp;
+  constexpr int kStep = kBatch * kWarp;
   const int size = slice.end - slice.begin, share = ((size + kThreads - 1) / kThreads) * kWarp;
   const int begin = slice.begin + min(size, share * warp_id()), end = min(slice.end, begin + share);
-  const auto load_keys = [&](int first, Key* keys) {
-#pragma unroll
-    for (int j = 0; j < kSelectBatch; ++j) keys[j] = slice.key(first + j * kWarp + lane_id(), end);
-  };
 
   int less = 0, ties = 0;
   for (int first = begin; first < end; first += kStep) {
-    Key keys[kSelectBatch];
-    load_keys(first, keys);
+    Key keys[kBatch];
+    slice.keys(first + lane_id(), kWarp, end, keys);
 #pragma unroll
-    for (int j = 0; j < kSelectBatch; ++j) {
+    for (int j = 0; j < kBatch; ++j) {
       less += __popc(__ballot_sync(kFullMask, keys[j] < cut.key));
       ties += __popc(__ballot_sync(kFullMask, keys[j] == cut.key));
     }
@@ -188,10 +202,10 @@ __device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& tak
   }
 
   for (int first = begin; first < end; first += kStep) {
-    Key keys[kSelectBatch];
-    load_keys(first, keys);
+    Key keys[kBatch];
+    slice.keys(first + lane_id(), kWarp, end, keys);
 #pragma unroll
-    for (int j = 0; j < kSelectBatch; ++j) {
+    for (int j = 0; j < kBatch; ++j) {
       const unsigned votes_less = __ballot_sync(kFullMask, keys[j] < cut.key);
       const unsigned votes_ties = __ballot_sync(kFullMask, keys[j] == cut.key);
       const int less_before = less + __popc(votes_less & lanes_below());
