@@ -205,7 +205,7 @@ void launch_chunk(const Segments<U>& segments, int64_t S, int start, Stream stre
     FF_LAUNCH_OVERLAPPED((test_kernel<kLegacy, false, U>), grid, kRows, 0, stream, segments, start, int(kept_tiles));
   }
   FF_LAUNCH_OVERLAPPED(resolve_kernel<U>, unsigned(S), words * kWarp, 0, stream, segments, start,
-            int64_t(start) + kChunk >= segments.N);
+                       int64_t(start) + kChunk >= segments.N);
 }
 
 template <class U>

@@ -161,7 +161,8 @@ class ClusterStep {
     int given = 0, first_bin = 0;
     while (given < candidates && kept_ < set_.most_kept) {
       const int gathered = gather(bins, candidates - given, &given, &first_bin);
-      const int wanted = min(gathered, candidates - (given - gathered));
+      const int left = candidates - (given - gathered);
+      const int wanted = FF_MUTANT(proposals_wanted, min(gathered, left), gathered);
       rank(gathered, wanted);
       cross(close_gaps(wanted));
       settle();
@@ -250,7 +251,7 @@ class ClusterStep {
     meet();
     __syncthreads();  // the rows have met all kept boxes
     // The threads of a row now serve a block each. More candidates than wanted may have been gathered: the worst go.
-    if (entry < gathered && place < FF_MUTANT(proposals_wanted, wanted, gathered)) {
+    if (entry < gathered && place < wanted) {
       const bool alive = m_.row_alive[row];
       cluster_map(m_.order, unsigned(part))[place] = alive ? m_.entries[entry].index : kDropped;
       if (alive) {
