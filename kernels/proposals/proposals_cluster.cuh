@@ -383,13 +383,14 @@ class ClusterStep {
   int alive_ = 0;  // of the chunk, after the kept boxes
 };
 
-// Grid: a cluster a segment.
+// Grid: a cluster a segment. Never launched, and so empty, on devices without clusters.
 template <class T, bool kLegacy>
 __global__ void __launch_bounds__(kChunk)
     proposals_cluster_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder,
                              const __grid_constant__ ScoreSegments<T> segments,
                              const __grid_constant__ ClusterSettings<Compute<T>> set,
                              const __grid_constant__ ProposalRows<T> out) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   FF_SHARED(uint32_t, scratch, [kChunkWarps]);
   FF_DYN_SHARED(unsigned char, memory);
   let_next_launch_start();  // proposals_merge_kernel waits for this one's end before it does anything
@@ -397,6 +398,7 @@ __global__ void __launch_bounds__(kChunk)
   const ClusterMemory<Compute<T>> arrays(memory, set);
   ClusterStep<T, kLegacy>(decoder, set, out, segments.row(segment), segment, segment / segments.levels, arrays, scratch)
       .run(SegmentSlice<T>(segments, segment));
+#endif
 }
 
 }  // namespace frcnn_fast
