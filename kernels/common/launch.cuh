@@ -6,6 +6,7 @@
 //
 //   FF_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)     kernel may be kernel<T, 4>
 //   FF_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared_bytes, stream, arguments...)
+//   FF_LAUNCH_OVERLAPPED(kernel, grid, block, shared_bytes, stream, arguments...)     see launch_overlapped
 //   FF_SHARED(float, tile, [8][32]);    FF_SHARED(int, count);              static shared memory
 //   FF_DYN_SHARED(float, rows);                                            float* to the dynamic shared memory
 //   launched()                          status of the launches since it was last asked
@@ -30,7 +31,49 @@
   T* const name = reinterpret_cast<T*>(ff_dynamic_shared)
 #define FF_LAUNCH(...) ::frcnn_fast::launch(__VA_ARGS__)
 #define FF_LAUNCH_CLUSTER(...) ::frcnn_fast::launch_cluster(__VA_ARGS__)
+#define FF_LAUNCH_OVERLAPPED(...) ::frcnn_fast::launch_overlapped(__VA_ARGS__)
+#endif
 
+namespace frcnn_fast {
+
+constexpr size_t kDefaultSharedBytes = 48 << 10;  // beyond this a kernel must ask: allow_dynamic_shared
+
+// Of the launches (and copies) since it was last asked; 0 or a CUDA error code.
+inline Status launched() { return static_cast<Status>(cudaGetLastError()); }
+
+inline Status fill_bytes(void* target, int value, size_t bytes, Stream stream) {
+  return static_cast<Status>(cudaMemsetAsync(target, value, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+// Host side, once per launch and cheap: lets kernel use up to `bytes` of dynamic shared memory. Fails beyond
+// max_dynamic_shared().
+template <class... Parameters>
+Status allow_dynamic_shared(void (*kernel)(Parameters...), size_t bytes) {
+  if (bytes <= kDefaultSharedBytes) return kOk;
+  return static_cast<Status>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) || cudaDeviceGetAttribute(&value, attribute, device)) return 0;
+  return value;
+}
+
+// Of the current device: shared memory a block may have at most (99 KB to 227 KB), multiprocessors, and 10 * major +
+// minor of the compute capability. Clusters need 90.
+inline size_t max_dynamic_shared() { return size_t(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)); }
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+inline int compute_capability() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
+// Blocks of `each` that hold n items.
+inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
+
+}  // namespace frcnn_fast
+
+#if !defined(FF_SIMT)
 namespace frcnn_fast {
 
 template <class... Parameters, class... Arguments>
@@ -40,21 +83,78 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   kernel<<<grid, block, shared_bytes, queue>>>(std::forward<Arguments>(arguments)...);
 }
 
+// A launch with one attribute, or, as the launch of a device that lacks it, with none.
 template <class... Parameters, class... Arguments>
-void launch_cluster(void (*kernel)(Parameters...), unsigned cluster, dim3 grid, dim3 block, size_t shared_bytes,
-                    Stream stream, Arguments&&... arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+void launch_with(void (*kernel)(Parameters...), cudaLaunchAttribute attribute, bool applies, dim3 grid, dim3 block,
+                 size_t shared_bytes, Stream stream, Arguments&&... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
+  config.numAttrs = applies ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+inline cudaLaunchAttribute cluster_of(unsigned blocks) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = blocks;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+template <class... Parameters, class... Arguments>
+void launch_cluster(void (*kernel)(Parameters...), unsigned cluster, dim3 grid, dim3 block, size_t shared_bytes,
+                    Stream stream, Arguments&&... arguments) {
+  launch_with(kernel, cluster_of(cluster), cluster > 1, grid, block, shared_bytes, stream,
+              std::forward<Arguments>(arguments)...);
+}
+
+// Whether the device can run `cluster` such blocks together. Not for every launch: the driver thinks about it.
+template <class... Parameters>
+bool cluster_fits(void (*kernel)(Parameters...), unsigned cluster, dim3 block, size_t shared_bytes) {
+  cudaLaunchAttribute attribute = cluster_of(cluster);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(cluster);
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters > 0;
+  cudaGetLastError();  // it is told once, and here
+  return false;
+}
+
+// Programmatic dependent launch (sm_90 and later): the blocks may start while the launch before is still running, once
+// all of its blocks have called let_next_launch_start() or ended. Every thread of such a kernel must call
+// wait_for_launch_before() first of all: before that it may neither read what an earlier launch writes nor write what
+// an earlier launch reads, and a thread that never waits would let the launch after next start too early. On older
+// devices this is an ordinary launch, and both calls do nothing.
+template <class... Parameters, class... Arguments>
+void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+                       Arguments&&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  launch_with(kernel, attribute, compute_capability() >= 90, grid, block, shared_bytes, stream,
+              std::forward<Arguments>(arguments)...);
+}
+
+// Returns when all launches before are complete and their writes visible.
+__device__ __forceinline__ void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
+// A hint, from any thread of the block at any time: the next launch takes no room from blocks that have yet to start.
+__device__ __forceinline__ void let_next_launch_start() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
 }
 
 // Thread block clusters (sm_90 and later): blocks that run together and reach each other's shared memory. On older
@@ -99,44 +199,5 @@ __device__ __forceinline__ T* cluster_map(T* mine, unsigned rank) {
 
 }  // namespace frcnn_fast
 #endif
-
-namespace frcnn_fast {
-
-constexpr size_t kDefaultSharedBytes = 48 << 10;  // beyond this a kernel must ask: allow_dynamic_shared
-
-// Of the launches (and copies) since it was last asked; 0 or a CUDA error code.
-inline Status launched() { return static_cast<Status>(cudaGetLastError()); }
-
-inline Status fill_bytes(void* target, int value, size_t bytes, Stream stream) {
-  return static_cast<Status>(cudaMemsetAsync(target, value, bytes, static_cast<cudaStream_t>(stream)));
-}
-
-// Host side, once per launch and cheap: lets kernel use up to `bytes` of dynamic shared memory. Fails beyond
-// max_dynamic_shared().
-template <class... Parameters>
-Status allow_dynamic_shared(void (*kernel)(Parameters...), size_t bytes) {
-  if (bytes <= kDefaultSharedBytes) return kOk;
-  return static_cast<Status>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-}
-
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) || cudaDeviceGetAttribute(&value, attribute, device)) return 0;
-  return value;
-}
-
-// Of the current device: shared memory a block may have at most (99 KB to 227 KB), multiprocessors, and 10 * major +
-// minor of the compute capability. Clusters need 90.
-inline size_t max_dynamic_shared() { return size_t(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)); }
-inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
-inline int compute_capability() {
-  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
-}
-
-// Blocks of `each` that hold n items.
-inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
-
-}  // namespace frcnn_fast
 
 #include "collectives.cuh"

@@ -1,11 +1,11 @@
 // Greedy NMS of many segments, exact, with O(segments) workspace.
 //
 // The ranks of a segment are taken in chunks of kChunk. Two launches a chunk:
-//   test_kernel     every pair that matters, over the whole grid: which earlier boxes of the chunk suppress a box (a
-//   bit
-//                   matrix), and whether a box kept from earlier chunks does.
+//   test_kernel     every pair that matters, over the whole grid: which earlier boxes of the chunk suppress a box
+//                   (a bit matrix), and whether a box kept from earlier chunks does.
 //   resolve_kernel  one block a segment walks the matrix word by word and appends what is kept.
-// A segment that is done (max_output kept, or no ranks left) returns at once from the launches that remain.
+// A segment that is done (max_output kept, or no ranks left) returns at once from the launches that remain. Each launch
+// starts while the one before is still running, but does nothing until that is complete.
 #include <algorithm>
 
 #include "../common/launch.cuh"
@@ -49,6 +49,8 @@ template <bool kLegacy, bool kClasses, class U>
 __global__ void __launch_bounds__(kRows) test_kernel(Segments<U> segments, int start, int kept_tiles) {
   FF_SHARED(Rival<U>, tile, [kWord]);
   FF_SHARED(int64_t, tile_ids, [kClasses ? kWord : 1]);
+  wait_for_launch_before();
+  let_next_launch_start();
   const int64_t s = blockIdx.x;
   const int n = min(kChunk, segments.counts[s] - start), kept = start ? segments.num_keep[s] : 0;
   const int first_row = int(blockIdx.z) * kRows, row = first_row + int(threadIdx.x);
@@ -122,6 +124,8 @@ __device__ __forceinline__ Word resolve_word(bool alive0, bool alive1, Word riva
 template <class U>
 __global__ void __launch_bounds__(kWords* kWarp) resolve_kernel(Segments<U> segments, int start, bool last) {
   FF_SHARED(Word, kept_words, [kWords]);
+  wait_for_launch_before();
+  let_next_launch_start();
   constexpr int kAhead = kWords < 4 ? kWords : 4;
   const int64_t s = blockIdx.x;
   const int n = min(kChunk, segments.counts[s] - start), before = start ? segments.num_keep[s] : 0;
@@ -196,12 +200,12 @@ void launch_chunk(const Segments<U>& segments, int64_t S, int start, Stream stre
   const unsigned words = blocks_for(n, kWord);
   const dim3 grid(unsigned(S), kept_tiles + words, blocks_for(n, kRows));
   if (segments.class_ids) {
-    FF_LAUNCH((test_kernel<kLegacy, true, U>), grid, kRows, 0, stream, segments, start, int(kept_tiles));
+    FF_LAUNCH_OVERLAPPED((test_kernel<kLegacy, true, U>), grid, kRows, 0, stream, segments, start, int(kept_tiles));
   } else {
-    FF_LAUNCH((test_kernel<kLegacy, false, U>), grid, kRows, 0, stream, segments, start, int(kept_tiles));
+    FF_LAUNCH_OVERLAPPED((test_kernel<kLegacy, false, U>), grid, kRows, 0, stream, segments, start, int(kept_tiles));
   }
-  FF_LAUNCH(resolve_kernel<U>, unsigned(S), words * kWarp, 0, stream, segments, start,
-            int64_t(start) + kChunk >= segments.N);
+  FF_LAUNCH_OVERLAPPED(resolve_kernel<U>, unsigned(S), words * kWarp, 0, stream, segments, start,
+                       int64_t(start) + kChunk >= segments.N);
 }
 
 template <class U>

@@ -1,4 +1,9 @@
-// The proposal step on CUDA: a fixed chain of launches over all images and levels.
+// The proposal step on CUDA. Where blocks form clusters and their shared memory takes the boxes to be kept, a cluster
+// does all of a level (proposals_cluster.cuh): one launch, and one that merges the levels, where there are several. The
+// merge is a launch of its own because a ticket that tells the last cluster of an image would need a zeroed word in the
+// workspace, hence a node that zeroes it: the same number of nodes, and this one overlaps its start with the clusters.
+//
+// Elsewhere, a fixed chain of launches over all images and levels:
 //
 //   valid     (filter_first only) one thread an anchor: does it decode to a box that may compete?
 //   top-N     every (image, level) segment's best pre_nms_top_n, sorted (kernels/top_n)
@@ -6,13 +11,14 @@
 //   compact   one block a segment closes the gaps that dropped boxes leave, in place
 //   NMS       every segment by itself, early exit at post_nms_top_n (kernels/nms)
 //   merge     one thread a kept box: its place among all levels of the image by binary search in the other levels
-#include "../anchor_decode/anchor_decode.h"
-#include "../common/launch.cuh"
-#include "../common/mutant.h"
+#include <algorithm>
+
 #include "../common/workspace.h"
 #include "../nms/nms.h"
 #include "../top_n/top_n.h"
-#include "proposals.h"
+#include "decoder.cuh"
+#include "proposals_cuda.h"
+#include "proposals_merge.cuh"
 
 namespace frcnn_fast {
 namespace {
@@ -54,35 +60,19 @@ Pieces<U> carve(const ProposalInputs& in, const ProposalSettings& set, int64_t n
   return p;
 }
 
-// Candidates a level and kept boxes a level: no level gives more than it has, none contributes more than P.
-int64_t largest_level(const ProposalInputs& in) {
-  int64_t largest = 0;
-  for (int64_t l = 0; l < in.L; ++l) largest = in.level_sizes[l] > largest ? in.level_sizes[l] : largest;
-  return largest;
+// What the clusters leave for the merge: [S, k] each.
+template <class T>
+ProposalOutputs carve_rows(const ProposalInputs& in, int64_t k, void* workspace, size_t* bytes) {
+  const int64_t S = in.B * in.L;
+  Carver carver(workspace);
+  ProposalOutputs rows = {};
+  rows.boxes = carver.take<Compute<T>>(S * k * 4);
+  rows.scores = carver.take<T>(S * k);
+  rows.indices = carver.take<int64_t>(S * k);
+  rows.counts = carver.take<int64_t>(S);
+  if (bytes) *bytes = carver.used();
+  return rows;
 }
-
-// Anchor to clipped box.
-template <class T, bool kLegacy>
-struct Decoder {
-  using U = Compute<T>;
-  const T* deltas;  // [B, A, 4]
-  Anchors<U> anchors;
-  const U* image_sizes;   // [B, 2]
-  const U* image_scales;  // [B] or null
-  int64_t A;
-  U min_size;
-  DecodeParams<U> params;
-
-  // False where the box may not compete.
-  FF_HD bool operator()(int64_t b, int64_t a, Box<U>* box) const {
-    const Box<U> d = load_box(deltas + 4 * (b * A + a));
-    const Window<U> window =
-        make_window<kLegacy>(image_sizes + 2 * b, min_size, image_scales ? image_scales + b : nullptr);
-    const Box<U> decoded = decode<kLegacy>(anchors.at(b, a), d.x1, d.y1, d.x2, d.y2, params);
-    *box = clip(decoded, window);
-    return is_valid<kLegacy>(decoded, *box, window.min_side);
-  }
-};
 
 template <class T, bool kLegacy>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -140,118 +130,119 @@ __global__ void __launch_bounds__(kCompactThreads)
   if (threadIdx.x == 0) num_boxes[s] = written;
 }
 
-// Thread (b, l, i) places the i-th kept box of level l: i boxes of its own level come first, and of every other level
-// those with a higher score, or an equal one in a lower level. Threads beyond the last box write the padding.
-template <class T, class U = Compute<T>>
-__global__ void __launch_bounds__(kThreads, 1)
-    proposals_merge_kernel(const T* __restrict__ scores /* [B, A] */, const U* __restrict__ boxes /* [S, n, 4] */,
-                           const int32_t* __restrict__ anchors /* [S, n] */,
-                           const int32_t* __restrict__ keep /* [S, k] */,
-                           const int32_t* __restrict__ num_keep /* [S] */, int64_t A, int64_t L, int64_t n, int64_t k,
-                           int64_t P, U* __restrict__ out_boxes, T* __restrict__ out_scores,
-                           int64_t* __restrict__ out_indices, int64_t* __restrict__ out_counts) {
-  const int64_t b = blockIdx.y, thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  int64_t total = 0;
-  for (int64_t l = 0; l < L; ++l) total += num_keep[b * L + l];
-  const int64_t count = total < P ? total : P;
-  if (thread == 0) out_counts[b] = count;
-  if (thread >= count && thread < P) {
-    const int64_t row = b * P + thread;
-    store_box(out_boxes + 4 * row, Box<U>{0, 0, 0, 0});
-    store(out_scores + row, U(0));
-    out_indices[row] = -1;
-  }
-  const int64_t l = thread / k, i = thread % k;
-  if (l >= L || i >= num_keep[b * L + l]) return;
+// What the chain leaves for the merge.
+template <class T>
+struct ChainKept {
+  const T* scores;                // [B, A]
+  const Compute<T>* boxes;        // [S, n, 4]
+  const int32_t *anchors, *keep;  // [S, n], [S, k] ranks
+  const int32_t* num_keep;        // [S]
+  int64_t A, L, n, k;
 
-  const int64_t s = b * L + l, candidate = s * n + keep[s * k + i], a = anchors[candidate];
-  const U score = load(scores + b * A + a);
-  int64_t place = i;
-  for (int64_t other = 0; other < L; ++other) {
-    if (other == l) continue;
-    const int64_t so = b * L + other;
-    int64_t low = 0, high = num_keep[so];
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      const U theirs = load(scores + b * A + anchors[so * n + keep[so * k + middle]]);
-      const bool first = theirs > score || (theirs == score && FF_MUTANT(proposals_merge_ties, other<l, other> l));
-      if (first)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    place += low;
-  }
-  if (place >= P) return;
-  const int64_t row = b * P + place;
-  store_box(out_boxes + 4 * row, load_box(boxes + 4 * candidate));
-  out_scores[row] = scores[b * A + a];
-  out_indices[row] = a;
+  __device__ __forceinline__ int64_t row(int64_t s, int i) const { return s * n + keep[s * k + i]; }
+  __device__ __forceinline__ int count(int64_t s) const { return num_keep[s]; }
+  __device__ __forceinline__ const T* score(int64_t s, int i) const { return scores + s / L * A + index(s, i); }
+  __device__ __forceinline__ int64_t index(int64_t s, int i) const { return anchors[row(s, i)]; }
+  __device__ __forceinline__ Box<Compute<T>> box(int64_t s, int i) const { return load_box(boxes + 4 * row(s, i)); }
+};
+
+// What the clusters leave for it.
+template <class T>
+struct ClusterKept {
+  const T* scores;          // [S, k]
+  const Compute<T>* boxes;  // [S, k, 4]
+  const int64_t* indices;   // [S, k]
+  const int64_t* counts;    // [S]
+  int64_t k;
+
+  __device__ __forceinline__ int count(int64_t s) const { return int(counts[s]); }
+  __device__ __forceinline__ const T* score(int64_t s, int i) const { return scores + s * k + i; }
+  __device__ __forceinline__ int64_t index(int64_t s, int i) const { return indices[s * k + i]; }
+  __device__ __forceinline__ Box<Compute<T>> box(int64_t s, int i) const { return load_box(boxes + 4 * (s * k + i)); }
+};
+
+template <class T, class Kept>
+Status merge(const Kept& kept, int64_t B, int64_t L, int64_t k, int64_t P, const ProposalOutputs& out, Stream stream) {
+  const int64_t threads = L * k > P ? L * k : P;
+  FF_LAUNCH_OVERLAPPED((proposals_merge_kernel<T, Kept>), dim3(blocks_for(threads, kMergeThreads), unsigned(B)),
+                       dim3(kMergeThreads), 0, stream, kept, int(L), int(k > 0 ? k : 1), P,
+                       static_cast<Compute<T>*>(out.boxes), static_cast<T*>(out.scores), out.indices, out.counts);
+  return launched();
+}
+
+template <class T>
+Status run_clusters(const ProposalInputs& in, const ProposalSettings& set, void* workspace, const ProposalOutputs& out,
+                    Stream stream) {
+  if (in.L == 1) return propose_by_cluster(in, set, out, set.post_nms_top_n, true, stream);
+  const int64_t k = level_limits(in, set).k;
+  const ProposalOutputs rows = carve_rows<T>(in, k, workspace, nullptr);
+  FF_TRY(propose_by_cluster(in, set, rows, k, false, stream));
+  const ClusterKept<T> kept = {static_cast<const T*>(rows.scores), static_cast<const Compute<T>*>(rows.boxes),
+                               rows.indices, rows.counts, k};
+  return merge<T>(kept, in.B, in.L, k, set.post_nms_top_n, out, stream);
 }
 
 template <class T, bool kLegacy>
-Status run_proposals(const ProposalInputs& in, const ProposalSettings& set, void* workspace, const ProposalOutputs& out,
-                     Stream stream) {
+Status run_chain(const ProposalInputs& in, const ProposalSettings& set, void* workspace, const ProposalOutputs& out,
+                 Stream stream) {
   using U = Compute<T>;
   const DType compute = in.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  const int64_t S = in.B * in.L, P = set.post_nms_top_n, largest = largest_level(in);
-  const int64_t n = largest < set.pre_nms_top_n ? largest : set.pre_nms_top_n, k = n < P ? n : P;
+  const int64_t S = in.B * in.L;
+  const LevelLimits limits = level_limits(in, set);
+  const int64_t n = limits.n, k = limits.k;
   const Pieces<U> p = carve<U>(in, set, n, k, workspace);
-
   Decoder<T, kLegacy> decoder{};
-  FF_TRY(make_anchors(in.anchors, in.anchor_image_stride, in.grid, in.grid_levels, in.anchor_offset, in.A,
-                      &decoder.anchors));
-  decoder.deltas = static_cast<const T*>(in.deltas);
-  decoder.image_sizes = static_cast<const U*>(in.image_sizes);
-  decoder.image_scales = static_cast<const U*>(in.image_scales);
-  decoder.A = in.A;
-  decoder.min_size = U(set.min_size);
-  decoder.params = make_decode_params<U>(set.weights, set.clamp);
-  const T* scores = static_cast<const T*>(in.scores);
+  FF_TRY(make_decoder(in, set, &decoder));
+  if (set.filter_first)
+    FF_LAUNCH((proposals_valid_kernel<T, kLegacy>), dim3(blocks_for(in.A, kThreads), unsigned(in.B)), dim3(kThreads), 0,
+              stream, decoder, p.valid);
+  int64_t starts[kMaxLevels + 1] = {0};
+  for (int64_t l = 0; l < in.L; ++l) starts[l + 1] = starts[l] + in.level_sizes[l];
+  FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n, set.filter_first ? p.valid : nullptr,
+                             p.top_n, p.selected, p.num_selected, stream));
+  FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(blocks_for(n, kThreads), unsigned(S)), dim3(kThreads), 0,
+            stream, decoder, unsigned(in.L), n, p.selected, p.num_selected, p.boxes, p.valid);
+  FF_LAUNCH((proposals_compact_kernel<U>), dim3(unsigned(S)), dim3(kCompactThreads), 0, stream, n, p.valid,
+            p.num_selected, p.boxes, p.selected, p.num_boxes);
+  FF_TRY(nms_sorted_segments_cuda(compute, p.boxes, nullptr, p.num_boxes, S, n, set.iou_threshold, k, set.legacy, p.nms,
+                                  p.keep, p.num_keep, stream));
+  const ChainKept<T> kept = {
+      static_cast<const T*>(in.scores), p.boxes, p.selected, p.keep, p.num_keep, in.A, in.L, n, k};
+  return merge<T>(kept, in.B, in.L, k, set.post_nms_top_n, out, stream);
+}
 
-  if (S && n) {
-    if (set.filter_first)
-      FF_LAUNCH((proposals_valid_kernel<T, kLegacy>), dim3(blocks_for(in.A, kThreads), unsigned(in.B)), dim3(kThreads),
-                0, stream, decoder, p.valid);
-    int64_t starts[kMaxLevels + 1] = {0};
-    for (int64_t l = 0; l < in.L; ++l) starts[l + 1] = starts[l] + in.level_sizes[l];
-    FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n, set.filter_first ? p.valid : nullptr,
-                               p.top_n, p.selected, p.num_selected, stream));
-    FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(blocks_for(n, kThreads), unsigned(S)), dim3(kThreads), 0,
-              stream, decoder, unsigned(in.L), n, p.selected, p.num_selected, p.boxes, p.valid);
-    FF_LAUNCH((proposals_compact_kernel<U>), dim3(unsigned(S)), dim3(kCompactThreads), 0, stream, n, p.valid,
-              p.num_selected, p.boxes, p.selected, p.num_boxes);
-    FF_TRY(nms_sorted_segments_cuda(compute, p.boxes, nullptr, p.num_boxes, S, n, set.iou_threshold, k, set.legacy,
-                                    p.nms, p.keep, p.num_keep, stream));
-  }
-  if (in.B) {
-    const bool any = S && n;
-    const int64_t threads = any && in.L * k > P ? in.L * k : P;
-    FF_LAUNCH((proposals_merge_kernel<T>), dim3(blocks_for(threads, kThreads), unsigned(in.B)), dim3(kThreads), 0,
-              stream, scores, p.boxes, p.selected, p.keep, p.num_keep, in.A, any ? in.L : 0, n, k > 0 ? k : 1, P,
-              static_cast<U*>(out.boxes), static_cast<T*>(out.scores), out.indices, out.counts);
-  }
-  return launched();
+// No anchors at all.
+template <class T>
+Status run_empty(const ProposalInputs& in, const ProposalSettings& set, const ProposalOutputs& out, Stream stream) {
+  return merge<T>(ClusterKept<T>{}, in.B, 0, 0, set.post_nms_top_n, out, stream);
 }
 
 }  // namespace
 
+// Of the way that needs more, so that it does not matter which device is current.
 size_t rpn_proposals_workspace_cuda(const ProposalInputs& in, const ProposalSettings& set) {
-  const int64_t largest = largest_level(in);
-  const int64_t n = largest < set.pre_nms_top_n ? largest : set.pre_nms_top_n;
-  const int64_t k = n < set.post_nms_top_n ? n : set.post_nms_top_n;
-  return in.dtype == DType::kFloat64 ? carve<double>(in, set, n, k, nullptr).bytes
-                                     : carve<float>(in, set, n, k, nullptr).bytes;
+  const LevelLimits limits = level_limits(in, set);
+  return visit(in.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    size_t rows = 0;
+    carve_rows<T>(in, limits.k, nullptr, &rows);
+    return std::max(rows, carve<Compute<T>>(in, set, limits.n, limits.k, nullptr).bytes);
+  });
 }
 
 Status rpn_proposals_cuda(const ProposalInputs& in, const ProposalSettings& set, void* workspace,
                           const ProposalOutputs& out, Stream stream) {
   if (in.L > kMaxLevels)
     return invalid("level_sizes: %lld levels, at most %d are supported", (long long)in.L, kMaxLevels);
+  if (in.B == 0) return kOk;
+  const bool any = level_limits(in, set).n > 0;
+  const bool clusters = any && proposals_fit_cluster(in, set);  // the one place where the way is chosen
   return visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return set.legacy ? run_proposals<T, true>(in, set, workspace, out, stream)
-                      : run_proposals<T, false>(in, set, workspace, out, stream);
+    if (!any) return run_empty<T>(in, set, out, stream);
+    if (clusters) return run_clusters<T>(in, set, workspace, out, stream);
+    return set.legacy ? run_chain<T, true>(in, set, workspace, out, stream)
+                      : run_chain<T, false>(in, set, workspace, out, stream);
   });
 }
 

@@ -11,7 +11,8 @@ namespace frcnn_fast {
 
 constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
-constexpr int kSelectBatch = 4;  // loads in flight a thread
+template <int kThreads>
+constexpr int kSelectBatch = kThreads >= 1024 ? 4 : 8;  // loads in flight a thread
 constexpr int kAllTies = 0x7fffffff;
 
 // Segment b * levels + l is columns starts[l] up to starts[l + 1] of row b.
@@ -41,10 +42,28 @@ class SegmentSlice {
     begin = first + min(size, share * int(cluster_rank()));
     end = first + min(size, share * (int(cluster_rank()) + 1));
   }
-  // Of column, or kNoRank from `limit` on.
-  __device__ __forceinline__ Key key(int column, int limit) const {
-    if (column >= limit || (valid_ && !valid_[column])) return kNoRank<Key>;
-    return rank_key(load(scores_ + column));
+  // keys[j]: of column first + j * stride, or kNoRank from `limit` on, which is beyond this block's `begin`. All are
+  // loaded before the first is looked at.
+  template <int kBatch>
+  __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
+    T scores[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) scores[j] = scores_[min(first + j * stride, limit - 1)];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) keys[j] = rank_key(load(&scores[j]));
+    if (first + (kBatch - 1) * stride >= limit) {
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        if (first + j * stride >= limit) keys[j] = kNoRank<Key>;
+    }
+    if (valid_) {
+      uint8_t valid[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) valid[j] = valid_[min(first + j * stride, limit - 1)];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        if (!valid[j]) keys[j] = kNoRank<Key>;
+    }
   }
 
   int begin, end;
@@ -62,75 +81,97 @@ struct Cut {
   int total;
 };
 
-// The cut behind the best n >= 1. Every block of the cluster comes to the same. histogram: shared [kSelectBins];
-// scratch: shared [kSelectWarps].
-template <class T, class Key = RankKey<Compute<T>>>
-__device__ Cut<Key> find_cut(const SegmentSlice<T>& slice, int n, uint32_t* histogram, uint32_t* scratch) {
+// What the blocks of the cluster counted in counts [kBins] each, added up in the totals [kBins] of every block. Both
+// shared. Each block adds its share of the bins: a thread reads one block's count of a bin, neighbouring threads the
+// other blocks', and each hands the sum to a block.
+template <int kThreads, int kBins>
+__device__ void sum_over_cluster(uint32_t* counts, uint32_t* totals) {
+  const int size = int(cluster_size()), other = int(threadIdx.x) % size;
+  static_assert(kBins % kThreads == 0, "every thread of a warp takes part in each sum");
+  cluster_sync();  // every block has counted
+  for (int i = int(threadIdx.x) / size; i < kBins / size; i += kThreads / size) {
+    const int bin = int(cluster_rank()) * (kBins / size) + i;
+    uint32_t sum = cluster_map(counts, unsigned(other))[bin];
+    for (int d = size / 2; d > 0; d /= 2) sum += __shfl_xor_sync(kFullMask, sum, d);
+    cluster_map(totals, unsigned(other))[bin] = sum;
+  }
+  cluster_sync();  // the totals are complete, and the counts may be overwritten
+}
+
+// A cut behind the best n >= 1 at least, and `room` >= n at most: the less room, the more passes over the slice. Every
+// block of the cluster comes to the same. A slice has begin, end and keys(), as SegmentSlice does. Shared
+// memory: counts, totals [kSelectBins], scratch [a warp each]; starts [kSelectBins + 1] or null: on return, in every
+// block, how many keys of the cluster have a smaller first digit (the highest kSelectBits bits).
+template <class Key, int kThreads, class Slice>
+__device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* counts, uint32_t* totals, uint32_t* scratch,
+                             uint32_t* starts) {
   FF_SHARED(uint32_t, found, [3]);  // a bin, the count before it, its count
-  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kSelectThreads;
+  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads>;
   Key prefix = 0;  // the n-th key's bits from `high` up
   uint32_t need = uint32_t(n);
   for (int high = kKeyBits; high > 0;) {
     const int width = min(kSelectBits, high), shift = high - width;
-    for (int bin = int(threadIdx.x); bin < kSelectBins; bin += kSelectThreads) histogram[bin] = 0;
+    for (int bin = int(threadIdx.x); bin < kSelectBins; bin += kThreads) counts[bin] = 0;
     __syncthreads();  // cleared
-    for (int first = slice.begin + int(threadIdx.x); first < slice.end; first += kSelectBatch * kSelectThreads) {
-      Key keys[kSelectBatch];
+    for (int first = slice.begin + int(threadIdx.x); first < slice.end; first += kBatch * kThreads) {
+      Key keys[kBatch];
+      slice.keys(first, kThreads, slice.end, keys);
 #pragma unroll
-      for (int j = 0; j < kSelectBatch; ++j) keys[j] = slice.key(first + j * kSelectThreads, slice.end);
-#pragma unroll
-      for (int j = 0; j < kSelectBatch; ++j) {
-        const bool counts = high == kKeyBits ? keys[j] != kNoRank<Key> : (keys[j] >> high) == prefix;
-        if (counts) atomicAdd(&histogram[uint32_t(keys[j] >> shift) & ((1u << width) - 1)], 1u);
+      for (int j = 0; j < kBatch; ++j) {
+        const bool matters = keys[j] != kNoRank<Key> && (high == kKeyBits || (keys[j] >> high) == prefix);
+        if (matters) atomicAdd(&counts[uint32_t(keys[j] >> shift) & ((1u << width) - 1)], 1u);
       }
     }
-    cluster_sync();  // every slice is counted: all blocks' histograms may be read
-    uint32_t own[kOwn] = {}, sum = 0, total;
-    for (unsigned rank = 0; rank < cluster_size(); ++rank) {
-      const uint32_t* const theirs = cluster_map(histogram, rank);
-      for (int j = 0; j < kOwn; ++j) own[j] += theirs[kOwn * int(threadIdx.x) + j];
-    }
-    for (int j = 0; j < kOwn; ++j) sum += own[j];
+    sum_over_cluster<kThreads, kSelectBins>(counts, totals);
+    uint32_t own[kOwn], sum = 0, total;
+    for (int j = 0; j < kOwn; ++j) sum += own[j] = totals[kOwn * int(threadIdx.x) + j];
     uint32_t before = block_exclusive_sum(sum, scratch, &total);
+    const bool first_digit = starts && high == kKeyBits;
     for (int j = 0; j < kOwn; ++j) {
+      const uint32_t bin = kOwn * threadIdx.x + uint32_t(j);
+      if (first_digit) starts[bin] = before;
       if (before < need && FF_MUTANT(top_n_boundary, need <= before + own[j], need < before + own[j])) {
-        found[0] = kOwn * threadIdx.x + uint32_t(j);
+        found[0] = bin;
         found[1] = before;
         found[2] = own[j];
       }
       before += own[j];
     }
-    cluster_sync();                                          // found is written; no block reads this histogram any more
+    if (first_digit && threadIdx.x == 0) starts[kSelectBins] = total;
+    __syncthreads();  // found and starts are written
+    const uint32_t bin = found[0], less = found[1], equal = found[2];
+    __syncthreads();                                         // all have read found
     if (total < need) return {kNoRank<Key>, 0, int(total)};  // the first round only: fewer than n in all
-    prefix = Key(prefix << width) | Key(found[0]);
-    need -= found[1];
+    prefix = Key(prefix << width) | Key(bin);
+    need -= less;
     high = shift;
-    if (need == found[2]) return {Key(prefix << shift) | ((Key(1) << shift) - 1), kAllTies, n};
+    const int taken = n + int(equal - need);
+    if (FF_MUTANT(top_n_room, taken <= room, taken <= room + 1)) {
+      const Key last = Key(prefix << shift) | ((Key(1) << shift) - 1);  // of the bin; a double's last bin has NaN's key
+      return {FF_MUTANT(top_n_last_bin, min(last, Key(kNoRank<Key> - 1)), last), kAllTies, taken};
+    }
   }
   return {prefix, int(FF_MUTANT(top_n_ties, need, need - 1)), n};
 }
 
 // Calls take(position, key, index) for all that the cut takes; positions are in index order.
-template <class T, class Key, class Take>
-__device__ void compact(const SegmentSlice<T>& slice, const Cut<Key>& cut, const Take& take) {
-  FF_SHARED(int, warp_less, [kSelectWarps]);
-  FF_SHARED(int, warp_ties, [kSelectWarps]);
+template <int kThreads, class Slice, class Key, class Take>
+__device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& take) {
+  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads>;
+  FF_SHARED(int, warp_less, [kWarps]);
+  FF_SHARED(int, warp_ties, [kWarps]);
   FF_SHARED(int, block_less);
   FF_SHARED(int, block_ties);
-  constexpr int kStep = kSelectBatch * kWarp;
-  const int size = slice.end - slice.begin, share = ((size + kSelectThreads - 1) / kSelectThreads) * kWarp;
+  constexpr int kStep = kBatch * kWarp;
+  const int size = slice.end - slice.begin, share = ((size + kThreads - 1) / kThreads) * kWarp;
   const int begin = slice.begin + min(size, share * warp_id()), end = min(slice.end, begin + share);
-  const auto load_keys = [&](int first, Key* keys) {
-#pragma unroll
-    for (int j = 0; j < kSelectBatch; ++j) keys[j] = slice.key(first + j * kWarp + lane_id(), end);
-  };
 
   int less = 0, ties = 0;
   for (int first = begin; first < end; first += kStep) {
-    Key keys[kSelectBatch];
-    load_keys(first, keys);
+    Key keys[kBatch];
+    slice.keys(first + lane_id(), kWarp, end, keys);
 #pragma unroll
-    for (int j = 0; j < kSelectBatch; ++j) {
+    for (int j = 0; j < kBatch; ++j) {
       less += __popc(__ballot_sync(kFullMask, keys[j] < cut.key));
       ties += __popc(__ballot_sync(kFullMask, keys[j] == cut.key));
     }
@@ -142,7 +183,7 @@ __device__ void compact(const SegmentSlice<T>& slice, const Cut<Key>& cut, const
   __syncthreads();  // every warp's counts are there
   less = ties = 0;
   int all_less = 0, all_ties = 0;
-  for (int w = 0; w < kSelectWarps; ++w) {
+  for (int w = 0; w < kWarps; ++w) {
     if (w == warp_id()) {
       less = all_less;
       ties = all_ties;
@@ -161,10 +202,10 @@ __device__ void compact(const SegmentSlice<T>& slice, const Cut<Key>& cut, const
   }
 
   for (int first = begin; first < end; first += kStep) {
-    Key keys[kSelectBatch];
-    load_keys(first, keys);
+    Key keys[kBatch];
+    slice.keys(first + lane_id(), kWarp, end, keys);
 #pragma unroll
-    for (int j = 0; j < kSelectBatch; ++j) {
+    for (int j = 0; j < kBatch; ++j) {
       const unsigned votes_less = __ballot_sync(kFullMask, keys[j] < cut.key);
       const unsigned votes_ties = __ballot_sync(kFullMask, keys[j] == cut.key);
       const int less_before = less + __popc(votes_less & lanes_below());

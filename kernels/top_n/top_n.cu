@@ -42,10 +42,12 @@ __global__ void __launch_bounds__(kSelectThreads)
   uint16_t* const order = reinterpret_cast<uint16_t*>(items + room);
   const int segment = int(blockIdx.x / cluster_size());
   const SegmentSlice<T> slice(segments, segment);
-  const Cut<Key> cut = find_cut(slice, room, &table[0][0], scratch);
+  uint32_t* const counts = &table[0][0];
+  const Cut<Key> cut = find_cut<Key, kSelectThreads>(slice, room, room, counts, counts + kSelectBins, scratch, nullptr);
   const bool here = !candidates.entries;
   Ranking<Key>* const target = here ? cluster_map(items, 0) : candidates.entries + int64_t(segment) * room;
-  compact(slice, cut, [target](int position, Key key, uint32_t index) { target[position] = {key, index}; });
+  compact<kSelectThreads>(slice, cut,
+                          [target](int position, Key key, uint32_t index) { target[position] = {key, index}; });
   cluster_sync();  // the candidates are complete, and no block reads another's memory from here on
   if (cluster_rank() != 0) return;
   if (threadIdx.x == 0) {

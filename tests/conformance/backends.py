@@ -15,22 +15,27 @@ from frcnn_fast import _extension
 ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
 
+# The ops that go another way on a device without clusters of blocks.
+CLUSTER_OPS = frozenset({"top_n", "rpn_proposals"})
+
 # The ops that have a Triton kernel; a name here without one fails.
 TRITON_OPS = frozenset({"grid_anchors", "decode_clip", "encode"})
 
 
 @dataclass(frozen=True)
 class Backend:
-    """slow: only cases marked `small` run on it. missing: why it cannot run, empty where it can."""
+    """slow: only cases marked `small` run on it. missing: why it cannot run, empty where it can. ops: those it serves;
+    None: all."""
 
     name: str
     activate: Callable[[], contextlib.AbstractContextManager]
     device: str = "cpu"
     missing: str = ""
     slow: bool = False
+    ops: frozenset[str] | None = None
 
     def serves(self, op: str) -> bool:
-        return self.name != "triton" or op in TRITON_OPS
+        return self.ops is None or op in self.ops
 
 
 def _cuda_missing() -> str:
@@ -47,11 +52,11 @@ def _triton_missing() -> str:
     return ""
 
 
-def _simt() -> tuple[Callable[[], contextlib.AbstractContextManager], str]:
+def _simt() -> tuple[Callable[..., contextlib.AbstractContextManager], str]:
     try:
         from tests.simt.backend import missing_reason, use_simt
     except ImportError as error:
-        return contextlib.nullcontext, f"the SIMT harness could not be imported ({error})"
+        return lambda *_: contextlib.nullcontext(), f"the SIMT harness could not be imported ({error})"
     return use_simt, missing_reason()
 
 
@@ -67,8 +72,14 @@ def _all() -> tuple[Backend, ...]:
         Backend("cpu", _named("cpu"), missing=_extension.missing_reason),
         Backend("cuda", _named("cuda"), device="cuda", missing=_cuda_missing()),
         Backend("simt", use_simt, missing=simt_missing, slow=True),
+        Backend("simt80", lambda: use_simt(80), missing=simt_missing, slow=True, ops=CLUSTER_OPS),
         Backend(
-            "triton", _named("triton"), device="cuda" if on_gpu else "cpu", missing=_triton_missing(), slow=not on_gpu
+            "triton",
+            _named("triton"),
+            device="cuda" if on_gpu else "cpu",
+            missing=_triton_missing(),
+            slow=not on_gpu,
+            ops=TRITON_OPS,
         ),
     )
 

@@ -43,6 +43,13 @@ def _deltas(g: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.nda
     return deltas
 
 
+def _sliding_boxes(A: int) -> np.ndarray:
+    """Rows of boxes of which each overlaps its neighbours by more than 0.7, and nobody else by that much."""
+    i = np.arange(A)
+    corner = np.stack([3.0 * (i % 100), 25.0 * (i // 100)], axis=-1)
+    return np.concatenate([corner, corner + 20.0], axis=-1)
+
+
 def _decode(
     B: int = 2,
     A: int = 200,
@@ -56,7 +63,12 @@ def _decode(
 ) -> Args:
     g = generator(31, B, A)
     deltas = tensor(_deltas(g, (B, A), kind), dtype)
-    boxes = random_boxes(g, (A,) if anchors.endswith("shared") else (B, A))
+    if anchors == "sliding":
+        boxes = _sliding_boxes(A)
+    else:
+        boxes = random_boxes(g, (A,) if anchors.endswith("shared") else (B, A))
+    if anchors.startswith("identical"):
+        boxes[:] = [100.0, 80.0, 180.0, 140.0]
     if anchors.startswith("odd"):
         boxes = with_odd_boxes(g, boxes)
     args: Args = {
@@ -183,6 +195,10 @@ def _propose(
         "tied": lambda: tied_scores(g, (B, A), 5),
         "odd": lambda: odd_scores(g, (B, A)),
         "NaN": lambda: np.full((B, A), np.nan),
+        "equal": lambda: np.full((B, A), 0.25),
+        "descending": lambda: np.broadcast_to(-np.arange(A, dtype=np.float64), (B, A)),
+        # Most within one score's neighbourhood, a few far off.
+        "crowded": lambda: np.where(g.random((B, A)) < 0.1, g.normal(0.0, 1e6, (B, A)), 1.0 + 1e-6 * g.random((B, A))),
     }
     return {"scores": tensor(values[scores](), dtype)} | args | {"pre_nms_top_n": pre, "post_nms_top_n": post}
 
@@ -215,6 +231,42 @@ def _propose_cases() -> Iterator[Case]:
         )
     yield Case("levels-tied-B3", lambda: _propose(grids(*PYRAMID), B=3, scores="tied", kind="zero", pre=200, post=80))
     yield Case("levels-f16", lambda: _propose(grids(*PYRAMID), dtype=torch.float16, pre=200, post=300))
+    five = [130, 70, 0, 33, 67]
+    yield Case("five-levels", lambda: _propose(300, level_sizes=five, pre=100, post=90), small=True)
+    yield Case(
+        "five-levels-tied",
+        lambda: _propose(300, scores="tied", kind="zero", level_sizes=five, pre=100, post=40, iou_threshold=0.3),
+        small=True,
+    )
+    # Many chunks of many ties; more of them than a level may have candidates; more candidates than are held at once.
+    for A, pre, post in ((350, 340, 200), (450, 300, 60), (450, 430, 60)):
+        for scores in ("equal", "tied", "crowded", "descending"):
+            yield Case(
+                f"{scores}-A{A}-{pre}-{post}",
+                lambda s=scores, A=A, pre=pre, post=post: _propose(A, B=1, scores=s, pre=pre, post=post),
+                small=True,
+            )
+    for order in ("before_top_n", "after_top_n"):
+        yield Case(
+            f"crowded-f64-{order}",
+            lambda o=order: _propose(
+                450, scores="crowded", dtype=torch.float64, pre=300, post=290, filter_order=o, min_size=30.0
+            ),
+            small=True,
+        )
+    # Every box waits for the one before it; and all of the same place.
+    yield Case(
+        "sliding",
+        lambda: _propose(300, B=1, scores="descending", kind="zero", anchors="sliding", post=300),
+        small=True,
+    )
+    yield Case("identical", lambda: _propose(300, kind="zero", anchors="identical shared", post=300), small=True)
+    yield Case("all-kept", lambda: _propose(370, B=1, iou_threshold=1.0, pre=370, post=370), small=True)
+    yield Case(
+        "all-kept-f64",
+        lambda: _propose(370, B=1, iou_threshold=1.0, dtype=torch.float64, pre=370, post=370),
+        small=True,
+    )
     yield Case("level-sizes", lambda: _propose(300, level_sizes=[100, 1, 0, 199], pre=40, post=60), small=True)
     yield Case("level-smaller-than-pre", lambda: _propose(300, level_sizes=[10, 290], pre=1000, post=60), small=True)
     yield Case("grid", lambda: _propose(grids(ONE_LEVEL), pre=150, post=50), small=True)

@@ -20,11 +20,17 @@ def _scores(B: int, N: int, n: int, kind: str = "random", dtype: torch.dtype = t
         "equal": lambda: np.full((B, N), 0.25),
         "NaN": lambda: np.full((B, N), np.nan),
         "infinite": lambda: g.choice([np.inf, -np.inf], (B, N)),
+        "-infinite": lambda: g.choice([np.nan, -np.inf], (B, N)),
         "ascending": lambda: np.broadcast_to(np.arange(N, dtype=np.float64), (B, N)),
         # All within one bit pattern's neighbourhood: a radix select that looks at the high bits alone cannot decide.
         "close": lambda: 1.0 + g.integers(0, 4096, (B, N)) * 2.0**-23,
     }
     return {"scores": tensor(values[kind](), dtype), "n": n}
+
+
+def _few_infinities(dtype: torch.dtype) -> Args:
+    args = _scores(1, 90, 0, "-infinite", dtype)
+    return args | {"n": int(args["scores"].isinf().sum())}
 
 
 def _cases() -> Iterator[Case]:
@@ -45,6 +51,9 @@ def _cases() -> Iterator[Case]:
         for kind in ("random", "odd"):
             yield Case(f"{name}-{kind}", lambda d=dtype, k=kind: _scores(2, 500, 100, k, d), small=True)
         yield Case(f"{name}-N20000", lambda d=dtype: _scores(1, 20000, 2000, "odd", d))
+    # All that is not NaN is taken, and is of one score.
+    for name, dtype in DTYPES.items():
+        yield Case(f"{name}-minus-infinity-and-NaN", lambda d=dtype: _few_infinities(d), small=True)
     yield Case("many-rows", lambda: _scores(40, 130, 20, "odd"), small=True)
     yield Case("no-rows", lambda: _scores(0, 130, 20), small=True)
     yield Case("strided", lambda: {"scores": strided(_scores(3, 200, 0)["scores"]), "n": 50}, small=True)

@@ -50,12 +50,12 @@ def ops_of(name: str) -> list[Op]:
 
 def sides(files: list[Path]) -> list[tuple[str, ...]]:
     """Which backends must notice. A mutant in a CUDA source shows on "simt" and one in a CPU source on "cpu", each for
-    itself; one that is in a shared header alone, on either."""
+    itself ("simt80" goes where "simt" has clusters); one that is in a shared header alone, on either."""
     suffixes = {path.suffix for path in files}
     if suffixes == {".h"}:
         return [("cpu", "simt")]
     cpu: list[tuple[str, ...]] = [("cpu",)] if suffixes & {".h", ".cpp"} else []
-    cuda: list[tuple[str, ...]] = [("simt",)] if suffixes & {".cu", ".cuh"} else []
+    cuda: list[tuple[str, ...]] = [("simt", "simt80")] if suffixes & {".cu", ".cuh"} else []
     return cpu + cuda
 
 
@@ -91,15 +91,18 @@ def run_cases(files: list[Path], backends: tuple[str, ...]) -> None:
         label = f"{op.name}-{backend.name}-{case.name}"
         assert_conforms(op, run(op, backend, case), want, inputs(case), label, exactly=exactly)
 
+    def served_by(backend: Backend) -> list[Op]:
+        return [op for op in ops_of(family(files)) if backend.serves(op.name)]
+
     here = [backend for name in backends for backend in BACKENDS if backend.name == name]
     for backend in here:
-        for op in ops_of(family(files)):
+        for op in served_by(backend):
             for case, want, exactly in prepared(op):
                 if case.refused_by(backend):  # type: ignore[attr-defined]
                     continue
                 check(op, backend, case, want, exactly)
     for backend in here:
-        for op in ops_of(family(files)):
+        for op in served_by(backend):
             for case in op.cases:
                 if not (case.small or backend.slow):
                     check(op, backend, case, expected(op, case), False)
@@ -149,7 +152,7 @@ def test_mutant_is_caught(mutant: str, backends: tuple[str, ...]) -> None:
     print(how)
 
 
-@pytest.mark.parametrize("side", ["cpu", "simt"])
+@pytest.mark.parametrize("side", ["cpu", "simt", "simt80"])
 def test_without_a_mutant_all_is_green(side: str) -> None:
     """The control: the child processes by themselves turn nothing red."""
     assert not turns_red(None, [Path("kernels/top_n/top_n.h")], (side,))

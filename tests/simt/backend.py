@@ -1,4 +1,5 @@
-"""The conformance suite's backend "simt": the CUDA kernels, run on the CPU by the test module.
+"""The conformance suite's backends "simt" and "simt80": the CUDA kernels, run on the CPU by the test module, as on a
+device of compute capability 9.0 and of 8.0, which has no clusters.
 
 The test module takes the place of frcnn_fast._C, so it must be loaded before frcnn_fast is imported; a process that
 does so is started by `python -m tests.run_sanitized` and knows the module by FRCNN_TEST_MODULE.
@@ -38,13 +39,14 @@ def missing_reason() -> str:
 
 
 @contextlib.contextmanager
-def use_simt() -> Iterator[None]:
+def use_simt(capability: int = 90) -> Iterator[None]:
     """CPU tensors go to the CUDA launchers. SIMT_ORDER names the schedule; else each test has one of the three, always
     the same."""
     from frcnn_fast import _C  # type: ignore[attr-defined]
 
     if "SIMT_ORDER" not in os.environ:
         _C.set_order(zlib.crc32(os.environ.get("PYTEST_CURRENT_TEST", "").encode()) % 3)
+    _C.set_capability(capability)
     _C.set_emulated(True)
     try:
         yield

@@ -91,6 +91,13 @@ __global__ void cluster_sum_kernel(const int* values, int* sums) {
   cluster_sync();  // no block leaves while another may read from it
 }
 
+// Adds up what the launch before left in out[0], while that may still be running.
+__global__ void overlapped_kernel(int* out) {
+  wait_for_launch_before();
+  let_next_launch_start();
+  if (threadIdx.x == 0) out[0] += 1;
+}
+
 // The last block to arrive adds up what the others left.
 __global__ void last_block_kernel(const int* values, int* partial, int* tickets, int* sum) {
   FF_SHARED(int, scratch, [32]);
@@ -214,6 +221,11 @@ __global__ void early_exit_kernel(int* out) {
   out[0] = *other;
 }
 
+__global__ void never_waits_kernel(int* out) {
+  if (threadIdx.x != 5) wait_for_launch_before();
+  out[threadIdx.x] = 1;
+}
+
 __global__ void too_much_shared_kernel(int* out) {
   FF_SHARED(int, s, [12000]);
   FF_DYN_SHARED(int, d);
@@ -266,6 +278,12 @@ Status last_block_sum(const int* values, int blocks, int* partial, int* tickets,
   return launched();
 }
 
+Status overlapped_count(int launches, int* out) {
+  FF_TRY(fill_bytes(out, 0, sizeof(int), nullptr));
+  for (int i = 0; i < launches; ++i) FF_LAUNCH_OVERLAPPED(overlapped_kernel, 1, 64, 0, nullptr, out);
+  return launched();
+}
+
 Status warp_collectives(int* out) {
   FF_LAUNCH(collectives_kernel, 1, 64, 0, nullptr, out);
   return launched();
@@ -298,6 +316,7 @@ const Bug kBugs[] = {
     {"spin", [](int* out) { FF_LAUNCH(spin_kernel, 1, 64, 0, nullptr, out); }},
     {"early_map", [](int* out) { FF_LAUNCH_CLUSTER(early_map_kernel, 2, 2, 64, 0, nullptr, out); }},
     {"early_exit", [](int* out) { FF_LAUNCH_CLUSTER(early_exit_kernel, 2, 2, 64, 0, nullptr, out); }},
+    {"never_waits", [](int* out) { FF_LAUNCH_OVERLAPPED(never_waits_kernel, 1, 64, 0, nullptr, out); }},
     {"too_much_shared", [](int* out) { FF_LAUNCH(too_much_shared_kernel, 1, 64, 4096, nullptr, out); }},
 };
 const int kNumBugs = int(sizeof kBugs / sizeof *kBugs);

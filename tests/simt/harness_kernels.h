@@ -9,7 +9,8 @@ Status overlaps(const float* intervals, int n, unsigned* words);                
 Status sort_pieces(unsigned* items, int pieces, int each);                        // each: a power of two
 Status cluster_sums(const int* values, int blocks, unsigned cluster, int* sums);  // [blocks * 64] -> [blocks]
 Status last_block_sum(const int* values, int blocks, int* partial, int* tickets, int* sum);
-Status warp_collectives(int* out);  // [64, 16]
+Status overlapped_count(int launches, int* out);  // out [1]: launches
+Status warp_collectives(int* out);                // [64, 16]
 Status empty_grid(int* out);
 Status too_much_dynamic(int* out);
 

@@ -76,6 +76,18 @@ void check_sums(int blocks, unsigned cluster) {
   expect(sum == std::accumulate(values.begin(), values.end(), 0), "last block: sum");
 }
 
+void check_overlapped() {
+  int count = -1;
+  expect(overlapped_count(3, &count) == 0 && count == 3, "overlapped launches");
+}
+
+void check_clusters_are_refused() {
+  int unused[8] = {};
+  simt::set_capability(80);
+  expect(cluster_sums(unused, 8, 4, unused) == 9, "a cluster below capability 9.0 is refused");
+  simt::set_capability(90);
+}
+
 void check_collectives() {
   std::vector<int> out(64 * 16);
   expect(warp_collectives(out.data()) == 0, "collectives: status");
@@ -109,8 +121,10 @@ int check() {
     check_sums(8, 1);
     check_sums(8, 4);
     check_sums(16, 8);
+    check_overlapped();
     check_collectives();
   }
+  check_clusters_are_refused();
   int unused = 0;
   expect(empty_grid(&unused) == 9, "a launch of no blocks is refused");
   expect(too_much_dynamic(&unused) == 1, "more dynamic shared memory than allowed is refused");

@@ -27,6 +27,7 @@ void bind_test_build(py::module_& m) {
   m.def("set_emulated", [](bool on) { emulated = on; });
   m.def("set_mutant", &set_mutant);
   m.def("set_order", &simt::set_order, py::arg("order"), py::arg("seed") = 1);
+  m.def("set_capability", &simt::set_capability);
   m.def("launches", &simt::launches);
 }
 

@@ -27,12 +27,12 @@ def parameter(item: pytest.Item, name: str) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the conformance cases, keeps those that exercise compiled code: the small ones, on "cpu" and "simt"."""
+    """Of the conformance cases, keeps those that exercise compiled code: the small ones, on "cpu", "simt", "simt80"."""
     keep, drop = [], []
     for item in items:
         backend, case = parameter(item, "backend"), parameter(item, "case")
         name = getattr(backend, "name", backend)  # conformance tests have backends, others may have their names
-        wanted = name is None or (name in ("cpu", "simt") and getattr(case, "small", True))
+        wanted = name is None or (name in ("cpu", "simt", "simt80") and getattr(case, "small", True))
         (keep if wanted else drop).append(item)
     items[:] = keep
     config.hook.pytest_deselected(items=drop)
@@ -45,7 +45,7 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     backend = parameter(item, "backend")
-    if backend is None or backend.name != "simt":
+    if backend is None or not backend.name.startswith("simt"):
         return (yield)
     from frcnn_fast import _C  # type: ignore[attr-defined]
 

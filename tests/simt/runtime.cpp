@@ -27,6 +27,7 @@ int environment(const char* name, int otherwise) {
 }
 int chosen_order = environment("SIMT_ORDER", 0);
 unsigned chosen_seed = unsigned(environment("SIMT_SEED", 1));
+int device_capability = 90;
 
 std::mutex allowed_mutex;
 std::map<const void*, size_t> allowed_dynamic;  // cudaFuncSetAttribute, by kernel
@@ -96,6 +97,14 @@ void* shared_array(const void* tag, size_t bytes, Where where) {
 
 void* dynamic_shared() { return find_or_make(*me().owner, nullptr, gang->launch.dynamic_bytes).data.get(); }
 
+void mark_waited() { me().waited = true; }
+void require_waited() {
+  if (!me().waited) fail("ends without wait_for_launch_before()");
+}
+
+bool cluster_fits(unsigned cluster, size_t dynamic_bytes) {
+  return cluster <= (device_capability >= 90 ? kMaxCluster : 1) && dynamic_bytes <= kMaxSharedBytes;
+}
 unsigned cluster_size() { return gang->launch.cluster; }
 unsigned cluster_rank() { return me().owner->rank; }
 
@@ -126,7 +135,7 @@ void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dyn
       limit = std::max(limit, found->second);
   }
   if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ || threads == 0 ||
-      threads > kMaxThreads || cluster == 0 || cluster > kMaxCluster || grid.x % cluster) {
+      threads > kMaxThreads || cluster == 0 || !cluster_fits(cluster, 0) || grid.x % cluster) {
     last_error = cudaErrorInvalidConfiguration;
     return;
   }
@@ -159,6 +168,8 @@ void set_order(int order, unsigned seed) {
   chosen_order = order;
   chosen_seed = seed;
 }
+
+void set_capability(int capability) { device_capability = capability; }
 
 int64_t launches() { return launch_count; }
 
@@ -202,17 +213,17 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
   return cudaSuccess;
 }
 
-// A small device of compute capability 9.0, so that kernels take their cluster path.
+// A small device; of compute capability 9.0 unless told otherwise, so that kernels take their cluster path.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = 4;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-      *value = 9;
+      *value = simt::device_capability / 10;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
-      *value = 0;
+      *value = simt::device_capability % 10;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = int(simt::kMaxSharedBytes);

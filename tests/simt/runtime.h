@@ -67,6 +67,11 @@ void yield(Where where);
 void* shared_array(const void* tag, size_t bytes, Where where);
 void* dynamic_shared();
 
+// Of a thread of a kernel that may overlap the launch before: has it waited? The second reports the one that has not.
+void mark_waited();
+void require_waited();
+
+bool cluster_fits(unsigned cluster, size_t dynamic_bytes);
 unsigned cluster_size();
 unsigned cluster_rank();
 void cluster_barrier(Where where);
@@ -77,6 +82,8 @@ void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dyn
          const std::function<void()>& body, Where where);
 
 void set_order(int order, unsigned seed = 1);
+// 10 * major + minor of the device that launchers see: below 90 there are no clusters.
+void set_capability(int capability);
 // Launches run so far by this process: tests see that a kernel really went this way.
 int64_t launches();
 

@@ -30,6 +30,7 @@ struct Thread : ThreadIndex {
   Block* owner = nullptr;
   int number = 0;  // within the block
   State state = State::kReady;
+  bool waited = false;  // for the launch before
   // While it waits: in what, and what it brought.
   const char* name = "";
   Where where;

@@ -29,6 +29,7 @@ constexpr int warpSize = 32;
 #define FF_DYN_SHARED(T, name) T* const name = static_cast<T*>(::simt::dynamic_shared())
 #define FF_LAUNCH(...) ::frcnn_fast::launch(::simt::Where::current(), __VA_ARGS__)
 #define FF_LAUNCH_CLUSTER(...) ::frcnn_fast::launch_cluster(::simt::Where::current(), __VA_ARGS__)
+#define FF_LAUNCH_OVERLAPPED(...) ::frcnn_fast::launch_overlapped(::simt::Where::current(), __VA_ARGS__)
 
 namespace frcnn_fast {
 
@@ -48,6 +49,26 @@ void launch(simt::Where where, void (*kernel)(Parameters...), dim3 grid, dim3 bl
   launch_cluster(where, kernel, 1, grid, block, shared_bytes, stream, std::forward<Arguments>(arguments)...);
 }
 
+// Launches run one after the other here, but a thread that ends without having waited is reported.
+template <class... Parameters, class... Arguments>
+void launch_overlapped(simt::Where where, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                       Stream, Arguments&&... arguments) {
+  const std::tuple<std::remove_cv_t<Parameters>...> parameters(std::forward<Arguments>(arguments)...);
+  simt::run(
+      reinterpret_cast<const void*>(kernel), 1, grid, block, shared_bytes,
+      [&] {
+        std::apply(kernel, parameters);
+        simt::require_waited();
+      },
+      where);
+}
+inline void wait_for_launch_before() { simt::mark_waited(); }
+inline void let_next_launch_start() {}
+
+template <class... Parameters>
+bool cluster_fits(void (*)(Parameters...), unsigned cluster, dim3, size_t shared_bytes) {
+  return simt::cluster_fits(cluster, shared_bytes);
+}
 inline unsigned cluster_size() { return simt::cluster_size(); }
 inline unsigned cluster_rank() { return simt::cluster_rank(); }
 inline void cluster_sync(simt::Where where = simt::Where::current()) { simt::cluster_barrier(where); }
