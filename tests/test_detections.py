@@ -1,4 +1,4 @@
-"""What the conformance suite leaves of detections: bad input, batches, agnostic boxes, arrays, an image worked by hand."""
+"""What the conformance suite leaves of detections: bad input, batches, agnostic boxes, arrays, an image by hand."""
 
 from __future__ import annotations
 
