@@ -148,6 +148,17 @@ def test_second_derivative_is_refused(op: str) -> None:
         grad.sum().backward()
 
 
+def test_reference_refuses_what_cuda_packed() -> None:
+    features, rois = example()
+    argmax = torch.zeros(9, 5, 2, 2, dtype=torch.int32)
+    backward = torch.ops.frcnn_fast.roi_pool_backward.default
+    arguments = (rois, *features.shape, False, 0.25, "reference")
+    assert backward(torch.ones(9, 5, 2, 2), argmax, *arguments).any()
+    argmax[4, -1, -1, -1] = -(2**31)
+    with pytest.raises(ValueError, match="argmax: the reference cannot read what the CUDA kernels pack"):
+        backward(torch.ones(9, 5, 2, 2), argmax, *arguments)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_boxes_get_no_gradient(op: str) -> None:
     features, rois = example()

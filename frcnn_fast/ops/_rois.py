@@ -81,12 +81,12 @@ def dense(maps: Tensor) -> Tensor:
 def empty_maps(shape: Sequence[int], dtype: torch.dtype, like: Tensor, channels_last: bool) -> Tensor:
     """Uninitialised [n, C, h, w] on the device of `like`."""
     if not channels_last:
-        return like.new_empty(shape, dtype=dtype)
+        return like.new_empty(*shape, dtype=dtype)
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def workspace(size: int, like: Tensor) -> Tensor | None:
-    return torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
+    return like.new_empty(size, dtype=torch.uint8) if size else None
 
 
 def no_second_derivative(op: str) -> Callable[..., Any]:

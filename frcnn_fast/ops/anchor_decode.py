@@ -20,6 +20,7 @@ from frcnn_fast.ops._checks import (
     check_threshold,
     check_weights,
     compute_dtype,
+    contiguous_in,
     describe,
     image_sizes_tensor,
 )
@@ -149,7 +150,7 @@ def decode_clip(
         check_float("image_scales", image_scales, "[B]", 1)
         check_size("image_scales", image_scales, "[B]", (B,))
         check_same("image_scales", image_scales, "deltas", deltas, dtype=False)
-        image_scales = image_scales.to(compute_dtype(deltas)).contiguous()
+        image_scales = contiguous_in(image_scales, compute_dtype(deltas))
     clamp = float(clamp)
     if math.isnan(clamp):
         raise ValueError("clamp: expected a number, got nan")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from frcnn_fast import reference
 from frcnn_fast._extension import extension
-from frcnn_fast.ops._checks import check_float, check_same, compute_dtype, describe
+from frcnn_fast.ops._checks import check_float, check_same, compute_dtype, contiguous_in, describe
 from frcnn_fast.ops._operator import Operator
 
 MOST_LEVELS = 8
@@ -93,7 +93,7 @@ def anchor_arguments(
         check_same("anchors", anchors.cells, "the other inputs", like, dtype=False)
         if anchors.num_anchors != A:
             raise ValueError(f"anchors: expected A = {A} of them in all, got {anchors.num_anchors}: {anchors}")
-        return anchors.cells.to(dtype).contiguous(), anchors.grid, anchors.offset, anchors.level_sizes
+        return contiguous_in(anchors.cells, dtype), anchors.grid, anchors.offset, anchors.level_sizes
     if not isinstance(anchors, Tensor):
         raise TypeError(f"anchors: expected AnchorGrids or a tensor [A, 4] or [B, A, 4], got {describe(anchors)}")
     check_same("anchors", anchors, "the other inputs", like, dtype=False)

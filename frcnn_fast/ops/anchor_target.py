@@ -26,7 +26,7 @@ def _num_anchors(anchors: Tensor, grid: Sequence[int]) -> int:
 
 
 def _workspace(size: int, like: Tensor) -> Tensor | None:
-    return torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
+    return like.new_empty(size, dtype=torch.uint8) if size else None
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _anchor_args(anchors: Tensor | AnchorGrids, gt_boxes: Tensor) -> tuple[Tenso
     dtype = _checks.compute_dtype(gt_boxes)
     if isinstance(anchors, AnchorGrids):
         _checks.check_same("anchors", anchors.cells, "gt_boxes", gt_boxes, dtype=False)
-        return anchors.cells.to(dtype).contiguous(), anchors.grid, anchors.offset
+        return _checks.contiguous_in(anchors.cells, dtype), anchors.grid, anchors.offset
     B = gt_boxes.shape[0]
     of_each_image = isinstance(anchors, Tensor) and anchors.dim() == 3
     _checks.check_float("anchors", anchors, "[A, 4], [B, A, 4] or AnchorGrids", 3 if of_each_image else 2, 4)
@@ -80,7 +80,7 @@ def _contiguous(t: Tensor | None) -> Tensor | None:
 
 def _assign_outputs(anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: Tensor, *_: Any):
     size = (gt_boxes.shape[0], _num_anchors(anchors, grid))
-    return gt_boxes.new_empty(size, dtype=torch.int8), gt_boxes.new_empty(size, dtype=torch.int32)
+    return gt_boxes.new_empty(*size, dtype=torch.int8), gt_boxes.new_empty(*size, dtype=torch.int32)
 
 
 def _assign_launch(*args: Any) -> None:
@@ -181,9 +181,9 @@ def assign_anchors(
 def _sample_outputs(labels: Tensor, rng: Tensor, batch_size: int, *_: Any):
     B = labels.shape[0]
     return (
-        labels.new_empty((B, batch_size), dtype=torch.int64),
-        labels.new_empty((B, batch_size)),
-        labels.new_empty((B, 2), dtype=torch.int64),
+        labels.new_empty(B, batch_size, dtype=torch.int64),
+        labels.new_empty(B, batch_size),
+        labels.new_empty(B, 2, dtype=torch.int64),
     )
 
 
@@ -250,11 +250,11 @@ def sample_anchors(
 def _rpn_outputs(anchors, grid, offset, gt_boxes, gt_counts, rng, image_sizes, crowd, p, n, q, c, batch_size, *_):
     size = (gt_boxes.shape[0], batch_size)
     return (
-        gt_boxes.new_empty(size, dtype=torch.int64),
-        gt_boxes.new_empty(size, dtype=torch.int8),
-        gt_boxes.new_empty((*size, 4)),
-        gt_boxes.new_empty(size, dtype=torch.int32),
-        gt_boxes.new_empty((size[0], 2), dtype=torch.int64),
+        gt_boxes.new_empty(*size, dtype=torch.int64),
+        gt_boxes.new_empty(*size, dtype=torch.int8),
+        gt_boxes.new_empty(*size, 4),
+        gt_boxes.new_empty(*size, dtype=torch.int32),
+        gt_boxes.new_empty(size[0], 2, dtype=torch.int64),
     )
 
 
@@ -364,11 +364,11 @@ def rpn_targets(
 def _roi_outputs(proposals, counts, gt_boxes, gt_labels, gt_counts, rng, crowd, batch_size, *_):
     size = (gt_boxes.shape[0], batch_size)
     return (
-        gt_boxes.new_empty((*size, 4)),
-        gt_boxes.new_empty(size, dtype=torch.int64),
-        gt_boxes.new_empty((*size, 4)),
-        gt_boxes.new_empty(size, dtype=torch.int32),
-        gt_boxes.new_empty((size[0], 2), dtype=torch.int64),
+        gt_boxes.new_empty(*size, 4),
+        gt_boxes.new_empty(*size, dtype=torch.int64),
+        gt_boxes.new_empty(*size, 4),
+        gt_boxes.new_empty(*size, dtype=torch.int32),
+        gt_boxes.new_empty(size[0], 2, dtype=torch.int64),
     )
 
 

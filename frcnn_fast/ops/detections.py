@@ -20,6 +20,7 @@ from frcnn_fast.ops._checks import (
     check_threshold,
     check_weights,
     compute_dtype,
+    contiguous_in,
     describe,
     image_sizes_tensor,
 )
@@ -95,7 +96,7 @@ def detections(
     return _detections(
         class_logits.contiguous(),
         box_deltas.contiguous(),
-        proposals.to(compute_dtype(class_logits)).contiguous(),
+        contiguous_in(proposals, compute_dtype(class_logits)),
         counts.contiguous(),
         image_sizes_tensor(image_sizes, B, class_logits),
         check_threshold("score_threshold", score_threshold),
@@ -112,10 +113,10 @@ def detections(
 def _outputs(class_logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     B, D, dtype = class_logits.shape[0], args[6], compute_dtype(class_logits)
     return (
-        class_logits.new_empty((B, D, 4), dtype=dtype),
-        class_logits.new_empty((B, D), dtype=dtype),
-        class_logits.new_empty((B, D), dtype=torch.int64),
-        class_logits.new_empty((B,), dtype=torch.int64),
+        class_logits.new_empty(B, D, 4, dtype=dtype),
+        class_logits.new_empty(B, D, dtype=dtype),
+        class_logits.new_empty(B, D, dtype=torch.int64),
+        class_logits.new_empty(B, dtype=torch.int64),
     )
 
 
@@ -123,7 +124,7 @@ def _launch(class_logits: Tensor, box_deltas: Tensor, *args: Any) -> None:
     inputs, outputs = args[:-4], args[-4:]
     C = extension()
     size = C.detections_workspace(class_logits, box_deltas, inputs[3], inputs[5])
-    workspace = class_logits.new_empty((size,), dtype=torch.uint8)
+    workspace = class_logits.new_empty(size, dtype=torch.uint8)
     C.detections(class_logits, box_deltas, *inputs, workspace, *outputs)
 
 

@@ -18,7 +18,7 @@ from frcnn_fast.ops._operator import Operator
 
 
 def _box_iou_outputs(boxes1: Tensor, boxes2: Tensor, legacy: bool) -> tuple[Tensor]:
-    return (boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]), dtype=_checks.compute_dtype(boxes1)),)
+    return (boxes1.new_empty(boxes1.shape[0], boxes2.shape[0], dtype=_checks.compute_dtype(boxes1)),)
 
 
 def _box_iou_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -97,7 +97,7 @@ def _nms_launch(
 ) -> None:
     C = extension()
     bytes_needed = C.nms_workspace(boxes, num_keep.shape[0], scores.shape[-1], max_output, class_ids is not None)
-    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=boxes.device) if bytes_needed else None
+    workspace = boxes.new_empty(bytes_needed, dtype=torch.uint8) if bytes_needed else None
     C.nms_padded(boxes, scores, iou_threshold, max_output, class_ids, counts, legacy, workspace, keep, num_keep)
 
 
@@ -144,8 +144,8 @@ _nms_padded = Operator(
     "nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int max_output, Tensor? class_ids, Tensor? counts, "
     "bool legacy) -> (Tensor, Tensor)",
     outputs=lambda boxes, scores, iou_threshold, max_output, *_: (
-        boxes.new_empty((boxes.shape[0], max_output), dtype=torch.int64),
-        boxes.new_empty((boxes.shape[0],), dtype=torch.int64),
+        boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int64),
+        boxes.new_empty(boxes.shape[0], dtype=torch.int64),
     ),
     launch=_nms_launch,
     triton="nms.nms_triton:nms_padded",

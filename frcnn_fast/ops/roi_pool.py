@@ -58,6 +58,18 @@ def _pool_oracle(
     return output, argmax if with_argmax else np.empty(0, np.int32)
 
 
+# The last number of a row of argmax that the CUDA kernels have packed (kernels/roi_pool/roi_bins.cuh).
+_PACKED = -(2**31)
+
+
+def _pool_backward_oracle(
+    grad: np.ndarray, argmax: np.ndarray, rois: np.ndarray, B: int, C: int, H: int, W: int, *_: object
+) -> np.ndarray:
+    if argmax.size and (argmax[:, -1, -1, -1] == _PACKED).any():
+        raise ValueError("argmax: the reference cannot read what the CUDA kernels pack; run both passes on one backend")
+    return oracle.roi_pool_backward(grad, argmax, rois, (B, C, H, W))
+
+
 def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, rois, _, _, ctx.spatial_scale, ctx.with_argmax = inputs
     ctx.shape, ctx.channels_last = input.shape, is_channels_last(input)
@@ -107,9 +119,7 @@ _pool_backward = Operator(
     outputs=lambda grad, argmax, rois, B, C, H, W, last, scale: (empty_maps((B, C, H, W), grad.dtype, grad, last),),
     launch=_pool_backward_launch,
     triton="roi_pool.roi_pool_triton:roi_pool_backward",
-    reference=lambda grad, argmax, rois, B, C, H, W, last, scale: oracle.roi_pool_backward(
-        grad, argmax, rois, (B, C, H, W)
-    ),
+    reference=_pool_backward_oracle,
     setup_context=lambda ctx, inputs, output: None,
     backward=no_second_derivative("roi_pool"),
 )

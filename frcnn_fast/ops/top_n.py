@@ -32,9 +32,9 @@ def top_n(scores: Tensor, n: int, *, backend: str | None = None) -> tuple[Tensor
 def _outputs(scores: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     B = scores.shape[0]
     return (
-        scores.new_empty((B, n)),
-        scores.new_empty((B, n), dtype=torch.int64),
-        scores.new_empty((B,), dtype=torch.int64),
+        scores.new_empty(B, n),
+        scores.new_empty(B, n, dtype=torch.int64),
+        scores.new_empty(B, dtype=torch.int64),
     )
 
 

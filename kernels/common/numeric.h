@@ -34,7 +34,8 @@ FF_HD U scale_by_power_of_two(U y, int32_t n) {
 FF_HD float exp_(float x) {
   const float low = -103.972081f, high = 88.722839f, rint_magic = 12582912.0f;  // 1.5 * 2^23
   const float c = x < low ? low : (x > high ? high : x);
-  const float n = (c * 1.44269504f + rint_magic) - rint_magic;
+  const float shifted = c * 1.44269504f + rint_magic;
+  const float n = shifted - rint_magic;
   const float r = (c - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -43,7 +44,8 @@ FF_HD float exp_(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const float y = (p * (r * r) + r) + 1.0f;
-  const float result = scale_by_power_of_two(y, int32_t(n == n ? n : 0.0f));
+  // n's bits are the last of shifted's: cheaper than a conversion. (NaN: y is NaN, whatever it is scaled by.)
+  const float result = scale_by_power_of_two(y, int32_t(float_bits(shifted) - float_bits(rint_magic)));
   return x > high ? bits_float(0x7f800000u) : (x < low ? 0.0f : result);
 }
 
@@ -53,7 +55,8 @@ FF_HD float exp_(float x) {
 FF_HD double exp_(double x) {
   const double low = -745.13321910194122, high = 709.78271289338397, rint_magic = 6755399441055744.0;  // 1.5 * 2^52
   const double c = x < low ? low : (x > high ? high : x);
-  const double n = (c * 1.4426950408889634 + rint_magic) - rint_magic;
+  const double shifted = c * 1.4426950408889634 + rint_magic;
+  const double n = shifted - rint_magic;
   const double r = (c - n * 0.693145751953125) - n * 1.42860682030941723212e-6;
   const double z = r * r;
   double p = 1.26177193074810590878e-4;
@@ -65,7 +68,7 @@ FF_HD double exp_(double x) {
   q = q * z + 2.00000000000000000005e0;
   const double px = r * p;
   const double y = 1.0 + 2.0 * (px / (q - px));
-  const double result = scale_by_power_of_two(y, int32_t(n == n ? n : 0.0));
+  const double result = scale_by_power_of_two(y, int32_t(uint32_t(double_bits(shifted) - double_bits(rint_magic))));
   return x > high ? bits_double(0x7ff0000000000000ull) : (x < low ? 0.0 : result);
 }
 

@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "../nms/kept_chains.h"
 #include "../top_n/ranked.h"
 #include "detections_cpu.h"
@@ -16,11 +18,14 @@ struct DecodeBlock {
   bool valid[kDecoded];
 };
 
+// Rows whose softmax is taken together: none then waits for what another has just written.
+constexpr int64_t kRows = 8;
+
 template <class U>
 struct Memory {
   int64_t classes;    // with the background, padded to whole lanes
-  U* logits;          // [classes]
-  U* powers;          // [classes]
+  U* logits;          // [kRows, classes], -inf in the lanes without a class
+  U* powers;          // [kRows, classes]
   U* scores;          // [N * K]: the candidates', in index order
   uint32_t* indices;  // [N * K]
   int64_t chunk;
@@ -28,8 +33,8 @@ struct Memory {
 
   Memory(Carver* carver, const DetectionInputs& in) {
     classes = (in.K + kSoftmaxLanes) / kSoftmaxLanes * kSoftmaxLanes;
-    logits = carver->take<U>(classes);
-    powers = carver->take<U>(classes);
+    logits = carver->take<U>(kRows * classes);
+    powers = carver->take<U>(kRows * classes);
     scores = carver->take<U>(in.N * in.K);
     indices = carver->take<uint32_t>(in.N * in.K);
     chunk = ranked_chunk(in.N * in.K);
@@ -37,22 +42,51 @@ struct Memory {
   }
 };
 
+// Lane l of v with lane l + half: combine(lower, upper) in the lower `half` lanes; what is above counts no more.
+template <int half, class V, class Combine, size_t... l>
+FF_SIMD V fold_lanes(V v, const Combine& combine, std::index_sequence<l...> lanes) {
+  constexpr int n = sizeof...(l);
+  const V upper = FF_MUTANT(detect_fold, (__builtin_shufflevector(v, v, int((l + half) % n)...)),
+                            (__builtin_shufflevector(v, v, int((n + 2 * half - 1 - l) % n)...)));
+  const V folded = combine(v, upper);
+  if constexpr (half > 1)
+    return fold_lanes<half / 2>(folded, combine, lanes);
+  else
+    return folded;
+}
+
+// All lanes of the registers in one, in halves: lane l with lane l + 16, then 8, 4, 2, 1.
+template <class U, class Combine, int n>
+FF_SIMD U fold(Vector<U> (&registers)[n], const Combine& combine) {
+  constexpr int kLanes = kSoftmaxLanes / n;
+#pragma GCC unroll 8
+  for (int half = n / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int r = 0; r < half; ++r) registers[r] = combine(registers[r], registers[r + half]);
+  return fold_lanes<kLanes / 2>(registers[0], combine, std::make_index_sequence<kLanes>())[0];
+}
+
 // powers[c] = exp_(logits[c] - maximum); returns their sum.
 template <class U>
-U soft_powers(const U* logits, int64_t classes, U* powers) {
-  U top[kSoftmaxLanes], sums[kSoftmaxLanes] = {};
-  for (int l = 0; l < kSoftmaxLanes; ++l) top[l] = logits[l];
+FF_SIMD U soft_powers(const U* logits, int64_t classes, U* powers) {
+  using V = Vector<U>;
+  constexpr int kLanes = kVectorBytes / int(sizeof(U)), n = kSoftmaxLanes / kLanes;
+  V folded[n];
+#pragma GCC unroll 16
+  for (int r = 0; r < n; ++r) folded[r] = load_lanes<V>(logits + r * kLanes);
   for (int64_t c = kSoftmaxLanes; c < classes; c += kSoftmaxLanes)
-    for (int l = 0; l < kSoftmaxLanes; ++l) top[l] = logits[c + l] > top[l] ? logits[c + l] : top[l];
-  U most = top[0];
-  for (int l = 1; l < kSoftmaxLanes; ++l) most = top[l] > most ? top[l] : most;
+#pragma GCC unroll 16
+    for (int r = 0; r < n; ++r) folded[r] = max_lanes(folded[r], load_lanes<V>(logits + c + r * kLanes));
+  const U most = fold<U>(folded, [](V a, V b) { return max_lanes(a, b); });
+#pragma GCC unroll 16
+  for (int r = 0; r < n; ++r) folded[r] = V{};
+  for (int64_t c = 0; c < classes; c += kSoftmaxLanes) {
 #pragma GCC ivdep
-  for (int64_t c = 0; c < classes; ++c) powers[c] = exp_(logits[c] - most);
-  for (int64_t c = 0; c < classes; c += kSoftmaxLanes)
-    for (int l = 0; l < kSoftmaxLanes; ++l) sums[l] += powers[c + l];
-  for (int half = kSoftmaxLanes / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) sums[l] += sums[l + FF_MUTANT(detect_fold, half, 2 * half - 1 - 2 * l)];
-  return sums[0];
+    for (int l = 0; l < kSoftmaxLanes; ++l) powers[c + l] = exp_(logits[c + l] - most);
+#pragma GCC unroll 16
+    for (int r = 0; r < n; ++r) folded[r] += load_lanes<V>(powers + c + r * kLanes);
+  }
+  return fold<U>(folded, [](V a, V b) { return a + b; });
 }
 
 // The candidates of the image's rows, in index order; returns how many.
@@ -63,21 +97,29 @@ int64_t find_candidates(const DetectionInputs& in, U threshold, int64_t b, const
   const int64_t classes = in.K + 1, rows = FF_MUTANT(detect_counts, in.counts[b], in.N);
   const T* logits = static_cast<const T*>(in.class_logits) + b * in.N * classes;
   int64_t count = 0;
-  for (int64_t c = classes; c < memory.classes; ++c) memory.logits[c] = -U(__builtin_inf());
-  for (int64_t n = 0; n < rows; ++n, logits += classes) {
-    for (int64_t c = 0; c < classes; ++c) memory.logits[c] = load(logits + c);
-    const U sum = soft_powers(memory.logits, memory.classes, memory.powers);
-    // power / sum > threshold implies power >= the rounded product: the division is taken for those only.
-    const V likely_from = splat(threshold * sum);
-    for (int64_t first = 0; first < classes; first += kStep) {
-      unsigned likely = at_least(load_lanes<V>(memory.powers + first), likely_from);
-      if (first == 0) likely &= ~FF_MUTANT(detect_background, 1u, 0u);
-      for (; likely; likely &= likely - 1) {
-        const int64_t c = first + __builtin_ctz(likely);
-        const U score = memory.powers[c] / sum;
-        if (c >= classes || !passes(score, threshold)) continue;
-        memory.scores[count] = score;
-        memory.indices[count++] = uint32_t(n * in.K + c - (c > 0));
+  U sums[kRows];
+  for (int64_t r = 0; r < kRows; ++r)
+    for (int64_t c = classes; c < memory.classes; ++c) memory.logits[r * memory.classes + c] = -U(__builtin_inf());
+  for (int64_t first_row = 0; first_row < rows; first_row += kRows) {
+    const int64_t here = rows - first_row < kRows ? rows - first_row : kRows;
+    for (int64_t r = 0; r < here; ++r, logits += classes)
+      for (int64_t c = 0; c < classes; ++c) memory.logits[r * memory.classes + c] = load(logits + c);
+    for (int64_t r = 0; r < here; ++r)
+      sums[r] = soft_powers(memory.logits + r * memory.classes, memory.classes, memory.powers + r * memory.classes);
+    for (int64_t r = 0; r < here; ++r) {
+      const U* const powers = memory.powers + r * memory.classes;
+      // power / sum > threshold implies power >= the rounded product: the division is taken for those only.
+      const V likely_from = splat(threshold * sums[r]);
+      for (int64_t first = 0; first < classes; first += kStep) {
+        unsigned likely = at_least(load_lanes<V>(powers + first), likely_from);
+        if (first == 0) likely &= ~FF_MUTANT(detect_background, 1u, 0u);
+        for (; likely; likely &= likely - 1) {
+          const int64_t c = first + __builtin_ctz(likely);
+          const U score = powers[c] / sums[r];
+          if (c >= classes || !passes(score, threshold)) continue;
+          memory.scores[count] = score;
+          memory.indices[count++] = uint32_t((first_row + r) * in.K + c - (c > 0));
+        }
       }
     }
   }

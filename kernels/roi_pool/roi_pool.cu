@@ -1,90 +1,66 @@
-// RoIPool on CUDA. Forward: one launch, a thread takes the maxima of one bin for four channels (see BinWork), reading
-// the map through the caches. Backward: a gather (see roi_gather.cuh).
+// RoIPool on CUDA. Forward: one launch of one of two kernels (choose_tile says which): the map's channels in shared
+// memory, a slice a block (roi_pool_tile.cuh), or read through the caches, a thread one bin for four channels (see
+// BinWork). Backward: a gather (see roi_gather.cuh).
 #include "roi_gather.cuh"
-#include "roi_pool.h"
+#include "roi_pool_tile.cuh"
 
 namespace frcnn_fast {
 namespace {
 
-struct PoolShape {
-  int64_t B, C;
-  int32_t H, W, P, Q;
-  CellStrides map, out;
-};
-
-PoolShape device_shape(const RoiPoolShape& s) {
-  return {s.B,
-          s.C,
-          int32_t(s.H),
-          int32_t(s.W),
-          int32_t(s.P),
-          int32_t(s.Q),
-          cell_strides(s.C, s.H * s.W, s.channels_last),
-          cell_strides(s.C, s.P * s.Q, s.channels_last)};
-}
-
 template <class T, bool kLast, bool kArgmax>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 3)  // 80 registers: left to itself ptxas takes fewer, and spills
     pool_kernel(PoolShape s, int32_t blocks_per_roi, const T* __restrict__ input, const Compute<T>* __restrict__ rois,
                 Compute<T> scale, T* __restrict__ output, int32_t* __restrict__ argmax) {
   using U = Compute<T>;
   using Work = BinWork<kLast>;
   constexpr int n = Work::kChannels;
   const Work work(blocks_per_roi, int32_t(s.C), s.P * s.Q);
-  if (!work.any) return;
   const U* roi = rois + work.roi * kRoiFields;
-  const int64_t image = roi_image(roi, s.B);
-  BinAxis<U> rows, columns;
-  bool present = image >= 0;
-  present = make_bins(roi[2], roi[4], scale, int64_t(s.P), int64_t(s.H), &rows) && present;
-  present = make_bins(roi[1], roi[3], scale, int64_t(s.Q), int64_t(s.W), &columns) && present;
-  const int32_t p = work.bin / s.Q, q = work.bin % s.Q;
-  const int32_t top = rows.begin(p), bottom = rows.end(p), left = columns.begin(q), right = columns.end(q);
-  const bool empty = !present || top >= bottom || left >= right;
-
-  // NaN: nothing yet, so that -inf counts and NaN does not.
+  const RoiBins<U> bins(s, roi, scale);
+  const bool packed = kArgmax && packs(bins, s);  // by the whole warp: all of it has one RoI
+  if (!work.any) return;
+  const BinCells cells(bins, work.bin / s.Q, work.bin % s.Q);
+  const T* map = input + (bins.present ? int64_t(roi[0]) * s.C * s.H * s.W : 0);
   U best[n];
-  int32_t place[n];
-#pragma unroll
-  for (int j = 0; j < n; ++j) {
-    best[j] = empty ? U(0) : FF_MUTANT(roi_all_nan, U(NAN), U(-INFINITY));
-    place[j] = -1;
-  }
-  if (!empty) {
-    const T* map = input + image * s.C * s.H * s.W;
-    for (int32_t y = top; y < bottom; ++y) {
-      for (int32_t x = left; x < right; ++x) {
-        const T* cell = map + (int64_t(y) * s.W + x) * s.map.cell;
-#pragma unroll
-        for (int j = 0; j < n; ++j) {
-          const U value = load(cell + work.channel_in(j, s.C) * s.map.channel);
-          const bool first = best[j] != best[j] && FF_MUTANT(roi_minus_inf, value == value, value > U(-INFINITY));
-          if (first || FF_MUTANT(roi_first_max, value > best[j], value >= best[j])) {
-            best[j] = value;
-            place[j] = y * s.W + x;
-          }
-        }
-      }
-    }
-  }
-  const int64_t target = work.roi * s.C * s.P * s.Q + work.bin * s.out.cell;
+  int32_t order[n];
+  find_maxima(
+      cells,
+      [&](int32_t y, int32_t x, int j) {
+        return load(map + (int64_t(y) * s.W + x) * s.map.cell + work.channel_in(j, s.C) * s.map.channel);
+      },
+      best, order);
+  const int64_t first = work.bin * s.out.cell;
+  T* const to = output + work.roi * s.C * s.P * s.Q + first;
+  int32_t* const part = kArgmax ? part_of(argmax, s, work.roi) : nullptr;
 #pragma unroll
   for (int j = 0; j < n; ++j) {
     if (work.channel(j) >= s.C) continue;
-    store(output + target + work.channel(j) * s.out.channel, best[j]);
-    if (kArgmax) argmax[target + work.channel(j) * s.out.channel] = place[j];
+    store(to + work.channel(j) * s.out.channel, best[j]);
+    if (kArgmax) keep_argmax(part, first + work.channel(j) * s.out.channel, packed, order[j], cells, s.W);
   }
+  if (packed && work.bin == 0 && work.channel(0) == 0) *mark_of(part, s) = kPackedPart;
 }
 
 template <class T>
 Status pool(const RoiPoolShape& shape, const void* input, const void* rois, double scale, void* output, int32_t* argmax,
             Stream stream) {
   using U = Compute<T>;
+  const PoolShape s = device_shape(shape);
+  const T* const from = static_cast<const T*>(input);
+  const U* const boxes = static_cast<const U*>(rois);
+  T* const to = static_cast<T*>(output);
+  if (const TilePlan tile = choose_tile(shape, sizeof(T)); tile.channels > 0) {
+    const auto kernel = argmax ? &pool_tile_kernel<T, true> : &pool_tile_kernel<T, false>;
+    FF_TRY(allow_dynamic_shared(kernel, tile.bytes));
+    FF_LAUNCH(kernel, dim3(unsigned(shape.B * tile.slices * tile.shares)), dim3(kTileThreads), tile.bytes, stream, s,
+              tile, int32_t(shape.K), from, boxes, U(scale), to, argmax);
+    return launched();
+  }
   const int64_t blocks = shape.channels_last ? BinWork<true>::blocks(shape.C, shape.P * shape.Q)
                                              : BinWork<false>::blocks(shape.C, shape.P * shape.Q);
   const auto launch = [&](auto kernel) {
-    FF_LAUNCH(kernel, dim3(unsigned(shape.K * blocks)), dim3(256), 0, stream, device_shape(shape), int32_t(blocks),
-              static_cast<const T*>(input), static_cast<const U*>(rois), U(scale), static_cast<T*>(output), argmax);
+    FF_LAUNCH(kernel, dim3(unsigned(shape.K * blocks)), dim3(256), 0, stream, s, int32_t(blocks), from, boxes, U(scale),
+              to, argmax);
   };
   if (shape.channels_last)
     argmax ? launch(&pool_kernel<T, true, true>) : launch(&pool_kernel<T, true, false>);
@@ -93,11 +69,19 @@ Status pool(const RoiPoolShape& shape, const void* input, const void* rois, doub
   return launched();
 }
 
+// What the backward pass must know of a RoI besides its tables.
+template <class U>
+struct PackedRoi {
+  BinAxis<U> rows, columns;
+  bool packed;
+};
+
 // The first B blocks list the images' RoIs; then each warp has one axis of one RoI: its lanes take the cells, and the
 // bins are computed anew for each.
 template <class U>
 __global__ void __launch_bounds__(128)
-    pool_tables_kernel(PoolShape s, const U* __restrict__ rois, U scale, RoiTables tables) {
+    pool_tables_kernel(PoolShape s, const U* __restrict__ rois, U scale, const int32_t* argmax, RoiTables tables,
+                       PackedRoi<U>* packed) {
   if (blockIdx.x < s.B) {
     list_members(rois, int64_t(blockIdx.x), [&](const U* roi) { return roi_image(roi, s.B); }, tables);
     return;
@@ -106,21 +90,15 @@ __global__ void __launch_bounds__(128)
   const int64_t k = item / 2;
   if (k >= tables.K) return;
   const bool of_rows = item % 2 == 0;
-  const U* roi = rois + k * kRoiFields;
-  BinAxis<U> axis, other;
-  bool present = roi_image(roi, s.B) >= 0;
-  present = make_bins(roi[of_rows ? 2 : 1], roi[of_rows ? 4 : 3], scale, int64_t(of_rows ? s.P : s.Q),
-                      int64_t(of_rows ? s.H : s.W), &axis) &&
-            present;
-  present = make_bins(roi[of_rows ? 1 : 2], roi[of_rows ? 3 : 4], scale, int64_t(of_rows ? s.Q : s.P),
-                      int64_t(of_rows ? s.W : s.H), &other) &&
-            present;
+  const RoiBins<U> roi(s, rois + k * kRoiFields, scale);
+  const BinAxis<U> axis = of_rows ? roi.rows : roi.columns;
   const int32_t bins = of_rows ? s.P : s.Q;
-  const int32_t begin = present ? axis.begin(0) : 0, end = present ? axis.end(bins - 1) : 0;
+  const int32_t begin = roi.present ? axis.begin(0) : 0, end = roi.present ? axis.end(bins - 1) : 0;
   if (lane_id() == 0) {
     int32_t* window = tables.windows + 4 * k + (of_rows ? 0 : 2);
     window[0] = begin;
     window[1] = end;
+    if (of_rows) packed[k] = {roi.rows, roi.columns, *mark_of(part_of(argmax, s, k), s) == kPackedPart};
   }
   uint32_t* cells = of_rows ? tables.row_bins + k * tables.H : tables.column_bins + k * tables.W;
   for (int32_t cell = begin + lane_id(); cell < end; cell += kWarp) {
@@ -136,33 +114,58 @@ __global__ void __launch_bounds__(128)
 
 template <class T>
 struct ArgmaxSource {
+  using U = Compute<T>;
+
   PoolShape s;
   RoiTables tables;
+  const PackedRoi<U>* packed;
   const T* grads;
   const int32_t* argmax;
   CellStrides from;  // of grads; argmax has s.out
 
   template <int n>
   __device__ __forceinline__ void add(int64_t k, int32_t y, int32_t x, int32_t cell, int32_t channel0, int32_t step,
-                                      Compute<T> (&acc)[n]) const {
-    using U = Compute<T>;
+                                      U (&acc)[n]) const {
     const uint32_t rows = tables.row_bins[k * tables.H + y], columns = tables.column_bins[k * tables.W + x];
     const int64_t start = k * s.C * s.P * s.Q;
+    const PackedRoi<U>& roi = packed[k];  // one for the whole warp
+    const uint8_t* const orders = reinterpret_cast<const uint8_t*>(argmax + start);
     for (uint32_t p = rows & 0xffffu; p <= rows >> 16; ++p) {
+      const int32_t above = y - roi.rows.begin(int32_t(p));
       for (uint32_t q = columns & 0xffffu; q <= columns >> 16; ++q) {
         const int32_t bin = int32_t(p) * s.Q + int32_t(q);
-        const int32_t* places = argmax + start + bin * s.out.cell;
+        const int32_t left = roi.columns.begin(int32_t(q)), width = roi.columns.end(int32_t(q)) - left;
+        const int32_t order = FF_MUTANT(roi_packed_row, above * width + (x - left), above + (x - left) * width);
         const T* values = grads + start + bin * from.cell;
-#pragma unroll
-        for (int j = 0; j < n; ++j) {
-          const int32_t c = minimum(channel0 + j * step, int32_t(s.C) - 1);
-          // Adding 0 to a sum that began as 0 changes nothing, and needs no branch.
-          const U value = load(values + c * from.channel);
-          acc[j] += places[c * s.out.channel] == cell ? value : U(0);
-        }
+        if (roi.packed)
+          take(orders + bin * s.out.cell, order, values, channel0, step, acc);
+        else
+          take(argmax + start + bin * s.out.cell, cell, values, channel0, step, acc);
       }
     }
   }
+
+  // Adds one bin's gradients where its maximum is `here`.
+  template <class Place, int n>
+  __device__ __forceinline__ void take(const Place* places, int32_t here, const T* values, int32_t channel0,
+                                       int32_t step, U (&acc)[n]) const {
+#pragma unroll
+    for (int j = 0; j < n; ++j) {
+      const int32_t c = minimum(channel0 + j * step, int32_t(s.C) - 1);
+      // Adding 0 to a sum that began as 0 changes nothing, and needs no branch.
+      const U value = load(values + c * from.channel);
+      acc[j] += int32_t(places[c * s.out.channel]) == here ? value : U(0);
+    }
+  }
+};
+
+template <class U>
+struct BackwardWorkspace {
+  RoiTables tables;
+  PackedRoi<U>* packed;  // [K]
+
+  BackwardWorkspace(Carver& carver, const RoiPoolShape& s)
+      : tables(RoiTables::take(carver, s.B, s.K, s.H, s.W)), packed(carver.take<PackedRoi<U>>(s.K)) {}
 };
 
 template <class T>
@@ -172,15 +175,19 @@ Status pool_backward(const RoiPoolShape& shape, const void* grad_output, bool gr
   using U = Compute<T>;
   const PoolShape s = device_shape(shape);
   Carver carver(workspace);
-  const RoiTables tables = RoiTables::take(carver, shape.B, shape.K, shape.H, shape.W);
+  const BackwardWorkspace<U> memory(carver, shape);
   if (shape.B == 0) return kOk;
   FF_LAUNCH(pool_tables_kernel<U>, dim3(unsigned(shape.B) + blocks_for(2 * shape.K, 4)), dim3(128), 0, stream, s,
-            static_cast<const U*>(rois), U(scale), tables);
-  const ArgmaxSource<T> source{s, tables, static_cast<const T*>(grad_output), argmax,
+            static_cast<const U*>(rois), U(scale), argmax, memory.tables, memory.packed);
+  const ArgmaxSource<T> source{s,
+                               memory.tables,
+                               memory.packed,
+                               static_cast<const T*>(grad_output),
+                               argmax,
                                cell_strides(shape.C, shape.P * shape.Q, grad_output_channels_last)};
   GatherShape g{};
   g.C = s.C, g.H = s.H, g.W = s.W, g.P = s.P, g.Q = s.Q, g.map = s.map;
-  return gather(g, shape.channels_last, shape.B, tables, source, static_cast<T*>(grad_input), stream);
+  return gather(g, shape.channels_last, shape.B, memory.tables, source, static_cast<T*>(grad_input), stream);
 }
 
 Status check_shape(const RoiPoolShape& s) {
@@ -203,10 +210,12 @@ Status roi_pool_cuda(DType dtype, const RoiPoolShape& shape, const void* input, 
   });
 }
 
-size_t roi_pool_backward_workspace_cuda(DType, const RoiPoolShape& shape) {
-  Carver carver(nullptr);
-  RoiTables::take(carver, shape.B, shape.K, shape.H, shape.W);
-  return carver.used();
+size_t roi_pool_backward_workspace_cuda(DType dtype, const RoiPoolShape& shape) {
+  return visit_compute(dtype, [&](auto tag) {
+    Carver carver(nullptr);
+    BackwardWorkspace<typename decltype(tag)::type>(carver, shape);
+    return carver.used();
+  });
 }
 
 Status roi_pool_backward_cuda(DType dtype, const RoiPoolShape& shape, const void* grad_output,

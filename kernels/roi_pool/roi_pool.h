@@ -10,7 +10,8 @@
 // compute type, starting from 0: the same bits on every backend.
 //
 // Planted mistakes (FF_MUTANT): roi_padded_row, roi_level_edge (roi.h); roi_round, roi_min_size, roi_bin_end (here);
-// roi_first_max, roi_all_nan, roi_minus_inf (CPU and CUDA sources); the RoIAlign ones are in roi_align.h.
+// roi_first_max, roi_all_nan, roi_minus_inf (CPU and CUDA sources); CUDA's own are in roi_bins.cuh and
+// roi_pool_tile.cuh; the RoIAlign ones in roi_align.h.
 #pragma once
 #include "roi.h"
 
@@ -58,7 +59,7 @@ FF_HD bool make_bins(U low, U high, U scale, int64_t bins, int64_t limit, BinAxi
 }
 
 // input: [B, C, H, W] in shape's layout; rois: [K, 5] in the compute type. Outputs: output [K, C, P, Q] in the same
-// layout; argmax the same, or null.
+// layout; argmax the same, or null. CUDA packs most of it (roi_bins.cuh); its backward pass takes it packed or plain.
 size_t roi_pool_workspace_cpu(DType dtype, const RoiPoolShape& shape);
 Status roi_pool_cpu(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale,
                     void* workspace, void* output, int32_t* argmax);

@@ -135,8 +135,33 @@ def _pool_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Ca
                 small=True,
             )
     yield Case("odd-everything", lambda: make(_pool(K=60, size=3, rois="odd", values="odd")), small=True)
+    for values in ("tied", "odd", "NaN"):
+        # Enough boxes for their maxima to be found in a map that was loaded as a whole.
+        many = {"K": 40, "size": 3, "rois": "odd", "values": values}
+        yield Case(f"many-boxes-{values}", lambda m=many: make(_pool((1, 31, 9, 14), **m)), small=True)
+        yield Case(f"many-boxes-{values}-f64", lambda m=many: make(_pool(dtype=torch.float64, **m)), small=True)
+    yield Case("a-map-as-large-as-shared-memory", lambda: make(_pool((1, 1, 144, 176), 16, 2, scale=1.0)), small=True)
+    for copies in (1, 4):
+        yield Case(f"largest-bins-x{copies}", lambda n=copies: make(_growing(n)), small=True)
+    yield Case("one-number", lambda: make(_growing(1, C=1)), small=True)
     yield Case("rois-not-finite", lambda: make(_not_finite()), small=True)
     yield _wrong_images(make)
+
+
+def _growing(copies: int, C: int = 3) -> Args:
+    """Each cell larger than the one before, so that a bin's maximum is its last cell, and (of several channels) a
+    channel of NaN, where there is none; boxes of one bin each, of 255 cells, of 256, and of the whole map."""
+    H, W = 33, 41
+    values = np.arange(C * H * W).reshape(1, C, H, W) / 64
+    values[:, 1:2] = np.nan
+    sizes = [(17, 15), (15, 17), (16, 16), (8, 32), (W, 2), (W, H)]
+    rois = [[0.0, 1.0, 0.0, float(w), float(h - 1)] for w, h in sizes]
+    return {
+        "input": tensor(values),
+        "boxes": tensor(rois * copies),
+        "output_size": 1,
+        "spatial_scale": 1.0,
+    }
 
 
 def _not_finite() -> Args:
