@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
@@ -71,7 +70,8 @@ class TorchvisionDetector(nn.Module):
         pictures = [image[:, :h, :w] for image, (h, w) in zip(images, image_sizes.tolist())]
         if not self.training:
             return self.model(pictures)
-        assert gt_boxes is not None and gt_labels is not None and gt_counts is not None
+        if gt_boxes is None or gt_labels is None or gt_counts is None:
+            raise ValueError("gt_boxes, gt_labels, gt_counts: got None, expected the ground truth (training mode)")
         targets = [
             {"boxes": boxes[:count], "labels": labels[:count]}
             for boxes, labels, count in zip(gt_boxes, gt_labels, gt_counts.tolist())
