@@ -1,7 +1,8 @@
 """Tables and plots from results files: `python -m bench.report bench/results/*.json`.
 
-The tables go into the README, between <!-- bench:cpu --> and <!-- /bench:cpu --> and between <!-- bench:cuda --> and
-<!-- /bench:cuda -->; the plots beside the files. Of several files of one backend the README shows the newest.
+The tables go into the README, between <!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise bench:cuda and (from
+all files of `python -m bench.bccd` together) bench:bccd; the plots beside the files. Of several files of one backend
+the README shows the newest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import schema
+from bench import bccd_table, schema
 from bench.row_timing import OURS, best
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     reports = [(path, schema.load(path)) for path in files]
     if args.all:
-        print(*("\n".join(table(report, headline=False)) for _, report in reports), sep="\n\n")
+        print(*("\n".join(table(report, headline=False)) for _, report in reports if "rows" in report), sep="\n\n")
         return 0
     if not args.no_readme:
         old = args.readme.read_text()
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.no_plots and not args.check:
         from bench import plots
 
-        for path, report in reports:
+        for path, report in (pair for pair in reports if "rows" in pair[1]):
             for written in plots.draw(report, args.plots or path.parent, path.stem):
                 print(written)
     return 0
@@ -67,18 +68,26 @@ def backend_of(report: dict[str, Any]) -> str:
 
 
 def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
-    """The text with each backend's newest report between its markers. ValueError where no marker of any is found."""
-    found = False
+    """The text with each backend's newest report between its markers, and the detectors' comparison between its own.
+    ValueError where no marker of any is found.
+    """
+    bodies = {}
     for backend in ("cpu", "cuda"):
-        opening, closing = f"<!-- bench:{backend} -->", f"<!-- /bench:{backend} -->"
-        mine = [(path, report) for path, report in reports if backend_of(report) == backend]
-        if not mine or opening not in text:
+        mine = [(path, report) for path, report in reports if "rows" in report and backend_of(report) == backend]
+        if mine:
+            path, report = max(mine, key=lambda pair: pair[1]["environment"]["date"])
+            bodies[backend] = [*caption(path, report), "", *table(report), "", *footnotes(path, report)]
+    detectors = [report for _, report in reports if report.get("benchmark") == "bccd"]
+    if detectors:
+        bodies["bccd"] = bccd_table.body(detectors)
+    found = False
+    for name, body in bodies.items():
+        opening, closing = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+        if opening not in text:
             continue
-        path, report = max(mine, key=lambda pair: pair[1]["environment"]["date"])
         head, rest = text.split(opening, 1)
         if closing not in rest:
             raise ValueError(f"the text has {opening} without {closing} after it")
-        body = [*caption(path, report), "", *table(report), "", *footnotes(path, report)]
         text = "\n".join([head + opening, *body, closing + rest.split(closing, 1)[1]])
         found = True
     if not found:

@@ -35,22 +35,40 @@ ROW = {
     "ratio": ({"over": str, "p50": NUMBER, "low": NUMBER, "high": NUMBER}, type(None)),
 }
 REFUSED = {"op": str, "workload": str, "why": str}
+ENVIRONMENT = {
+    "date": str,
+    "commit": str,
+    "changed": bool,
+    "cpu": str,
+    "threads": int,
+    "torch": str,
+    "missing": list,
+}
 REPORT = {
     "schema": int,
-    "environment": {
-        "date": str,
-        "commit": str,
-        "changed": bool,
-        "cpu": str,
-        "threads": int,
-        "torch": str,
-        "missing": list,
-    },
+    "environment": ENVIRONMENT,
     "roofs": {"bytes_per_s": NUMBER, "cache_bytes_per_s": NUMBER, "flops_per_s": NUMBER},
     "rows": [ROW],
     "wrong": [REFUSED],  # the answer was wrong or the call failed: not timed
     "skipped": [REFUSED],
 }
+
+# bench.bccd
+QUANTILES = {"p10": NUMBER, "p50": NUMBER, "p90": NUMBER, "samples": int, "repeats": int}  # microseconds
+BCCD = {
+    "schema": int,
+    "benchmark": str,  # bccd
+    "environment": ENVIRONMENT,
+    "recipe": {"config": dict, "options": dict},
+    "times": dict,  # by system: {"iteration": QUANTILES, "picture": QUANTILES}
+}
+BCCD_ACCURACY = {
+    **BCCD,
+    "system": str,
+    "seed": int,
+    "test": {"iou_threshold": NUMBER, "map07": NUMBER, "map_area": NUMBER, "classes": dict},
+}
+BCCD_TIMING = {**BCCD, "ratio": {"iteration": NUMBER, "picture": NUMBER}}  # torchvision's median over ours
 
 
 def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
@@ -72,7 +90,7 @@ def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
         if absent:
             raise ValueError(f"{path}: lacks {', '.join(sorted(absent))}")
         extra = value.keys() - spec.keys()
-        if extra and spec is not REPORT and spec is not REPORT["environment"]:
+        if extra and spec is not REPORT and spec is not ENVIRONMENT:
             raise ValueError(f"{path}: has unknown {', '.join(sorted(extra))}")
         for key, inner in spec.items():
             check(value[key], inner, f"{path}.{key}")
@@ -87,9 +105,10 @@ def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
 
 def check_report(report: dict[str, Any]) -> dict[str, Any]:
     """The report, if it fits: shape, version, order of the quantiles, no row twice."""
+    if report.get("benchmark") == "bccd":
+        return _check_bccd(report)
     check(report)
-    if report["schema"] != VERSION:
-        raise ValueError(f"report.schema: expected {VERSION}, got {report['schema']}")
+    _check_version(report)
     seen = set()
     for i, row in enumerate(report["rows"]):
         key = row["op"], row["workload"], row["backend"]
@@ -102,6 +121,19 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
                     f"report.rows[{i}]: {time['who']} has quantiles {time['p10']}, {time['p50']}, {time['p90']}"
                 )
     return report
+
+
+def _check_bccd(report: dict[str, Any]) -> dict[str, Any]:
+    check(report, BCCD_TIMING if "ratio" in report else BCCD_ACCURACY)
+    _check_version(report)
+    for system, times in report["times"].items():
+        check(times, {"iteration": QUANTILES, "picture": QUANTILES}, f"report.times.{system}")
+    return report
+
+
+def _check_version(report: dict[str, Any]) -> None:
+    if report["schema"] != VERSION:
+        raise ValueError(f"report.schema: expected {VERSION}, got {report['schema']}")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -76,11 +76,26 @@ class TestTrunks:
         with torch.no_grad():
             assert VGG16()(torch.zeros(1, 3, 64, 96))[0].shape == (1, 512, 4, 6)
 
-    @pytest.mark.parametrize(("side", "cells"), [(320, 19), (64, 3)])
-    def test_squeezenet_pools_in_ceil_mode(self, side, cells):
-        # 320: convolution 157, poolings 78, 39, 19 cells; rounding down would give 78, 38, 18.
+    @pytest.mark.parametrize(("side", "cells"), [(320, 20), (64, 4), (65, 5)])
+    def test_squeezenet_map_is_at_stride_16(self, side, cells):
         with torch.no_grad():
             assert SqueezeNet()(torch.zeros(1, 3, side, side))[0].shape == (1, 512, cells, cells)
+
+    @pytest.mark.parametrize("cell", [(6, 6), (7, 5)])
+    def test_squeezenet_cells_lie_where_anchors_take_them_to_be(self, cell):
+        trunk = SqueezeNet()
+        for name, parameter in trunk.named_parameters():
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 0.01)
+        images = torch.zeros(1, 3, 208, 208)
+        images[:, :, 16 * cell[0], 16 * cell[1]] = 1.0  # one bright pixel, at the centre of the cell's anchors
+        with torch.no_grad():
+            response = trunk(images)[0][0].sum(0)
+        assert response[cell] > 0
+        for axis, centre in enumerate(cell):
+            profile = response.sum(1 - axis)
+            assert profile.argmax() == centre
+            before, after = profile[centre - 3 : centre].flip(0), profile[centre + 1 : centre + 4]
+            torch.testing.assert_close(before, after, rtol=1e-4, atol=0.0)
 
     @pytest.mark.parametrize("shape", [(64, 96), (50, 71)])
     def test_small_trunk_has_two_levels(self, shape):

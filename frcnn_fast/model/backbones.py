@@ -50,7 +50,13 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """The convolutions of SqueezeNet 1.0: one map of 512 channels at stride 16; pooling rounds sizes up."""
+    """The convolutions of SqueezeNet 1.0: one map of 512 channels at stride 16; cell (y, x) lies on pixel (16y, 16x).
+
+    The published network pads neither its first convolution nor its poolings, so that its cells would look 17 pixels
+    past the place where anchors and RoI pooling take them to be, right and down: further than a small object is wide.
+    Here all are padded by half their size. Maps are as large as the picture / 16, rounded up; the weights fit as they
+    are.
+    """
 
     out_channels = 512
     strides = (16,)
@@ -59,18 +65,18 @@ class SqueezeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 96, 7, stride=2),
+            nn.Conv2d(3, 96, 7, stride=2, padding=3),
             nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, 2, ceil_mode=True),
+            nn.MaxPool2d(3, 2, padding=1),
             Fire(96, 16, 64),
             Fire(128, 16, 64),
             Fire(128, 32, 128),
-            nn.MaxPool2d(3, 2, ceil_mode=True),
+            nn.MaxPool2d(3, 2, padding=1),
             Fire(256, 32, 128),
             Fire(256, 48, 192),
             Fire(384, 48, 192),
             Fire(384, 64, 256),
-            nn.MaxPool2d(3, 2, ceil_mode=True),
+            nn.MaxPool2d(3, 2, padding=1),
             Fire(512, 64, 256),
         )
 

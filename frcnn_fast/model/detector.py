@@ -113,6 +113,8 @@ class FasterRCNN(nn.Module):
         if min(images.shape) == 0:
             raise ValueError(f"images: got shape {tuple(images.shape)}, expected at least one pixel")
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        if self.config.feature_scale != 1.0:
+            features = tuple(feature * self.config.feature_scale for feature in features)
         rpn = self.rpn(features)
         proposals, _, _, counts = self.propose(rpn, image_sizes, image_scales)
         if not self.training:

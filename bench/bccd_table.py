@@ -1,0 +1,80 @@
+"""The README's table of what `python -m bench.bccd` found: accuracy over the seeds, and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from bench.bccd import SYSTEMS
+
+Report = dict[str, Any]
+METRICS = (("11-point", "ap07", "map07"), ("area", "ap_area", "map_area"))
+
+
+def body(reports: Sequence[Report]) -> list[str]:
+    """Caption, table and footnote. Of several timings the newest counts, of several runs of a seed likewise."""
+    ordered = sorted(reports, key=lambda report: report["environment"]["date"])
+    runs = {(report["system"], report["seed"]): report for report in ordered if "test" in report}
+    timings = [report for report in ordered if "ratio" in report]
+    by_system = {system: [run for (of, _), run in sorted(runs.items()) if of == system] for system in SYSTEMS}
+    lines = [["test split of BCCD", *SYSTEMS], ["---", "---:", "---:"]]
+    for title, value in _figures(ordered):
+        lines.append([title, *(_over([value(run) for run in by_system[system]]) for system in SYSTEMS)])
+    for title, what in (("seconds a training iteration", "iteration"), ("seconds a test picture", "picture")):
+        for timing in timings[-1:]:
+            cells = [f"{timing['times'][s][what]['p50'] / 1e6:.3f}" for s in SYSTEMS]
+            lines.append([title, f"{cells[0]} ({timing['ratio'][what]:.2f} times faster)", cells[1]])
+    return [*_caption(runs, timings), "", *(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _figures(reports: Sequence[Report]) -> list[tuple[str, Callable[[Report], float]]]:
+    """The accuracies to show: title, and where a run has it."""
+    classes = next((list(report["test"]["classes"]) for report in reports if "test" in report), [])
+    found = []
+    for metric, of_class, mean in METRICS if classes else ():
+        for name in classes:
+            found.append((f"AP50 {name}, {metric}", partial(_of_class, name, of_class)))
+        found.append((f"mean, {metric}", partial(_of_all, mean)))
+    return found
+
+
+def _of_class(name: str, metric: str, run: Report) -> float:
+    return run["test"]["classes"][name][metric]
+
+
+def _of_all(metric: str, run: Report) -> float:
+    return run["test"][metric]
+
+
+def _over(values: Sequence[float]) -> str:
+    """The mean over the seeds and each seed's figure."""
+    each = ", ".join(f"{v:.3f}" for v in values)
+    return f"{sum(values) / len(values):.3f} ({each})" if values else "–"
+
+
+def _caption(runs: dict[Any, Report], timings: Sequence[Report]) -> list[str]:
+    """Where and when, and how the figures are to be read."""
+    lines = []
+    if runs:
+        environments = [run["environment"] for run in runs.values()]
+        options = next(iter(runs.values()))["recipe"]["options"]
+        lines.append(
+            f"{options['iterations']} iterations of {options['batch_size']} pictures; {_versions(environments)}. "
+            "The mean over the seeds, and each seed's figure (`bench/results/bccd-*.json`)."
+        )
+    for timing in timings[-1:]:
+        e, samples = timing["environment"], timing["times"]["frcnn_fast"]
+        lines.append(
+            f"Times: medians of {samples['iteration']['samples']} iterations and {samples['picture']['samples']} "
+            f"pictures, the two in turns in one process, {e['threads']} threads; {_versions([e])}."
+        )
+    return lines
+
+
+def _versions(environments: Sequence[Report]) -> str:
+    """Machine, versions, commits, each once."""
+    e = environments[-1]
+    commits = sorted({f"{e['commit'][:10]}{' with changes' if e['changed'] else ''}" for e in environments})
+    torch, torchvision = (str(e.get(name)).split("+", 1)[0] for name in ("torch", "torchvision"))
+    return f"{e['cpu']}, torch {torch}, torchvision {torchvision}; commit {', '.join(commits)}"

@@ -1,0 +1,79 @@
+"""torchvision's FasterRCNN, built from our settings and fed our batches, so that only the detectors differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from frcnn_fast.model import DetectorConfig
+
+
+class TorchvisionDetector(nn.Module):
+    """Takes what our detector takes and gives what it gives (lists instead of padded detections).
+
+    Its trunk is torchvision's SqueezeNet 1.0, its initialisation torchvision's own. Pictures come resized and
+    scaled; crowd is not used (torchvision knows no difficult objects).
+    """
+
+    def __init__(self, class_names: Sequence[str], config: DetectorConfig, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        trunk = torchvision.models.squeezenet1_0(weights=None).features
+        trunk.load_state_dict({name: weights[f"features.{name}"] for name in trunk.state_dict()})
+        trunk.out_channels = 512
+        levels = len(config.anchor_sizes)
+        self.class_names = list(class_names)
+        self.model = FasterRCNN(
+            trunk,
+            # The transform then only pads: a mean of 0 and a deviation of 1.
+            _skip_resize=True,
+            image_mean=[0.0] * 3,
+            image_std=[1.0] * 3,
+            rpn_anchor_generator=AnchorGenerator(config.anchor_sizes, (config.anchor_ratios,) * levels),
+            rpn_pre_nms_top_n_train=config.proposals_train[0],
+            rpn_post_nms_top_n_train=config.proposals_train[1],
+            rpn_pre_nms_top_n_test=config.proposals_test[0],
+            rpn_post_nms_top_n_test=config.proposals_test[1],
+            rpn_nms_thresh=config.proposal_iou,
+            rpn_fg_iou_thresh=config.rpn_positive_iou,
+            rpn_bg_iou_thresh=config.rpn_negative_iou,
+            rpn_batch_size_per_image=config.rpn_batch_size,
+            rpn_positive_fraction=config.rpn_max_positive / config.rpn_batch_size,
+            box_roi_pool=MultiScaleRoIAlign(["0"], config.pool_size, config.sampling_ratio),
+            box_head=TwoMLPHead(512 * config.pool_size**2, config.head_channels),
+            box_predictor=FastRCNNPredictor(config.head_channels, len(class_names) + 1),
+            box_score_thresh=config.score_threshold,
+            box_nms_thresh=config.detection_iou,
+            box_detections_per_img=config.max_detections,
+            box_fg_iou_thresh=config.roi_positive_iou,
+            box_bg_iou_thresh=config.roi_negative_iou_high,
+            box_batch_size_per_image=config.roi_batch_size,
+            box_positive_fraction=config.roi_positive_fraction,
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        gt_boxes: Tensor | None = None,
+        gt_labels: Tensor | None = None,
+        gt_counts: Tensor | None = None,
+        crowd: Tensor | None = None,
+        image_scales: Tensor | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, else a dict of boxes, scores and labels for each picture."""
+        pictures = [image[:, :h, :w] for image, (h, w) in zip(images, image_sizes.tolist())]
+        if not self.training:
+            return self.model(pictures)
+        if gt_boxes is None or gt_labels is None or gt_counts is None:
+            raise ValueError("gt_boxes, gt_labels, gt_counts: got None, expected the ground truth (training mode)")
+        targets = [
+            {"boxes": boxes[:count], "labels": labels[:count]}
+            for boxes, labels, count in zip(gt_boxes, gt_labels, gt_counts.tolist())
+        ]
+        return self.model(pictures, targets)
