@@ -60,7 +60,7 @@ class Contestant:
     def __init__(self, system: str, data: Path, weights: Path, config: DetectorConfig, options: TrainOptions) -> None:
         self.options = options
         self.test = VocDetection(data, "test")
-        training = VocDetection(data, "trainval", class_names=self.test.class_names)
+        self.training = training = VocDetection(data, "trainval", class_names=self.test.class_names)
         tensors = load_weights(weights)
         torch.manual_seed(options.seed)
         self.detector: nn.Module

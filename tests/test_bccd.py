@@ -64,6 +64,20 @@ def test_training_moves_the_whole_trunk_as_scheduled(system: str, files: dict[st
     assert not still, f"never trained: {still}"
 
 
+@pytest.mark.parametrize("system", PRESENT)
+def test_the_trunk_sees_the_batch_as_it_is(system: str, files: dict[str, Path]) -> None:
+    one = bccd.Contestant(system, **files, config=CONFIG, options=recipe("squeezenet1_0", iterations=1))
+    seen = []
+    first = next(module for module in one.detector.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach().clone()))
+    list(one.train(1))
+    list(one.detect(1))
+    trained = next(iter(bccd.training_batches(one.training, CONFIG, one.options)))
+    tested = next(iter(one.test_batches))
+    assert torch.equal(seen[0], trained.images)
+    assert torch.equal(seen[1], tested.images)
+
+
 @pytest.mark.skipif(bool(torchvision_missing), reason=torchvision_missing or "torchvision is there")
 def test_both_get_the_same_pictures_and_are_timed_in_turns(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,9 +9,17 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from frcnn_fast.model import DetectorConfig
+
+
+class Padding(GeneralizedRCNNTransform):
+    """A transform that leaves pictures as large as they come, in training and at test."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
 
 
 class TorchvisionDetector(nn.Module):
@@ -30,10 +38,6 @@ class TorchvisionDetector(nn.Module):
         self.class_names = list(class_names)
         self.model = FasterRCNN(
             trunk,
-            # The transform then only pads: a mean of 0 and a deviation of 1.
-            _skip_resize=True,
-            image_mean=[0.0] * 3,
-            image_std=[1.0] * 3,
             rpn_anchor_generator=AnchorGenerator(config.anchor_sizes, (config.anchor_ratios,) * levels),
             rpn_pre_nms_top_n_train=config.proposals_train[0],
             rpn_post_nms_top_n_train=config.proposals_train[1],
@@ -55,6 +59,7 @@ class TorchvisionDetector(nn.Module):
             box_batch_size_per_image=config.roi_batch_size,
             box_positive_fraction=config.roi_positive_fraction,
         )
+        self.model.transform = Padding(1, 1, image_mean=[0.0] * 3, image_std=[1.0] * 3)
 
     def forward(
         self,
