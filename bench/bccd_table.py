@@ -31,7 +31,7 @@ def body(reports: Sequence[Report]) -> list[str]:
 def _figures(reports: Sequence[Report]) -> list[tuple[str, Callable[[Report], float]]]:
     """The accuracies to show: title, and where a run has it."""
     classes = next((list(report["test"]["classes"]) for report in reports if "test" in report), [])
-    found = []
+    found: list[tuple[str, Callable[[Report], float]]] = []
     for metric, of_class, mean in METRICS if classes else ():
         for name in classes:
             found.append((f"AP50 {name}, {metric}", partial(_of_class, name, of_class)))

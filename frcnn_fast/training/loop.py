@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from frcnn_fast._command import progress_bar
@@ -27,7 +27,7 @@ class Fitted(NamedTuple):
     interrupted: bool  # by Ctrl-C
 
 
-def make_optimizer(detector: FasterRCNN, options: TrainOptions) -> torch.optim.Optimizer:
+def make_optimizer(detector: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
     """The optimiser of the parameters that are not frozen."""
     parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     if options.optimizer == "adamw":
@@ -38,7 +38,7 @@ def make_optimizer(detector: FasterRCNN, options: TrainOptions) -> torch.optim.O
 
 
 def train_step(
-    detector: FasterRCNN, batch: Batch, optimizer: torch.optim.Optimizer, clip: float = 0.0
+    detector: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, clip: float = 0.0
 ) -> dict[str, Tensor]:
     """One update of the weights; the losses stay on the device."""
     losses = detector(
