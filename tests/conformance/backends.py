@@ -16,7 +16,12 @@ ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
 
 # The ops that have a Triton kernel; a name here without one fails.
-TRITON_OPS = frozenset({"box_iou", "box_iou_backward", "decode_clip", "encode", "grid_anchors"})
+TRITON_OPS = frozenset(
+    {
+        "batched_nms", "box_iou", "box_iou_backward", "decode_clip", "encode", "grid_anchors", "nms", "nms_padded",
+        "top_n",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
