@@ -1,13 +1,13 @@
-"""The best n scores of every segment in Triton: top_n.h's order by another road than top_n.cu's, since launches are dear
-here and the programs of a launch cannot wait for one another.
+"""The best n scores of every segment in Triton: top_n.h's order by another road than top_n.cu's, since launches cost
+more here and the programs of a launch cannot wait for one another.
 
 A segment is cut into runs of RUN candidates. One program sorts a run: a candidate's rank in it is the number of others
 that come before, counted. Its rank in the segment is that plus, for every other run, the number that come before it
 there, found by binary search; of equal scores those in earlier runs come first, so the order is stable. No two
 candidates have one rank: whatever ranks below n is written where it belongs, without an atomic, whatever the timing.
 
-  count, sieve  (only where n is a small part of a long segment) leave out scores that cannot be among the best n: a tile
-                of scores counts how many have each of CODES coarse keys, and keeps those up to the n-th best's
+  count, sieve  (only where n is a small part of a long segment) leave out what cannot be among the best n: tiles count
+                how many scores have each of CODES coarse keys, then keep those up to the n-th best's
   sort          every run
   merge         FAN runs into one, until few are left (only for very long segments)
   merge         all runs into the results
@@ -29,14 +29,15 @@ from ..common.box_triton import plain
 from ..common.launch_triton import blocks_for, launch, odd
 from ..common.numeric_triton import widen
 
+INTERPRETED = triton.knobs.runtime.interpret  # there small cases go all the ways, in fewer programs
 RUN = 256  # counting takes RUN comparisons a score, the searches log2(RUN) steps a run: about even at 20,000 scores
-TILE = 4096  # of the sieve
+TILE = 512 if INTERPRETED else 4096  # of the sieve
 CODES = 256
-SIEVE_FROM = 1 << 15  # scores of a segment; below, sorting all costs less than two launches
+SIEVE_FROM = 1 << (11 if INTERPRETED else 15)  # scores of a segment; below, sorting all costs less than two launches
 SIEVE_MOST = 1 << 14  # n
-FAN = 16
-MOST_RUNS = 128  # that are left to the last merge
-LOOKUPS = 2048  # of a program that merges, at once: candidates x runs
+FAN = 4 if INTERPRETED else 16
+MOST_RUNS = 16 if INTERPRETED else 128  # that are left to the last merge
+LOOKUPS = 4096 if INTERPRETED else 2048  # of a program that merges, at once: candidates x runs
 
 
 @triton.constexpr_function
@@ -80,38 +81,28 @@ def load_keys(scores, valid, at, mask):
 
 
 @triton.jit
-def shares_of(size, each, most):
-    """Of a segment: one for every `each` scores, at most `most`, at least one. As segment_shares."""
-    return tl.maximum(tl.minimum((size + each - 1) // each, most), 1)
-
-
-@triton.jit
-def own_share(starts, each, most):
+def own_share(places):
     """What the program owns of which segment: (image, level, the level's first column, its scores, share, shares of the
-    segment). starts: odd() of every level's first column and of the end."""
-    levels: tl.constexpr = len(starts) - 1
-    in_image = 0
-    for l in tl.static_range(levels):
-        in_image += shares_of(plain(starts[l + 1]) - plain(starts[l]), each, most)
+    segment). places: see share_out."""
+    in_image = plain(places[len(places) - 1][2])
     image = (tl.program_id(0) // in_image).to(tl.int64)
     share = tl.program_id(0) % in_image
-    level, first, size, shares, before, passed = 0, 0, 0, 0, 0, 0
-    for l in tl.static_range(levels):
-        here = share >= passed  # the last level for which this holds
-        level = tl.where(here, l, level)
-        first = tl.where(here, plain(starts[l]), first)
-        size = tl.where(here, plain(starts[l + 1]) - plain(starts[l]), size)
-        shares = tl.where(here, shares_of(plain(starts[l + 1]) - plain(starts[l]), each, most), shares)
-        before = tl.where(here, passed, before)
-        passed += shares_of(plain(starts[l + 1]) - plain(starts[l]), each, most)
-    return image, level, first, size, share - before, shares
+    level, first, size, before, after = 0, places[0][0], places[0][1], places[0][2], places[1][2]
+    for other in tl.static_range(1, len(places) - 1):
+        here = 2 * share + 3 >= places[other][2]
+        level = tl.where(here, other, level)
+        first = tl.where(here, places[other][0], first)
+        size = tl.where(here, places[other][1], size)
+        before = tl.where(here, places[other][2], before)
+        after = tl.where(here, places[other + 1][2], after)
+    return image, level, plain(first), plain(size), share - plain(before), (after - before) >> 1
 
 
 @triton.jit(do_not_specialize=["A", "tiles"])
-def count_kernel(scores, valid, starts, A, tiles, counts, TILE: tl.constexpr, CODES: tl.constexpr):
+def count_kernel(scores, valid, places, A, tiles, counts, TILE: tl.constexpr, CODES: tl.constexpr):
     """A program owns a tile. counts [S, tiles, CODES]: of its candidates, those up to that coarse key."""
-    image, level, first, size, tile, _ = own_share(starts, TILE, 1 << 30)
-    segment = image * (len(starts) - 1) + level
+    image, level, first, size, tile, _ = own_share(places)
+    segment = image * (len(places) - 1) + level
     position = tile * TILE + tl.arange(0, TILE)
     key = load_keys(scores, valid, image * A + first + position, position < size)
     found = tl.histogram(coarse_key(key), CODES, mask=key != no_rank(key.dtype))
@@ -120,14 +111,14 @@ def count_kernel(scores, valid, starts, A, tiles, counts, TILE: tl.constexpr, CO
 
 @triton.jit(do_not_specialize=["A", "n", "tiles"])
 def sieve_kernel(
-    scores, valid, starts, A, n, tiles, counts, keys, columns, passed,
+    scores, valid, places, A, n, tiles, counts, keys, columns, passed,
     TILE: tl.constexpr, CODES: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """A program owns a tile, and works out from the counts which coarse keys pass, and how many scores do in the tiles
     before. keys, columns [B, A]: of what passes, in the order of the columns; passed [S]: how many. TILES: of which
     counts are read at once."""
-    image, level, first, size, tile, tiles_here = own_share(starts, TILE, 1 << 30)
-    segment = image * (len(starts) - 1) + level
+    image, level, first, size, tile, tiles_here = own_share(places)
+    segment = image * (len(places) - 1) + level
     counts += segment * tiles * CODES
     code = tl.arange(0, CODES)
     up_to = tl.zeros([CODES], tl.int32)
@@ -149,28 +140,41 @@ def sieve_kernel(
         tl.store(passed + segment, before + tl.sum(passes.to(tl.int32), 0))
 
 
+@triton.jit
+def candidates(scores, valid, sieved_keys, at, mask):
+    """Keys of all scores, or where sieved_keys is not null, of those."""
+    if sieved_keys is None:
+        return load_keys(scores, valid, at, mask)
+    else:
+        return tl.load(sieved_keys + at, mask=mask, other=no_rank(sieved_keys.dtype.element_ty))
+
+
 @triton.jit(do_not_specialize=["A", "runs"])
 def sort_kernel(
-    scores, valid, some_keys, some_columns, passed, starts, A, runs, keys, columns, counts, RUN: tl.constexpr
+    scores, valid, sieved_keys, sieved_columns, passed, places, A, runs, keys, columns, counts,
+    RUN: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """A program sorts a run of all scores; where `passed` is not null, of what passed the sieve. keys, columns [B, A];
-    counts [S, runs]: candidates of the run."""
-    image, level, first, size, run, _ = own_share(starts, RUN, 1 << 30)
-    segment = image * (len(starts) - 1) + level
+    counts [S, runs]: candidates of the run. PART: of it, that all of it is compared with at once."""
+    image, level, first, size, run, _ = own_share(places)
+    segment = image * (len(places) - 1) + level
+    if passed is not None:
+        size = tl.load(passed + segment)
     row = image * A + first
-    own = tl.arange(0, RUN)
+    own, part = tl.arange(0, RUN), tl.arange(0, PART)
     position = run * RUN + own
-    if passed is None:
-        key = load_keys(scores, valid, row + position, position < size)
-        column = (first + position).to(tl.int32)
-    else:
-        here = position < tl.load(passed + segment)
-        key = tl.load(some_keys + row + position, mask=here, other=no_rank(keys.dtype.element_ty))
-        column = tl.load(some_columns + row + position, mask=here, other=0)
-    mine, other = key[:, None], key[None, :]
-    before = (other < mine) | ((other == mine) & (own[None, :] < own[:, None]))
-    to = row + run * RUN + tl.sum(before.to(tl.int32), 1)
+    key = candidates(scores, valid, sieved_keys, row + position, position < size)
+    before = tl.zeros([RUN, PART], tl.int32)
+    for begin in range(0, RUN, PART):
+        theirs = run * RUN + begin + part
+        other = candidates(scores, valid, sieved_keys, row + theirs, theirs < size)[None, :]
+        mine, earlier = key[:, None], (begin + part)[None, :] < own[:, None]
+        before += ((other < mine) | ((other == mine) & earlier)).to(tl.int32)
+    to = row + run * RUN + tl.sum(before, 1)
     candidate = key != no_rank(key.dtype)
+    column = first + position
+    if passed is not None:
+        column = tl.load(sieved_columns + row + position, mask=position < size, other=0)
     tl.store(keys + to, key, mask=candidate)
     tl.store(columns + to, column, mask=candidate)
     tl.store(counts + segment * runs + run, tl.sum(candidate.to(tl.int32), 0))
@@ -179,28 +183,30 @@ def sort_kernel(
 @triton.jit
 def count_before(keys, counts, key, run, first_run, last_run, length, EACH: tl.constexpr, WIDE: tl.constexpr):
     """How many candidates of the runs first_run to last_run - 1, without `run` itself, come before each key [EACH] of
-    `run`: WIDE runs at once, a binary search in each. keys, counts: of the segment. length: of a run."""
-    before = tl.zeros([EACH, WIDE], tl.int32)
+    `run`: WIDE runs at once, a binary search in each. keys, counts: of the segment. length: of a run.
+
+    Neighbouring threads look up neighbouring keys in one run: they mostly read the same places."""
+    before = tl.zeros([WIDE, EACH], tl.int32)
     for some in range(first_run, last_run, WIDE):
         other = some + tl.arange(0, WIDE)
-        count = tl.load(counts + other, mask=(other < last_run) & (other != run), other=0)[None, :]
-        limit = key[:, None] + (other < run).to(key.dtype)[None, :]  # no candidate has the greatest key
-        base = keys + (other.to(tl.int64) * length - 1)[None, :]
-        found = tl.zeros([EACH, WIDE], tl.int32)
+        count = tl.load(counts + other, mask=(other < last_run) & (other != run), other=0)[:, None]
+        last = (other * length - 1)[:, None]
+        limit = key[None, :] + (other < run).to(key.dtype)[:, None]  # no candidate has the greatest key
+        found = tl.zeros([WIDE, EACH], tl.int32)
         step = length
         while step > 0:
-            probe = found + step
+            probe = found | step
             there = probe <= count
-            earlier = tl.load(base + probe, mask=there, other=0) < limit
+            earlier = tl.load(keys + (last + probe), mask=there, other=0) < limit
             found = tl.where(there & earlier, probe, found)
             step = step >> 1
         before += found
-    return tl.sum(before, 1)
+    return tl.sum(before, 0)
 
 
-@triton.jit(do_not_specialize=["A", "n", "runs", "length", "fan", "most"])
+@triton.jit(do_not_specialize=["A", "n", "runs", "length", "fan"])
 def merge_kernel(
-    scores, keys, columns, counts, starts, A, n, runs, length, fan, most, next_keys, next_columns, next_counts,
+    scores, keys, columns, counts, places, A, n, runs, length, fan, next_keys, next_columns, next_counts,
     values, indices, totals,
     EACH: tl.constexpr, WIDE: tl.constexpr, LEADER_WIDE: tl.constexpr, LOOKUPS: tl.constexpr,
 ):  # fmt: skip
@@ -208,10 +214,10 @@ def merge_kernel(
 
     The best n of every `fan` runs go to next_keys, next_columns [B, A] and next_counts [S, runs / fan, rounded up]. Or,
     where those are null and `fan` is all runs, to indices [S, n], totals [S] and, if not null, values [S, n]; the
-    programs of a segment share out what is to be padded. length: of a run, a power of two times EACH. most: programs of
-    a segment; they suffice for a piece each where `fan` is less than all."""
-    image, level, first, size, share, shares = own_share(starts, EACH, most)
-    segment = image * (len(starts) - 1) + level
+    programs of a segment share out what is to be padded. length: of a run, a power of two times EACH. Where
+    `fan` is less than all, there must be a program for each piece."""
+    image, level, first, size, share, shares = own_share(places)
+    segment = image * (len(places) - 1) + level
     row = image * A + first
     keys += row
     columns += row
@@ -232,7 +238,7 @@ def merge_kernel(
         offset = piece * EACH - run * length
         count = tl.load(counts + run)
         rank = tl.where(offset < count, offset, n)  # of the piece's first, at least
-        if (total > n) & (rank < n):
+        if (total > 2 * n) & (rank < n):  # a look ahead pays where it spares more than it costs
             # A piece is sorted: where its first is not among the best n, none of it is.
             leader = tl.load(keys + piece * EACH + tl.arange(0, 1))
             rank += tl.sum(count_before(keys, counts, leader, run, first_run, last_run, length, 1, LEADER_WIDE), 0)
@@ -267,9 +273,16 @@ def merge_kernel(
             tl.store(next_counts + segment * tl.cdiv(runs, fan) + group, total)
 
 
-def segment_shares(starts: Sequence[int], each: int, most: int = 1 << 30) -> int:
-    """Programs for an image: those of all its segments, as shares_of has them."""
-    return sum(max(min(blocks_for(end - start, each), most), 1) for start, end in pairwise(starts))
+def share_out(starts: Sequence[int], each: int, most: int = 1 << 30) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """(places, programs of an image). A segment has a program for every `each` scores, at least one, at most `most`.
+
+    places: for own_share, odd() of a level's first column, its scores and the programs before it; then those of all.
+    """
+    places, programs = [], 0
+    for start, end in pairwise(starts):
+        places.append((odd(start), odd(end - start), odd(programs)))
+        programs += max(min(blocks_for(end - start, each), most), 1)
+    return (*places, (odd(starts[-1]), odd(0), odd(programs))), programs
 
 
 def power_of_two_within(n: int, least: int, most: int) -> int:
@@ -290,7 +303,6 @@ def select(
     S, longest = counts.shape[0], max(end - start for start, end in pairwise(starts))
     if not S:
         return
-    ends = tuple(map(odd, starts))
     key_type = torch.int64 if scores.dtype == torch.float64 else torch.int32
 
     def lists() -> tuple[Tensor, Tensor]:
@@ -303,39 +315,44 @@ def select(
     expected, sieved, passed = longest, (None, None), None
     if longest > SIEVE_FROM and n <= min(SIEVE_MOST, longest // 4):
         expected, sieved, passed = 2 * n, lists(), integers(S)
-        tiles, grid = blocks_for(longest, TILE), (B * segment_shares(starts, TILE),)
+        places, programs = share_out(starts, TILE)
+        tiles = blocks_for(longest, TILE)
         up_to = integers(S, tiles, CODES)
-        launch(count_kernel, grid, scores, valid, ends, A, tiles, up_to, like=scores, TILE=TILE, CODES=CODES, warps=8)
         launch(
-            sieve_kernel, grid, scores, valid, ends, A, n, tiles, up_to, *sieved, passed,
+            count_kernel, (B * programs,), scores, valid, places, A, tiles, up_to,
+            like=scores, TILE=TILE, CODES=CODES, warps=8,
+        )  # fmt: skip
+        launch(
+            sieve_kernel, (B * programs,), scores, valid, places, A, n, tiles, up_to, *sieved, passed,
             like=scores, TILE=TILE, CODES=CODES, TILES=16, warps=8,
         )  # fmt: skip
 
     runs, length = max(blocks_for(longest, RUN), 1), RUN
     ranked, in_run = lists(), integers(S, runs)
+    places, programs = share_out(starts, RUN)
     launch(
-        sort_kernel, (B * segment_shares(starts, RUN),), scores, valid, *sieved, passed, ends, A, runs, *ranked, in_run,
-        like=scores, RUN=RUN, warps=8,
+        sort_kernel, (B * programs,), scores, valid, *sieved, passed, places, A, runs, *ranked, in_run,
+        like=scores, RUN=RUN, PART=RUN if INTERPRETED else 64 if key_type == torch.int32 else 32, warps=16,
     )  # fmt: skip
 
     while passed is None and runs > MOST_RUNS:
-        merged, each = lists(), LOOKUPS // FAN
-        in_merged = integers(S, blocks_for(runs, FAN))
+        merged, in_merged, each = lists(), integers(S, blocks_for(runs, FAN)), min(LOOKUPS // FAN, RUN)
+        places, programs = share_out(starts, each)
         launch(
-            merge_kernel, (B * segment_shares(starts, each),), scores, *ranked, in_run, ends, A, n, runs, length, FAN,
-            1 << 30, *merged, in_merged, None, None, None,
+            merge_kernel, (B * programs,), scores, *ranked, in_run, places, A, n, runs, length, FAN,
+            *merged, in_merged, None, None, None,
             like=scores, EACH=each, WIDE=FAN, LEADER_WIDE=FAN, LOOKUPS=LOOKUPS,
         )  # fmt: skip
         ranked, in_run = merged, in_merged
         runs, length = blocks_for(runs, FAN), FAN * length
 
-    wide = power_of_two_within(blocks_for(expected, length), 16, MOST_RUNS)
-    each = LOOKUPS // wide
-    most = max(blocks_for(2 * expected, each), 1)
+    wide = power_of_two_within(blocks_for(expected, length), FAN, MOST_RUNS)
+    each = min(LOOKUPS // wide, RUN)
+    places, programs = share_out(starts, each, max(blocks_for(2 * expected, each), 1))
     launch(
-        merge_kernel, (B * segment_shares(starts, each, most),), scores, *ranked, in_run, ends, A, n, runs, length, runs,
-        most, None, None, None, values, indices, counts,
-        like=scores, EACH=each, WIDE=wide, LEADER_WIDE=power_of_two_within(runs, 16, 1024), LOOKUPS=LOOKUPS,
+        merge_kernel, (B * programs,), scores, *ranked, in_run, places, A, n, runs, length, runs,
+        None, None, None, values, indices, counts,
+        like=scores, EACH=each, WIDE=wide, LEADER_WIDE=power_of_two_within(runs, FAN, LOOKUPS // 4), LOOKUPS=LOOKUPS,
     )  # fmt: skip
 
 
