@@ -19,7 +19,12 @@ REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").spl
 CLUSTER_OPS = frozenset({"top_n", "rpn_proposals"})
 
 # The ops that have a Triton kernel; a name here without one fails.
-TRITON_OPS = frozenset({"grid_anchors", "decode_clip", "encode"})
+TRITON_OPS = frozenset(
+    {
+        "batched_nms", "box_iou", "box_iou_backward", "decode_clip", "detections", "encode", "grid_anchors", "nms",
+        "nms_padded", "rpn_proposals", "top_n",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
