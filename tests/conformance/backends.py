@@ -16,7 +16,9 @@ ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
 
 # The ops that have a Triton kernel; a name here without one fails.
-TRITON_OPS = frozenset({"grid_anchors", "decode_clip", "encode"})
+TRITON_OPS = frozenset(
+    {"grid_anchors", "decode_clip", "encode", "assign_anchors", "sample_anchors", "rpn_targets", "sample_rois"}
+)
 
 
 @dataclass(frozen=True)
