@@ -49,7 +49,7 @@ def roi_kernel(
     tally = tallies + image * TALLY
     box = load_candidate(proposals, N, gt_boxes, G, image, index, index < M)
     count = tl.load(proposal_counts + image)
-    takes_part = (index < count) & (index < N) & (count <= N)
+    takes_part = index < tl.where(count > N, 0, count)
     if crowd is not None:
         covered = on_crowd(box, gt, image, scalar(crowd_overlap, U), LEGACY)
         takes_part = takes_part & (covered == 0)

@@ -112,7 +112,7 @@ def draw(items, capacity, tally, labels, rng, stream, image, S, max_positive, wi
     positives = tl.minimum(n, max_positive)
     pick(items, 1, n, positives, winners, POSITIVE)
     n, room = listed >> 32, S - positives
-    if labels is not None:
+    if labels is not None:  # noqa: SIM102  (known when it is compiled)
         if n < room:
             n = list_negatives(items, capacity, labels, rng, stream, image)
     negatives = tl.minimum(n, room)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 import frcnn_fast
 from frcnn_fast import _extension
+from tests.triton_interpreter import patching_once_a_launch
 
 ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
@@ -61,6 +62,13 @@ def _named(name: str) -> Callable[[], contextlib.AbstractContextManager]:
     return lambda: frcnn_fast.use_backend(name)
 
 
+@contextlib.contextmanager
+def _triton() -> Iterator[None]:
+    interprets = os.environ.get("TRITON_INTERPRET") == "1"
+    with frcnn_fast.use_backend("triton"), patching_once_a_launch() if interprets else contextlib.nullcontext():
+        yield
+
+
 def _all() -> tuple[Backend, ...]:
     use_simt, simt_missing = _simt()
     on_gpu = torch.cuda.is_available()
@@ -69,9 +77,7 @@ def _all() -> tuple[Backend, ...]:
         Backend("cpu", _named("cpu"), missing=_extension.missing_reason),
         Backend("cuda", _named("cuda"), device="cuda", missing=_cuda_missing()),
         Backend("simt", use_simt, missing=simt_missing, slow=True),
-        Backend(
-            "triton", _named("triton"), device="cuda" if on_gpu else "cpu", missing=_triton_missing(), slow=not on_gpu
-        ),
+        Backend("triton", _triton, device="cuda" if on_gpu else "cpu", missing=_triton_missing(), slow=not on_gpu),
     )
 
 
