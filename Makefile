@@ -25,19 +25,19 @@ train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
 	$(PY) -m frcnn_fast.train --dataset digits --out $(OUT)
 
-test: build
+test: build $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m pytest -q
 	PATH="$(BIN):$$PATH" $(PY) -m tests.run_sanitized
+	PATH="$(BIN):$$PATH" $(PY) -m tests.run_interpreted
 
-test-long: build
-	FRCNN_LONG=1 PATH="$(BIN):$$PATH" $(PY) -m pytest -q
-	FRCNN_LONG=1 PATH="$(BIN):$$PATH" $(PY) -m tests.run_sanitized
+test-long:
+	FRCNN_LONG=1 $(MAKE) --no-print-directory test
 
-check: $(VENV)/ready
+check: $(VENV)/test-ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cuh' '*.cpp' '*.cu')
 
-format: $(VENV)/ready
+format: $(VENV)/test-ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cuh' '*.cpp' '*.cu')
 
@@ -68,6 +68,10 @@ gpu-bench:
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/test-ready: $(VENV)/ready tests/requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)

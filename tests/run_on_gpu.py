@@ -1,7 +1,8 @@
 """`make gpu-test`: the checks that need a GPU, and one report of them.
 
-Runs the conformance suite with the CUDA backend required, graph capture under the synchronisation debug mode, and
-compute-sanitizer over the small cases; writes gpu-test.json (machine, versions, every step with its outcome).
+Runs the conformance suite with the CUDA and Triton backends required, graph capture under the synchronisation debug
+mode, compute-sanitizer over the small cases, and sizes that only a GPU can hold; writes gpu-test.json (machine,
+versions, every step with its outcome).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +23,39 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-SANITIZER_TIMEOUT_S = 150
+SANITIZER_TIMEOUT_S = 150.0
+
+# Ops whose Triton kernels are tested by one process each: compiling them is most of the work.
+SHARDS = ("roi_align", "roi_pool", "rpn_targets", "rpn_proposals", "assign or sample", "nms", "detections or top_n")
 
 
-def steps() -> list[tuple[str, list[str], float]]:
-    """(name, command, seconds it may take)."""
-    found = [
-        ("conformance", [*PYTEST, "tests/conformance", "-k", "cuda or table"], 300.0),
-        ("graphs", [*PYTEST, "tests/test_graphs.py"], 120.0),
+def phases() -> list[list[tuple[str, list[str], float]]]:
+    """Phase after phase, the checks that run side by side: (name, command, seconds it may take)."""
+    suite = "tests/conformance/test_conformance.py"
+    rest = " and ".join(f"not ({shard})" for shard in SHARDS)
+    conformance = [
+        ("conformance cuda", [*PYTEST, "tests/conformance", "-k", "cuda or table"], 300.0),
+        *(
+            (f"conformance triton, {shard}", [*PYTEST, suite, "-k", f"triton and ({shard})"], 300.0)
+            for shard in (*SHARDS, rest)
+        ),
+        ("graphs", [*PYTEST, "tests/test_graphs.py"], 300.0),
     ]
     sanitizer = shutil.which("compute-sanitizer")
-    subset = [*PYTEST, "-x", "tests/conformance/test_conformance.py", "-k", "cuda and small"]
-    for tool in ("memcheck", "racecheck"):
-        if sanitizer:
-            command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *subset]
-            found.append((tool, command, SANITIZER_TIMEOUT_S))
-        else:
-            found.append((tool, [], 0.0))
-    return found
+    options = ["--error-exitcode", "9", "--target-processes", "all"]
+    subset = [*PYTEST, "-x", suite, "-k", "cuda and small"]
+    sanitized = [
+        (tool, [sanitizer, "--tool", tool, *options, *subset] if sanitizer else [], SANITIZER_TIMEOUT_S)
+        for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
+    ]
+    return [conformance, sanitized, [("large", [*PYTEST, "tests/test_large.py"], 120.0)]]
 
 
 def run(name: str, command: list[str], limit: float) -> dict[str, Any]:
     """One step; a missing tool or a time-out is an outcome, and not a green one."""
     if not command:
         return {"name": name, "outcome": "missing tool", "ok": False}
-    environment = dict(os.environ, FRCNN_REQUIRE="cuda", PYTHONPATH=str(ROOT))
+    environment = dict(os.environ, FRCNN_REQUIRE="cuda,triton", PYTHONPATH=str(ROOT))
     start = time.monotonic()
     try:
         done = subprocess.run(
@@ -98,7 +108,11 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu-test: torch sees no CUDA device", file=sys.stderr)
         return 2
-    report = {"machine": machine(), "steps": [run(*step) for step in steps()]}
+    steps: list[dict[str, Any]] = []
+    for phase in phases():
+        with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
+            steps += pool.map(lambda step: run(*step), phase)
+    report = {"machine": machine(), "steps": steps}
     report["ok"] = all(step["ok"] for step in report["steps"])
     out.mkdir(parents=True, exist_ok=True)
     part = out / "gpu-test.json.part"

@@ -1,12 +1,16 @@
-"""Every fixed-shape op inside a CUDA graph, under torch's synchronisation debug mode. Needs a GPU."""
+"""Every fixed-shape op, and a whole detector, inside a CUDA graph that does not synchronise. Needs a GPU."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+import frcnn_fast
+from frcnn_fast.model import FasterRCNN, SmallTrunk, preset
 from tests.samples import samples
 from tests.test_compile import same
 
@@ -15,48 +19,73 @@ pytestmark = pytest.mark.skipif(
 )
 FIXED = sorted(name for name, sample in samples().items() if not sample.dynamic)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+BACKENDS = ["cuda", "triton"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", FIXED)
-def test_captured_graph_replays_the_eager_result(name: str, dtype: torch.dtype) -> None:
-    sample = samples("cuda", dtype)[name]
-    wanted = sample()
+def capture(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """The call's graph and its results there. It has run once before, on another stream, and must not synchronise."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.cuda.stream(stream):
-            same(sample(), wanted)
+            call()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = sample()
-        for _ in range(3):
-            graph.replay()
+            captured = call()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    return graph, captured
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", FIXED)
+def test_captured_graph_replays_the_eager_result(name: str, backend: str, dtype: torch.dtype) -> None:
+    sample = samples("cuda", dtype)[name]
+    with frcnn_fast.use_backend(backend):
+        wanted = sample()
+        graph, captured = capture(sample)
+    for _ in range(3):
+        graph.replay()
     torch.cuda.synchronize()
     same(captured, wanted)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["sample_anchors", "rpn_targets", "sample_rois"])
-def test_captured_sampling_draws_anew_when_the_step_advances(name: str) -> None:
+def test_captured_sampling_draws_anew_when_the_step_advances(name: str, backend: str) -> None:
     sample = samples("cuda")[name]
     rng = sample.tensors[-1]
-    graph = torch.cuda.CUDAGraph()
-    sample()
-    with torch.cuda.graph(graph):
-        captured = sample()
-    for step in range(3):
-        rng[1] = step
-        graph.replay()
-        same(captured, sample())
+    with frcnn_fast.use_backend(backend):
+        sample()
+        graph, captured = capture(sample)
+        for step in range(3):
+            rng[1] = step
+            graph.replay()
+            same(captured, sample())
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", FIXED)
-def test_repeats_are_equal_to_the_bit(name: str) -> None:
+def test_repeats_are_equal_to_the_bit(name: str, backend: str) -> None:
     sample = samples("cuda")[name]
-    wanted = sample()
-    for _ in range(100):
-        same(sample(), wanted)
+    with frcnn_fast.use_backend(backend):
+        wanted = sample()
+        for _ in range(100):
+            same(sample(), wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_whole_detection_is_one_graph(backend: str) -> None:
+    torch.manual_seed(0)
+    detector = FasterRCNN(SmallTrunk(), 4, preset("small")).cuda().eval()
+    images, sizes = torch.randn(2, 3, 192, 256, device="cuda"), torch.tensor([[192, 256], [160, 200]], device="cuda")
+    exact = torch.backends.cudnn.flags(deterministic=True)
+    with torch.inference_mode(), frcnn_fast.use_backend(backend), exact:
+        wanted = detector(images, sizes)
+        graph, captured = capture(lambda: detector(images, sizes))
+        graph.replay()
+    torch.cuda.synchronize()
+    same(tuple(captured), tuple(wanted))

@@ -354,7 +354,16 @@ class TestDoctor:
         ],
     )
     def test_which_code_serves_a_gpu(self, capability, code):
-        assert doctor.carries_code_for("80-real;90-real;100", capability) == code
+        assert doctor.carries_code_for("80-real 90-real 100", capability) == code
 
     def test_an_empty_list_serves_none(self):
         assert doctor.carries_code_for("", (9, 0)) == ""
+
+    def test_it_reads_what_the_binary_says_of_itself(self):
+        info = doctor.build_info()
+        if info is None or not info["cuda"]:
+            pytest.skip("this binary has no CUDA half")
+        for name in info["cuda_architectures"].split():
+            number = name.removesuffix("-real")
+            capability = int(number[:-1]), int(number[-1])
+            assert doctor.carries_code_for(info["cuda_architectures"], capability) == f"machine code (sm_{number})"

@@ -86,7 +86,7 @@ def carries_code_for(architectures: str, capability: tuple[int, int]) -> str:
     """How a binary for `architectures` serves a GPU of that compute capability.
 
     Args:
-        architectures: as CMake writes them, "80-real;90-real;100": real code, or (without a suffix, or "-virtual")
+        architectures: as CMake names them, "80-real 90-real 100": real code, or (without a suffix, or "-virtual")
             also PTX that the driver compiles.
         capability: (major, minor).
 
@@ -95,7 +95,7 @@ def carries_code_for(architectures: str, capability: tuple[int, int]) -> str:
     """
     gpu = capability[0] * 10 + capability[1]
     real, virtual = [], []
-    for entry in filter(None, architectures.split(";")):
+    for entry in architectures.split():
         number, _, kind = entry.partition("-")
         value = int(number.rstrip("af"))
         real += [value] if kind != "virtual" else []
