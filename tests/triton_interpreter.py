@@ -1,5 +1,7 @@
-"""Triton's interpreter without its greatest cost: every call of a helper function puts the interpreter's versions of
-all of triton.language in place, although those of the kernel that calls it are there still. Here a launch does so, once.
+"""Triton's interpreter without its greatest cost.
+
+Every call of a helper function puts the interpreter's versions of all of triton.language in place, although those of
+the kernel that calls it are there still. Here a launch does so, once.
 """
 
 from __future__ import annotations

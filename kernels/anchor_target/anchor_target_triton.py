@@ -129,17 +129,17 @@ def target_kernel(
             items + image * A, A, tally, kinds + image * A, rng, stream, image, S, max_positive, winners + image * S
         )
         for start in range(0, S, ROWS):
-            row, index, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
+            row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
             mask = row < S
             row = image * S + row
-            chosen = tl.load(object + image * A + index, mask=is_object, other=-1)
+            chosen = tl.load(object + image * A + winner, mask=is_object, other=-1)
             gt_box = load_box(gt_boxes, image * G + chosen, is_object)
-            anchor = anchor_at(*source, image, tl.where(is_object, index, 0), is_object)
+            anchor = anchor_at(*source, image, tl.where(is_object, winner, 0), is_object)
             t1, t2, t3, t4 = encode_boxes(*gt_box, *anchor, scalars4(wx, wy, ww, wh, U), LEGACY)
             t1, t2 = tl.where(is_object, t1, 0.0), tl.where(is_object, t2, 0.0)
             t3, t4 = tl.where(is_object, t3, 0.0), tl.where(is_object, t4, 0.0)
             store_box(targets, row, t1, t2, t3, t4, mask)
-            tl.store(indices + row, index, mask=mask)
+            tl.store(indices + row, winner, mask=mask)
             tl.store(labels + row, tl.where(is_object, 1, tl.where(is_drawn, 0, -1)).to(tl.int8), mask=mask)
             tl.store(matched + row, chosen, mask=mask)
         tl.store(counts + 2 * image, positives)
@@ -170,11 +170,11 @@ def sample_kernel(
             items + image * A, A, tally, labels + image * A, rng, stream, image, S, max_positive, winners + image * S
         )
         for start in range(0, S, ROWS):
-            row, index, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
+            row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
             mask = row < S
-            tl.store(indices + image * S + row, index, mask=mask)
-            label = tl.where(is_object, 1, tl.where(is_drawn, 0, -1))
-            tl.store(sampled + image * S + row, label.to(tl.int8), mask=mask)
+            tl.store(indices + image * S + row, winner, mask=mask)
+            kind = tl.where(is_object, 1, tl.where(is_drawn, 0, -1))
+            tl.store(sampled + image * S + row, kind.to(tl.int8), mask=mask)
         tl.store(counts + 2 * image, positives)
         tl.store(counts + 2 * image + 1, negatives)
 

@@ -54,10 +54,10 @@ def roi_kernel(
         covered = on_crowd(box, gt, image, scalar(crowd_overlap, U), LEGACY)
         takes_part = takes_part & (covered == 0)
     if APPEND_GT:
-        is_object = (index >= N) & (index - N < gt_count(gt, image))
+        appended = (index >= N) & (index - N < gt_count(gt, image))
         if crowd is not None:
-            is_object = is_object & (tl.load(crowd + image * G + index - N, mask=is_object, other=0) == 0)
-        takes_part = takes_part | is_object
+            appended = appended & (tl.load(crowd + image * G + index - N, mask=appended, other=0) == 0)
+        takes_part = takes_part | appended
     takes_part = takes_part & is_finite_box(*box)
     best, found, _ = match_objects(box, takes_part, gt, image, None, LEGACY)
     positive = takes_part & is_positive(best, scalar(positive_iou, U))
@@ -69,12 +69,12 @@ def roi_kernel(
             items + image * M, M, tally, None, rng, stream, image, S, max_positive, winners + image * S
         )
         for start in range(0, S, ROWS):
-            row, index, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
+            row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
             mask = row < S
             row = image * S + row
-            chosen = tl.load(object + image * M + index, mask=is_object, other=-1)
+            chosen = tl.load(object + image * M + winner, mask=is_object, other=-1)
             gt_box = load_box(gt_boxes, image * G + chosen, is_object)
-            roi = load_candidate(proposals, N, gt_boxes, G, image, index, is_drawn)
+            roi = load_candidate(proposals, N, gt_boxes, G, image, winner, is_drawn)
             t1, t2, t3, t4 = encode_boxes(*gt_box, *roi, scalars4(wx, wy, ww, wh, U), LEGACY)
             t1, t2 = tl.where(is_object, t1, 0.0), tl.where(is_object, t2, 0.0)
             t3, t4 = tl.where(is_object, t3, 0.0), tl.where(is_object, t4, 0.0)

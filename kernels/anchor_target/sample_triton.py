@@ -12,6 +12,7 @@ An image's tally, zero before: candidates that may be negative, length of both l
 import triton
 import triton.language as tl
 
+from ..common.numeric_triton import divide
 from ..common.philox_triton import sampling_key
 
 NEGATIVES, LISTED, DONE, TALLY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -32,7 +33,8 @@ def likely_item(wanted, candidates):
     """At least `wanted` of `candidates` items are nearly sure to be at most this, and few more than that: only a guess
     that saves work. The share is (1.125 wanted + 88) / candidates: six standard deviations, which fail once in 10^9
     draws."""
-    key = ((9 * wanted.to(tl.int64) + 704) << 29) // tl.maximum(candidates, 1)
+    share = divide(1.125 * wanted.to(tl.float32) + 88.0, candidates.to(tl.float32))
+    key = (tl.where(share < 1.0, share, 1.0) * 4294967296.0).to(tl.int64)
     return tl.minimum(key, 0xFFFFFFFF) << 31 | 0x7FFFFFFF
 
 
