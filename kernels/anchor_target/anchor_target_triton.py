@@ -20,7 +20,7 @@ from ..common.box_triton import anchor_at, is_finite_box, load_box, store_box
 from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch, num_anchors
 from ..common.numeric_triton import compute_type, scalar
 from .overlap_triton import has_peak, is_inside, is_positive, match_objects, on_crowd
-from .sample_triton import NEGATIVES, ROWS, TALLY, draw, draw_item, enlist, is_last, likely_item, seats
+from .sample_triton import NEGATIVES, ROWS, TALLY, draw, draw_item, enlist, is_last, is_likely, seats
 
 PEAKS = TALLY
 # In place of a best overlap.
@@ -122,7 +122,7 @@ def target_kernel(
     kind = tl.where(positive, 1, tl.where(negative, 0, -1)).to(tl.int8)
     tl.store(kinds + image * A + index, kind, mask=index < A)
     item = draw_item(rng, index, image, stream)
-    likely = negative & (item <= likely_item(S, tl.load(tally + NEGATIVES)))
+    likely = negative & is_likely(item, S, tl.load(tally + NEGATIVES))
     enlist(items + image * A, A, tally, item, positive, likely)
     if is_last(tally):
         positives, negatives = draw(
@@ -163,7 +163,7 @@ def sample_kernel(
     tally = tallies + image * TALLY
     label = tl.load(labels + image * A + index, mask=index < A, other=-1)
     item = draw_item(rng, index, image, stream)
-    likely = (label == 0) & (item <= likely_item(S, tl.load(tally + NEGATIVES)))
+    likely = (label == 0) & is_likely(item, S, tl.load(tally + NEGATIVES))
     enlist(items + image * A, A, tally, item, label == 1, likely)
     if is_last(tally):
         positives, negatives = draw(
@@ -181,6 +181,11 @@ def sample_kernel(
 
 def new_tallies(B: int, G: int, like: Tensor) -> Tensor:
     return torch.zeros((B, TALLY.value + G), dtype=torch.int64, device=like.device)
+
+
+def label_block(like: Tensor) -> int:
+    """Anchors of a program that labels: an element a thread in float64, where a division is a call with much to save."""
+    return 32 * WARPS if like.dtype == torch.float64 else LABEL_BLOCK
 
 
 def programs_for(candidates: int, each: int) -> int:
@@ -210,7 +215,7 @@ def assign_anchors(
     B, A = labels.shape
     if not B * A:
         return
-    G = gt_boxes.shape[1]
+    G, block = gt_boxes.shape[1], label_block(gt_boxes)
     source = anchor_source(anchors, grid, offset)
     tallies, best = new_tallies(B, G, gt_boxes), gt_boxes.new_empty((B, A))
     find_overlaps(
@@ -218,9 +223,9 @@ def assign_anchors(
         best, matched,
     )  # fmt: skip
     launch(
-        label_kernel, (blocks_for(A, LABEL_BLOCK), B), *source, A, gt_boxes, gt_counts, G, double_bits(positive_iou),
+        label_kernel, (blocks_for(A, block), B), *source, A, gt_boxes, gt_counts, G, double_bits(positive_iou),
         double_bits(negative_iou), tallies, best, labels, matched, like=gt_boxes, warps=WARPS, LEGACY=legacy,
-        LOW_QUALITY=low_quality, BLOCK=LABEL_BLOCK,
+        LOW_QUALITY=low_quality, BLOCK=block,
     )  # fmt: skip
 
 
@@ -256,7 +261,7 @@ def rpn_targets(
     if not B:
         return
     source = anchor_source(anchors, grid, offset)
-    A = num_anchors(anchors, grid)
+    A, block = num_anchors(anchors, grid), label_block(gt_boxes)
     tallies, best = new_tallies(B, G, gt_boxes), gt_boxes.new_empty((B, A))
     object = gt_boxes.new_empty((B, A), dtype=torch.int32)
     kinds, items = labels.new_empty((B, A)), indices.new_empty((B, A))
@@ -266,8 +271,8 @@ def rpn_targets(
         best, object,
     )  # fmt: skip
     launch(
-        target_kernel, (programs_for(A, LABEL_BLOCK), B), *source, A, gt_boxes, gt_counts, G,
+        target_kernel, (programs_for(A, block), B), *source, A, gt_boxes, gt_counts, G,
         double_bits(positive_iou), double_bits(negative_iou), tallies, best, object, rng, stream, batch_size,
         min(max_positive, batch_size), *map(double_bits, weights), kinds, items, winners, indices, labels, targets,
-        matched, counts, like=gt_boxes, warps=WARPS, LEGACY=legacy, LOW_QUALITY=low_quality, BLOCK=LABEL_BLOCK,
+        matched, counts, like=gt_boxes, warps=WARPS, LEGACY=legacy, LOW_QUALITY=low_quality, BLOCK=block,
     )  # fmt: skip

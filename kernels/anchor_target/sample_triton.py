@@ -12,13 +12,12 @@ An image's tally, zero before: candidates that may be negative, length of both l
 import triton
 import triton.language as tl
 
-from ..common.numeric_triton import divide
 from ..common.philox_triton import sampling_key
 
 NEGATIVES, LISTED, DONE, TALLY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CHUNK = tl.constexpr(512)  # of a list
 ROWS = tl.constexpr(256)  # of the sample
-OTHERS = tl.constexpr(64)  # that a row is compared with
+OTHERS = tl.constexpr(32)  # that a row is compared with
 POSITIVE = tl.constexpr(-(1 << 31))  # beside the index of a winner, so that positives come first
 
 
@@ -29,24 +28,26 @@ def draw_item(rng, index, image, stream):
 
 
 @triton.jit
-def likely_item(wanted, candidates):
-    """At least `wanted` of `candidates` items are nearly sure to be at most this, and few more than that: only a guess
+def is_likely(item, wanted, candidates):
+    """True of at least `wanted` of `candidates` random keys, nearly surely, and of few more than that: only a guess
     that saves work. The share is (1.125 wanted + 88) / candidates: six standard deviations, which fail once in 10^9
     draws."""
-    share = divide(1.125 * wanted.to(tl.float32) + 88.0, candidates.to(tl.float32))
-    key = (tl.where(share < 1.0, share, 1.0) * 4294967296.0).to(tl.int64)
-    return tl.minimum(key, 0xFFFFFFFF) << 31 | 0x7FFFFFFF
+    return (item >> 31) * candidates <= (9 * wanted.to(tl.int64) + 704) << 29
 
 
 @triton.jit
 def enlist(items, capacity, tally, item, positive, negative):
-    """Appends to the lists of an image. items [capacity]."""
-    both = positive.to(tl.int64) + (negative.to(tl.int64) << 32)
-    total = tl.sum(both)
+    """Appends to the lists of an image. items [capacity]. Both kinds are counted at once, in halves of a word: a block
+    has fewer than 2^15 candidates, an image fewer than 2^31."""
+    both = positive.to(tl.int32) | (negative.to(tl.int32) << 16)
+    total = tl.sum(both).to(tl.int64)
     if total > 0:
-        place = tl.atomic_add(tally + LISTED, total, sem="relaxed") + (tl.cumsum(both, 0) - both)
-        tl.store(items + (place & 0xFFFFFFFF), item, mask=positive)
-        tl.store(items + (capacity - 1 - (place >> 32)), item, mask=negative)
+        before = tl.cumsum(both, 0) - both
+        start = tl.atomic_add(tally + LISTED, (total & 0xFFFF) | ((total >> 16) << 32), sem="relaxed")
+        front = (start & 0xFFFFFFFF) + (before & 0xFFFF)
+        back = (start >> 32) + (before >> 16)
+        tl.store(items + front, item, mask=positive)
+        tl.store(items + (capacity - 1 - back), item, mask=negative)
 
 
 @triton.jit
@@ -86,7 +87,7 @@ def pick(items, step, n, k, winners, KIND: tl.constexpr):
     for start in range(0, n, CHUNK):
         j = start + tl.arange(0, CHUNK)
         item = tl.load(items + j * step, mask=j < n, other=limit)
-        wins = (item < limit).to(tl.int64)
+        wins = (item < limit).to(tl.int32)
         tl.store(winners + seen + (tl.cumsum(wins, 0) - wins), (item & 0x7FFFFFFF).to(tl.int32) | KIND, mask=wins != 0)
         seen += tl.sum(wins)
 
@@ -97,7 +98,7 @@ def list_negatives(items, capacity, labels, rng, stream, image):
     n = image * 0
     for start in range(0, capacity, CHUNK):
         index = start + tl.arange(0, CHUNK).to(tl.int64)
-        negative = (tl.load(labels + index, mask=index < capacity, other=-1) == 0).to(tl.int64)
+        negative = (tl.load(labels + index, mask=index < capacity, other=-1) == 0).to(tl.int32)
         place = n + (tl.cumsum(negative, 0) - negative)
         tl.store(items + (capacity - 1 - place), draw_item(rng, index, image, stream), mask=negative != 0)
         n += tl.sum(negative)
