@@ -184,7 +184,7 @@ def new_tallies(B: int, G: int, like: Tensor) -> Tensor:
 
 
 def label_block(like: Tensor) -> int:
-    """Anchors of a program that labels: an element a thread in float64, where a division is a call with much to save."""
+    """Anchors of a program that labels: one a thread in float64, where a division is a call with much to save."""
     return 32 * WARPS if like.dtype == torch.float64 else LABEL_BLOCK
 
 
