@@ -128,6 +128,8 @@ def target_kernel(
         positives, negatives = draw(
             items + image * A, A, tally, kinds + image * A, rng, stream, image, S, max_positive, winners + image * S
         )
+        tl.store(counts + 2 * image, positives)
+        tl.store(counts + 2 * image + 1, negatives)
         for start in range(0, S, ROWS):
             row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
             mask = row < S
@@ -142,8 +144,6 @@ def target_kernel(
             tl.store(indices + row, winner, mask=mask)
             tl.store(labels + row, tl.where(is_object, 1, tl.where(is_drawn, 0, -1)).to(tl.int8), mask=mask)
             tl.store(matched + row, chosen, mask=mask)
-        tl.store(counts + 2 * image, positives)
-        tl.store(counts + 2 * image + 1, negatives)
 
 
 @triton.jit(do_not_specialize=["A"])
@@ -169,14 +169,14 @@ def sample_kernel(
         positives, negatives = draw(
             items + image * A, A, tally, labels + image * A, rng, stream, image, S, max_positive, winners + image * S
         )
+        tl.store(counts + 2 * image, positives)
+        tl.store(counts + 2 * image + 1, negatives)
         for start in range(0, S, ROWS):
             row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
             mask = row < S
             tl.store(indices + image * S + row, winner, mask=mask)
             kind = tl.where(is_object, 1, tl.where(is_drawn, 0, -1))
             tl.store(sampled + image * S + row, kind.to(tl.int8), mask=mask)
-        tl.store(counts + 2 * image, positives)
-        tl.store(counts + 2 * image + 1, negatives)
 
 
 def new_tallies(B: int, G: int, like: Tensor) -> Tensor:

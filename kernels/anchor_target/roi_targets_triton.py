@@ -68,6 +68,8 @@ def roi_kernel(
         positives, negatives = draw(
             items + image * M, M, tally, None, rng, stream, image, S, max_positive, winners + image * S
         )
+        tl.store(counts + 2 * image, positives)
+        tl.store(counts + 2 * image + 1, negatives)
         for start in range(0, S, ROWS):
             row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
             mask = row < S
@@ -83,8 +85,6 @@ def roi_kernel(
             label = tl.load(gt_labels + image * G + chosen, mask=is_object, other=0)
             tl.store(labels + row, tl.where(is_drawn, label, -1), mask=mask)
             tl.store(matched + row, chosen, mask=mask)
-        tl.store(counts + 2 * image, positives)
-        tl.store(counts + 2 * image + 1, negatives)
 
 
 def sample_rois(
