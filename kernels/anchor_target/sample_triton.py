@@ -17,7 +17,7 @@ from ..common.philox_triton import sampling_key
 NEGATIVES, LISTED, DONE, TALLY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CHUNK = tl.constexpr(512)  # of a list
 ROWS = tl.constexpr(128)  # of the sample
-OTHERS = tl.constexpr(64)  # that a row is compared with
+OTHERS = tl.constexpr(32)  # that a row is compared with
 POSITIVE = tl.constexpr(-(1 << 31))  # beside the index of a winner, so that positives come first
 
 
