@@ -125,13 +125,12 @@ def target_kernel(
     likely = negative & is_likely(item, S, tl.load(tally + NEGATIVES))
     enlist(items + image * A, A, tally, item, positive, likely)
     if is_last(tally):
-        positives, negatives = draw(
-            items + image * A, A, tally, kinds + image * A, rng, stream, image, S, max_positive, winners + image * S
-        )
-        tl.store(counts + 2 * image, positives)
-        tl.store(counts + 2 * image + 1, negatives)
+        drawn = draw(
+            items + image * A, A, tally, kinds + image * A, rng, stream, image, S, max_positive, winners + image * S,
+            counts + 2 * image,
+        )  # fmt: skip
         for start in range(0, S, ROWS):
-            row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
+            row, winner, is_object, is_drawn = seats(winners + image * S, start, drawn)
             mask = row < S
             row = image * S + row
             chosen = tl.load(object + image * A + winner, mask=is_object, other=-1)
@@ -166,13 +165,12 @@ def sample_kernel(
     likely = (label == 0) & is_likely(item, S, tl.load(tally + NEGATIVES))
     enlist(items + image * A, A, tally, item, label == 1, likely)
     if is_last(tally):
-        positives, negatives = draw(
-            items + image * A, A, tally, labels + image * A, rng, stream, image, S, max_positive, winners + image * S
-        )
-        tl.store(counts + 2 * image, positives)
-        tl.store(counts + 2 * image + 1, negatives)
+        drawn = draw(
+            items + image * A, A, tally, labels + image * A, rng, stream, image, S, max_positive, winners + image * S,
+            counts + 2 * image,
+        )  # fmt: skip
         for start in range(0, S, ROWS):
-            row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
+            row, winner, is_object, is_drawn = seats(winners + image * S, start, drawn)
             mask = row < S
             tl.store(indices + image * S + row, winner, mask=mask)
             kind = tl.where(is_object, 1, tl.where(is_drawn, 0, -1))

@@ -65,13 +65,12 @@ def roi_kernel(
     tl.store(object + image * M + index, found, mask=positive)
     enlist(items + image * M, M, tally, draw_item(rng, index, image, stream), positive, negative)
     if is_last(tally):
-        positives, negatives = draw(
-            items + image * M, M, tally, None, rng, stream, image, S, max_positive, winners + image * S
-        )
-        tl.store(counts + 2 * image, positives)
-        tl.store(counts + 2 * image + 1, negatives)
+        drawn = draw(
+            items + image * M, M, tally, None, rng, stream, image, S, max_positive, winners + image * S,
+            counts + 2 * image,
+        )  # fmt: skip
         for start in range(0, S, ROWS):
-            row, winner, is_object, is_drawn = seats(winners + image * S, start, positives + negatives)
+            row, winner, is_object, is_drawn = seats(winners + image * S, start, drawn)
             mask = row < S
             row = image * S + row
             chosen = tl.load(object + image * M + winner, mask=is_object, other=-1)

@@ -107,9 +107,9 @@ def list_negatives(items, capacity, labels, rng, stream, image):
 
 
 @triton.jit
-def draw(items, capacity, tally, labels, rng, stream, image, S, max_positive, winners):
-    """(positives, negatives) drawn, in number; they are then in winners [S]. For the last program. labels [capacity]:
-    those from which only likely negatives were listed, or None. max_positive: at most S."""
+def draw(items, capacity, tally, labels, rng, stream, image, S, max_positive, winners, counts):
+    """How many are drawn; they are then in winners [S], and how many of each kind in counts [2]. For the last program.
+    labels [capacity]: those from which only likely negatives were listed, or None. max_positive: at most S."""
     listed = tl.load(tally + LISTED)
     n = listed & 0xFFFFFFFF
     positives = tl.minimum(n, max_positive)
@@ -120,8 +120,10 @@ def draw(items, capacity, tally, labels, rng, stream, image, S, max_positive, wi
             n = list_negatives(items, capacity, labels, rng, stream, image)
     negatives = tl.minimum(n, room)
     pick(items + capacity - 1, -1, n, negatives, winners + positives, 0)
+    kind = tl.arange(0, ROWS)  # a store of a scalar would keep a predicate alive all the while
+    tl.store(counts + kind, tl.where(kind == 0, positives, negatives), mask=kind < 2)
     tl.debug_barrier()  # the winners before they are read
-    return positives, negatives
+    return positives + negatives
 
 
 @triton.jit
