@@ -56,3 +56,9 @@ def anchor_source(anchors: Tensor, grid: Sequence[int], offset: float) -> Anchor
         start, cell_start = start + height * width * per_cell, cell_start + per_cell
     stride = 4 * anchors.shape[1] if anchors.dim() == 3 else 0
     return AnchorSource(anchors, stride, tuple(levels), double_bits(offset))
+
+
+def num_anchors(anchors: Tensor, grid: Sequence[int]) -> int:
+    """A of an op's arguments."""
+    levels = zip(*[iter(grid)] * GRID_FIELDS, strict=True)
+    return sum(height * width * per_cell for height, width, per_cell, _, _ in levels) if grid else anchors.shape[-2]

@@ -19,7 +19,7 @@ def sampling_key(rng, index, image, stream):
     c0 = index.to(tl.uint32)
     c1 = zero + image.to(tl.uint32)
     c2 = zero + (step & 0xFFFFFFFF).to(tl.uint32)
-    c3 = zero + stream
+    c3 = zero + tl.cast(stream, tl.uint32)
     k0, k1 = zero + (seed & 0xFFFFFFFF).to(tl.uint32), zero + (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
         high0, low0 = multiply(c0, 0xD2511F53)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 import frcnn_fast
 from frcnn_fast import _extension
+from tests.triton_interpreter import patching_once_a_launch
 
 ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
@@ -21,8 +22,8 @@ CLUSTER_OPS = frozenset({"top_n", "rpn_proposals"})
 # The ops that have a Triton kernel; a name here without one fails.
 TRITON_OPS = frozenset(
     {
-        "batched_nms", "box_iou", "box_iou_backward", "decode_clip", "detections", "encode", "grid_anchors", "nms",
-        "nms_padded", "rpn_proposals", "top_n",
+        "assign_anchors", "batched_nms", "box_iou", "box_iou_backward", "decode_clip", "detections", "encode", "grid_anchors", "nms",
+        "nms_padded", "rpn_proposals", "rpn_targets", "sample_anchors", "sample_rois", "top_n",
     }
 )  # fmt: skip
 
@@ -69,6 +70,13 @@ def _named(name: str) -> Callable[[], contextlib.AbstractContextManager]:
     return lambda: frcnn_fast.use_backend(name)
 
 
+@contextlib.contextmanager
+def _triton() -> Iterator[None]:
+    interprets = os.environ.get("TRITON_INTERPRET") == "1"
+    with frcnn_fast.use_backend("triton"), patching_once_a_launch() if interprets else contextlib.nullcontext():
+        yield
+
+
 def _all() -> tuple[Backend, ...]:
     use_simt, simt_missing = _simt()
     on_gpu = torch.cuda.is_available()
@@ -80,7 +88,7 @@ def _all() -> tuple[Backend, ...]:
         Backend("simt80", lambda: use_simt(80), missing=simt_missing, slow=True, ops=CLUSTER_OPS),
         Backend(
             "triton",
-            _named("triton"),
+            _triton,
             device="cuda" if on_gpu else "cpu",
             missing=_triton_missing(),
             slow=not on_gpu,
