@@ -16,7 +16,12 @@ ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
 
 # The ops that have a Triton kernel; a name here without one fails.
-TRITON_OPS = frozenset({"grid_anchors", "decode_clip", "encode"})
+TRITON_OPS = frozenset(
+    {
+        "grid_anchors", "decode_clip", "encode", "roi_align", "roi_align_backward", "multiscale_roi_align",
+        "multiscale_roi_align_backward",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
