@@ -17,10 +17,13 @@ from torch import Tensor
 from frcnn_fast.ops.roi_pyramid import level_thresholds
 
 from ..common.box_triton import is_finite_box, plain
-from ..common.launch_triton import double_bits, launch, odd
+from ..common.launch_triton import blocks_for, double_bits, launch, odd
 from ..common.numeric_triton import compute_type, divide, narrow, scalar, widen
-from .roi_gather_triton import MEMBERS, TILE, Tables, gather, list_members, store_tile_bins
+from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
 from .roi_triton import (
+    BINS,
+    BinTile,
+    bin_tile,
     is_channels_last,
     largest,
     level_sides,
@@ -29,14 +32,11 @@ from .roi_triton import (
     of_level,
     roi_image,
     roi_level,
-    roi_tile,
-    roi_tiles,
     sides,
-    tile_sides,
 )
 
 MAX_SAMPLES = tl.constexpr(1 << 20)
-BINS, CELLS, TILES = 8, 8, 64  # of a RoI's axis at a time, by one warp
+CELLS = 8  # of a bin at a time
 
 
 @triton.jit
@@ -77,75 +77,56 @@ def first_cell(x, limit):
 
 
 @triton.jit
-def sample_from(axis, bin, cell):
-    """The bin's first sample whose first cell is `cell` or a later one; count if there is none."""
+def sample_from(axis, bin, cell, middle):
+    """The bin's first sample whose first cell is `cell` or a later one; count if there is none. middle: where to look
+    first."""
     start, size, count, limit = axis
-    begin = cell * 0
-    end = begin + count
-    left = count
-    while left > 0:  # at least end - begin
-        middle = (begin + end) >> 1
+    begin, end = middle * 0, middle * 0 + count
+    while tl.max(end - begin) > 0:
         before = (first_cell(position(axis, bin, middle), limit) < cell) & (begin < end)
-        end = tl.where(before, end, middle)
+        end = tl.where(before, end, tl.minimum(middle, end))
         begin = tl.where(before, middle + 1, begin)
-        left = left >> 1
+        middle = (begin + end) >> 1
     return begin
 
 
 @triton.jit
-def touched_cells(axis, bin):
-    """(first, last) of a bin; (0, -1) where no sample lies on the map."""
+def samples_on_map(axis, bin):
+    """(begin, end) of the bin's samples that are on the map, and the (first, last) cell that they touch; last < first
+    where there is none. Seldom does a bin reach beyond the map, so look at its ends first."""
     start, size, count, limit = axis
-    begin = sample_from(axis, bin, bin * 0)
-    end = sample_from(axis, bin, bin * 0 + limit)
+    begin = sample_from(axis, bin, 0, bin * 0 + count * 0)
+    end = sample_from(axis, bin, limit, bin * 0 + tl.maximum(count - 1, 0))
     first = first_cell(position(axis, bin, begin), limit)
-    last = first_cell(position(axis, bin, end - 1), limit)
-    last = tl.where(last < limit - 1, last + 1, limit - 1)
-    return tl.where(begin < end, first, 0), tl.where(begin < end, last, -1)
+    last = tl.minimum(first_cell(position(axis, bin, end - 1), limit) + 1, limit - 1)
+    return begin, end, tl.where(begin < end, first, 0), tl.where(begin < end, last, -1)
 
 
 @triton.jit
-def cell_weight(axis, bin, cell, factor):
+def cell_weight(axis, bin, begin, end, cell, factor):
     """The sum of the weights that the bin's samples give the cell, in their order, times factor; negative where none
     touches it."""
     start, size, count, limit = axis
-    begin = sample_from(axis, bin, tl.where(cell > 0, cell - 1, 0))
-    end = sample_from(axis, bin, cell + 1)
     weight = tl.zeros(cell.shape, size.dtype)
+    touched = cell < 0
     for i in range(tl.max(end - begin)):
         x = position(axis, bin, begin + i)
         low = first_cell(x, limit)
         fraction = tl.where((low < limit - 1) & (x > 0.0), x - low.to(size.dtype), 0.0)
-        weight += tl.where(begin + i < end, tl.where(low == cell, 1.0 - fraction, fraction), 0.0)
-    return tl.where(begin < end, weight * factor, -1.0)
+        low = tl.where(begin + i < end, low, limit)
+        is_low, is_high = low == cell, low + 1 == cell  # beyond the last cell there is none
+        weight += tl.where(is_low, 1.0 - fraction, tl.where(is_high, fraction, 0.0))
+        touched = touched | is_low | is_high
+    return tl.where(touched, weight * factor, -1.0)
 
 
 @triton.jit
-def store_weights(
-    axis, bins, factor, weights, stride, spans, ALIGN: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr
+def axis_of(
+    roi, of_rows, levels, scales, thresholds, B, P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Of one RoI's axis, from touched_cells on to multiples of ALIGN; spans: pointer for these, or None."""
-    start, size, count, limit = axis
-    for base in range(0, bins, BINS):
-        bin = base + tl.arange(0, BINS)
-        first, last = touched_cells(axis, bin)
-        if spans is not None:
-            tl.store(spans + 2 * bin, first, mask=bin < bins)
-            tl.store(spans + 2 * bin + 1, last, mask=bin < bins)
-        begin = first // ALIGN * ALIGN
-        end = (last + ALIGN) // ALIGN * ALIGN  # exclusive
-        end = tl.where((bin < bins) & (last >= 0), tl.where(end < limit, end, limit), begin)
-        bin, begin, end = bin[:, None], begin[:, None], end[:, None]
-        for i in range(0, tl.max(end - begin), CELLS):
-            cell = begin + (i + tl.arange(0, CELLS))[None, :]
-            weight = cell_weight(axis, bin, cell, factor)
-            tl.store(weights + bin.to(tl.int64) * stride + cell, weight, mask=cell < end)
-
-
-@triton.jit
-def axis_of(roi, of_rows, levels, scales, thresholds, B, P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr):
-    """(axis, bins, factor) of a RoI's rows or columns; without samples where the RoI pools nothing. factor: for the
-    rows 1 / (samples in a bin)."""
+    """(axis, factor) of the rows or columns of RoIs; without samples where a RoI pools nothing. factor: for the rows
+    1 / (samples in a bin)."""
     image, x1, y1, x2, y2 = roi
     level = roi_level(x1, y1, x2, y2, thresholds)
     H, W = sides(levels, level)
@@ -157,54 +138,61 @@ def axis_of(roi, of_rows, levels, scales, thresholds, B, P: tl.constexpr, Q: tl.
     count, limit = tl.where(of_rows, rows[2], columns[2]), tl.where(of_rows, rows[3], columns[3])
     samples = rows[2].to(tl.int64) * columns[2]
     samples = tl.where(of_rows & (samples > 1), samples, 1).to(x1.dtype)
-    return (start, size, count, limit), tl.where(of_rows, P, Q), divide(tl.full((), 1.0, x1.dtype), samples)
+    return (start, size, count, limit), divide(tl.full(samples.shape, 1.0, x1.dtype), samples)
 
 
 @triton.jit(do_not_specialize=["B", "K", "H", "W"])
 def weights_kernel(
-    rois, levels, scales, thresholds, B, K, H, W, weights, spans, tile_bins, tile_rows, members, counts,
-    P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, BINS: tl.constexpr,
-    CELLS: tl.constexpr, TILES: tl.constexpr, MEMBERS: tl.constexpr,
+    rois, levels, scales, thresholds, B, K, H, W, weights, spans, windows, cell_bins, members, counts,
+    P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
+    BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
-    """A program has one axis of one RoI; backward, the first ones list the RoIs of an image and level each. H, W: of
-    the largest level. spans: forward, [K, P + Q, 2] touched_cells; tile_bins ... counts: backward, Tables."""
+    """A program has the rows, or the columns, of ROIS RoIs; backward, the first ones list the RoIs of an image and
+    level each. H, W: of the largest level. spans: forward, [K, P + Q, 2] the first and the last cell that a bin
+    touches, or 0, -1. windows ... counts: backward, see Tables."""
     program = tl.program_id(0)
     lists = 0 if members is None else len(levels[0]) * B
     if program < lists:
         if members is not None:
             list_members(rois, thresholds, B, K, program, members, counts, MEMBERS)
     else:
-        k, of_rows = ((program - lists) // 2).to(tl.int64), (program - lists) % 2 == 0
-        roi = load_roi(rois, k, True)
-        axis, bins, factor = axis_of(roi, of_rows, levels, scales, thresholds, B, P, Q, RATIO, ALIGNED)
-        weights += tl.where(of_rows, k * P * H, K.to(tl.int64) * P * H + k * Q * W)
-        stride = tl.where(of_rows, H, W)
+        of_rows = (program - lists) % 2 == 0
+        k = ((program - lists) // 2).to(tl.int64) * ROIS + tl.arange(0, ROIS)[:, None, None]
+        bin = tl.arange(0, BINS)[None, :, None]
+        axis, factor = axis_of(load_roi(rois, k, k < K), of_rows, levels, scales, thresholds, B, P, Q, RATIO, ALIGNED)
+        begin, end, first, last = samples_on_map(axis, bin)
+        real = (k < K) & (bin < tl.where(of_rows, P, Q))
+        last = tl.where(real, last, -1)
         if members is None:
-            spans += 2 * (k * (P + Q) + tl.where(of_rows, 0, P))
-            store_weights(axis, bins, factor, weights, stride, spans, 1, BINS, CELLS)
+            spans += 2 * (k * (P + Q) + tl.where(of_rows, 0, P) + bin)
+            tl.store(spans, first, mask=real)
+            tl.store(spans + 1, last, mask=real)
         else:
-            store_weights(axis, bins, factor, weights, stride, None, TILE, BINS, CELLS)
-            tile_bins += k + tl.where(of_rows, 0, tile_rows) * K.to(tl.int64)
-            store_tile_bins(axis, touched_cells, bins, axis[3], tile_bins, K, BINS, TILES)
+            store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS)
+        row = tl.where(of_rows, (k * P + bin) * H, (K.to(tl.int64) * P) * H + (k * Q + bin) * W)
+        for i in range(0, tl.max(last - first) + 1, CELLS):
+            cell = first + i + tl.arange(0, CELLS)[None, None, :]
+            weight = cell_weight(axis, bin, begin, end, cell, factor)
+            tl.store(weights + row + cell, weight, mask=cell <= last)
 
 
 @triton.jit(do_not_specialize=["B", "K", "H", "W"])
 def align_kernel(
     maps, rois, levels, thresholds, B, K, H, W, weights, spans, output,
     C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, MAP_LAST: tl.constexpr, LAST: tl.constexpr,
-    BINS: tl.constexpr, CHANNELS: tl.constexpr,
+    ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A program has a roi_tile; its bins step through their cells side by side. H, W: of the largest level."""
+    """A program has a bin_tile; its bins step through their cells side by side. H, W: of the largest level."""
     T: tl.constexpr = output.dtype.element_ty
-    k, bin, channel = roi_tile(P * Q, C, LAST, BINS, CHANNELS)
-    image, x1, y1, x2, y2 = load_roi(rois, k, True)
+    k, bin, channel = bin_tile(P * Q, C, LAST, ROIS, BINS, CHANNELS)
+    image, x1, y1, x2, y2 = load_roi(rois, k, k < K)
     level = roi_level(x1, y1, x2, y2, thresholds)
     height, width = sides(levels, level)
     channel_step, cell_step = map_strides(level, height, width, C, MAP_LAST)
     # Where the RoI names no image, its bins touch no cell.
     cells = of_level(maps, level) + roi_image(image, B) * C * height * width + channel.to(tl.int64) * channel_step
 
-    real = bin < P * Q
+    real = (k < K) & (bin < P * Q)
     p, q = bin // Q, bin % Q
     spans += 2 * k * (P + Q)
     top, bottom = tl.load(spans + 2 * p, mask=real, other=0), tl.load(spans + 2 * p + 1, mask=real, other=-1)
@@ -231,14 +219,14 @@ def align_kernel(
 
 @triton.jit
 def owed_by_weight(
-    source, k, p, q, y, x, W, channel, cell_mask, channel_mask, grad,
-    C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
+    source, k, p, q, y, x, width, channel, grad, bin_mask, mask, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr
 ):  # fmt: skip
     """See gather_kernel; source: the weights, where those of the columns start, and the sides of the largest level."""
     weights, columns, stride_y, stride_x = source
-    row_weight = tl.load(weights + (k * P + p) * plain(stride_y) + y, mask=cell_mask, other=-1.0)
-    column_weight = tl.load(weights + plain(columns) + (k * Q + q) * plain(stride_x) + x, mask=cell_mask, other=-1.0)
-    return (row_weight >= 0.0) & (column_weight >= 0.0), (row_weight * column_weight) * grad
+    row_weight = tl.load(weights + (k * P + p) * plain(stride_y) + y, mask=bin_mask, other=-1.0)
+    column_weight = tl.load(weights + plain(columns) + (k * Q + q) * plain(stride_x) + x, mask=bin_mask, other=-1.0)
+    value = tl.load(grad, mask=mask & (row_weight >= 0.0) & (column_weight >= 0.0), other=0.0)
+    return (row_weight * column_weight) * widen(value)
 
 
 def write_weights(
@@ -248,12 +236,13 @@ def write_weights(
     """The weights of all RoIs; fills spans (forward) or tables (backward)."""
     B, K, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
     weights = rois.new_empty(K * (P * H + Q * W))
+    bins = triton.next_power_of_2(max(P, Q))
+    each = max(1, BINS // bins)
     lists = 0 if tables is None else len(maps) * B
     launch(
-        weights_kernel, (lists + 2 * K,), rois, level_sides(maps), tuple(map(double_bits, scales)),
-        tuple(map(double_bits, thresholds)), B, K, H, W, weights, spans, *(tables or (None, 0, None, None)),
-        like=rois, warps=1, P=P, Q=Q, RATIO=ratio, ALIGNED=aligned, BINS=BINS, CELLS=CELLS, TILES=TILES,
-        MEMBERS=MEMBERS,
+        weights_kernel, (lists + 2 * blocks_for(K, each),), rois, level_sides(maps), tuple(map(double_bits, scales)),
+        tuple(map(double_bits, thresholds)), B, K, H, W, weights, spans, *(tables or [None] * 4)[:4], like=rois,
+        P=P, Q=Q, RATIO=ratio, ALIGNED=aligned, ROIS=each, BINS=bins, CELLS=CELLS, MEMBERS=MEMBERS,
     )  # fmt: skip
     return weights
 
@@ -268,11 +257,11 @@ def align(
         return
     spans = torch.empty(2 * K * (P + Q), dtype=torch.int32, device=rois.device)
     weights = write_weights(maps, rois, scales, thresholds, ratio, aligned, P, Q, spans, None)
-    blocks = tile_sides(output)
+    tile = BinTile.of(output)
     launch(
-        align_kernel, roi_tiles(output, blocks), tuple(maps), rois, level_sides(maps),
+        align_kernel, (tile.programs(output),), tuple(maps), rois, level_sides(maps),
         tuple(map(double_bits, thresholds)), maps[0].shape[0], K, *largest(maps), weights, spans, output, like=output,
-        C=C, P=P, Q=Q, MAP_LAST=tuple(map(is_channels_last, maps)), LAST=is_channels_last(output), **blocks,
+        C=C, P=P, Q=Q, MAP_LAST=tuple(map(is_channels_last, maps)), LAST=is_channels_last(output), **tile._asdict(),
     )  # fmt: skip
 
 

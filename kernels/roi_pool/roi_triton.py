@@ -1,13 +1,14 @@
 """roi.h in Triton, and what the RoI kernels share: tiles of outputs, and levels as arguments."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..common.box_triton import area, plain
-from ..common.launch_triton import odd
+from ..common.launch_triton import blocks_for, odd
 from ..common.numeric_triton import scalar
 
 ROI_FIELDS = tl.constexpr(5)  # image, x1, y1, x2, y2
@@ -87,32 +88,40 @@ def crossed(items, channels, LAST: tl.constexpr):
 
 
 @triton.jit
-def roi_tile(bins: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr):
-    """(RoI, bins, channels) of this program: BINS bins and CHANNELS channels of one RoI, crossed. A grid of
-    roi_tiles."""
+def bin_tile(
+    bins: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """(RoIs, bins, channels) of this program, crossed: CHANNELS channels of BINS bins of ROIS RoIs. See BinTile."""
     groups: tl.constexpr = tl.cdiv(C, CHANNELS)
     tiles: tl.constexpr = groups * tl.cdiv(bins, BINS)
     program = tl.program_id(0).to(tl.int64)
     tile = (program % tiles).to(tl.int32)
-    bin, channel = crossed(
-        tile // groups * BINS + tl.arange(0, BINS), tile % groups * CHANNELS + tl.arange(0, CHANNELS), LAST
-    )
-    return program // tiles, bin, channel
+    item, channel = crossed(tl.arange(0, ROIS * BINS), tile % groups * CHANNELS + tl.arange(0, CHANNELS), LAST)
+    if ROIS == 1:
+        return program // tiles, tile // groups * BINS + item, channel
+    else:
+        return program // tiles * ROIS + item // BINS, tile // groups * BINS + item % BINS, channel
 
 
-def tile_sides(output: Tensor) -> dict[str, int]:
-    """BINS and CHANNELS for roi_tile. A thread then has 16 to 32 numbers, whose loads are in flight together."""
-    _, C, P, Q = output.shape
-    channels = (64 if is_channels_last(output) else 32) * 4 // max(output.element_size(), 4)
-    return {
-        "BINS": min(BINS, triton.next_power_of_2(P * Q)),
-        "CHANNELS": min(channels, triton.next_power_of_2(C)),
-    }
+class BinTile(NamedTuple):
+    """Output numbers as work: with several RoIs in a program only where their bins and channels are few. A thread then
+    has up to 32 numbers, whose loads are in flight together."""
 
+    ROIS: int
+    BINS: int
+    CHANNELS: int
 
-def roi_tiles(output: Tensor, sides: dict[str, int]) -> tuple[int]:
-    K, C, P, Q = output.shape
-    return (K * triton.cdiv(C, sides["CHANNELS"]) * triton.cdiv(P * Q, sides["BINS"]),)
+    @classmethod
+    def of(cls, output: Tensor) -> "BinTile":
+        _, C, P, Q = output.shape
+        most = (64 if is_channels_last(output) else 32) * 4 // max(output.element_size(), 4)
+        bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(most, triton.next_power_of_2(C))
+        return cls(BINS * most // (bins * channels), bins, channels)
+
+    def programs(self, output: Tensor) -> int:
+        K, C, P, Q = output.shape
+        return blocks_for(K, self.ROIS) * blocks_for(C, self.CHANNELS) * blocks_for(P * Q, self.BINS)
 
 
 def level_sides(maps: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
