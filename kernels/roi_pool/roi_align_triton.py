@@ -16,12 +16,11 @@ from torch import Tensor
 
 from frcnn_fast.ops.roi_pyramid import level_thresholds
 
-from ..common.box_triton import is_finite_box, plain
-from ..common.launch_triton import blocks_for, double_bits, launch, odd
+from ..common.box_triton import is_finite_box
+from ..common.launch_triton import blocks_for, double_bits, launch
 from ..common.numeric_triton import compute_type, divide, narrow, scalar, widen
 from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
 from .roi_triton import (
-    BINS,
     BinTile,
     bin_tile,
     is_channels_last,
@@ -36,7 +35,7 @@ from .roi_triton import (
 )
 
 MAX_SAMPLES = tl.constexpr(1 << 20)
-CELLS = 8  # of a bin at a time
+BINS_AT_ONCE, CELLS = 128, 8  # bins of several RoIs, and cells of a bin, at a time
 
 
 @triton.jit
@@ -143,7 +142,7 @@ def axis_of(
 
 @triton.jit(do_not_specialize=["B", "K", "H", "W"])
 def weights_kernel(
-    rois, levels, scales, thresholds, B, K, H, W, weights, spans, windows, cell_bins, members, counts,
+    rois, levels, scales, thresholds, B, K, H, W, row_weights, column_weights, spans, windows, cell_bins, members, counts,
     P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
     BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
@@ -169,16 +168,16 @@ def weights_kernel(
             tl.store(spans + 1, last, mask=real)
         else:
             store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS)
-        row = tl.where(of_rows, (k * P + bin) * H, (K.to(tl.int64) * P) * H + (k * Q + bin) * W)
+        target = tl.where(of_rows, row_weights + (k * P + bin) * H, column_weights + (k * Q + bin) * W)
         for i in range(0, tl.max(last - first) + 1, CELLS):
             cell = first + i + tl.arange(0, CELLS)[None, None, :]
             weight = cell_weight(axis, bin, begin, end, cell, factor)
-            tl.store(weights + row + cell, weight, mask=cell <= last)
+            tl.store(target + cell, weight, mask=cell <= last)
 
 
 @triton.jit(do_not_specialize=["B", "K", "H", "W"])
 def align_kernel(
-    maps, rois, levels, thresholds, B, K, H, W, weights, spans, output,
+    maps, rois, levels, thresholds, B, K, H, W, row_weights, column_weights, spans, output,
     C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, MAP_LAST: tl.constexpr, LAST: tl.constexpr,
     ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -198,8 +197,8 @@ def align_kernel(
     top, bottom = tl.load(spans + 2 * p, mask=real, other=0), tl.load(spans + 2 * p + 1, mask=real, other=-1)
     spans += 2 * P
     left, right = tl.load(spans + 2 * q, mask=real, other=0), tl.load(spans + 2 * q + 1, mask=real, other=-1)
-    row_weights = weights + (k * P + p) * H + top
-    column_weights = weights + K.to(tl.int64) * P * H + (k * Q + q) * W + left
+    row_weights += (k * P + p) * H + top
+    column_weights += (k * Q + q) * W + left
 
     sums = tl.zeros((bin + channel).shape, compute_type(T))
     for i in range(tl.max(bottom - top) + 1):
@@ -218,30 +217,36 @@ def align_kernel(
 
 
 @triton.jit
-def owed_by_weight(
-    source, k, p, q, y, x, width, channel, grad, bin_mask, mask, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr
+def weights_of_roi(
+    source, k, y, x, width, channel, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
-    """See gather_kernel; source: the weights, where those of the columns start, and the sides of the largest level."""
-    weights, columns, stride_y, stride_x = source
-    row_weight = tl.load(weights + (k * P + p) * plain(stride_y) + y, mask=bin_mask, other=-1.0)
-    column_weight = tl.load(weights + plain(columns) + (k * Q + q) * plain(stride_x) + x, mask=bin_mask, other=-1.0)
-    value = tl.load(grad, mask=mask & (row_weight >= 0.0) & (column_weight >= 0.0), other=0.0)
+    """See gather_kernel; source: the row and the column weights."""
+    return source[0] + k * P * H + y, source[1] + k * Q * W + x
+
+
+@triton.jit
+def owed_by_weight(
+    found, p, q, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, grad, bin_mask, real
+):  # fmt: skip
+    row_weight = tl.load(found[0] + p * H, mask=bin_mask, other=-1.0)
+    column_weight = tl.load(found[1] + q * W, mask=bin_mask, other=-1.0)
+    value = tl.load(grad, mask=real & (row_weight >= 0.0) & (column_weight >= 0.0), other=0.0)
     return (row_weight * column_weight) * widen(value)
 
 
 def write_weights(
     maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int,
     aligned: bool, P: int, Q: int, spans: Tensor | None, tables: Tables | None,
-) -> Tensor:  # fmt: skip
-    """The weights of all RoIs; fills spans (forward) or tables (backward)."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The row and column weights of all RoIs; fills spans (forward) or tables (backward)."""
     B, K, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
-    weights = rois.new_empty(K * (P * H + Q * W))
+    weights = rois.new_empty(K * P * H), rois.new_empty(K * Q * W)
     bins = triton.next_power_of_2(max(P, Q))
-    each = max(1, BINS // bins)
+    each = max(1, BINS_AT_ONCE // bins)
     lists = 0 if tables is None else len(maps) * B
     launch(
         weights_kernel, (lists + 2 * blocks_for(K, each),), rois, level_sides(maps), tuple(map(double_bits, scales)),
-        tuple(map(double_bits, thresholds)), B, K, H, W, weights, spans, *(tables or [None] * 4)[:4], like=rois,
+        tuple(map(double_bits, thresholds)), B, K, H, W, *weights, spans, *(tables or [None] * 4)[:4], like=rois,
         P=P, Q=Q, RATIO=ratio, ALIGNED=aligned, ROIS=each, BINS=bins, CELLS=CELLS, MEMBERS=MEMBERS,
     )  # fmt: skip
     return weights
@@ -260,7 +265,7 @@ def align(
     tile = BinTile.of(output)
     launch(
         align_kernel, (tile.programs(output),), tuple(maps), rois, level_sides(maps),
-        tuple(map(double_bits, thresholds)), maps[0].shape[0], K, *largest(maps), weights, spans, output, like=output,
+        tuple(map(double_bits, thresholds)), maps[0].shape[0], K, *largest(maps), *weights, spans, output, like=output,
         C=C, P=P, Q=Q, MAP_LAST=tuple(map(is_channels_last, maps)), LAST=is_channels_last(output), **tile._asdict(),
     )  # fmt: skip
 
@@ -269,13 +274,12 @@ def align_backward(
     grad_output: Tensor, rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int, aligned: bool,
     grads: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    K, C, P, Q = grad_output.shape
+    P, Q = grad_output.shape[2:]
     if sum(g.numel() for g in grads) == 0:
         return
     tables = Tables.empty(rois, grads)
     weights = write_weights(grads, rois, scales, thresholds, ratio, aligned, P, Q, None, tables)
-    H, W = largest(grads)
-    gather(owed_by_weight, grad_output, (weights, odd(K * P * H), odd(H), odd(W)), tables, grads)
+    gather(weights_of_roi, owed_by_weight, grad_output, weights, tables, grads)
 
 
 def roi_align(

@@ -70,16 +70,6 @@ def store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS:
 
 
 @triton.jit
-def first_bin(bins):
-    return bins & 0xFFFF
-
-
-@triton.jit
-def last_bin(bins):
-    return (bins >> 16) & 0xFFFF
-
-
-@triton.jit
 def tile_at(index, levels, B, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(level, image, top, left) of a tile of cells, and the sides of its level's map; tiles in this order."""
     level, start, end = 0, 0, 0
@@ -97,17 +87,19 @@ def tile_at(index, levels, B, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit(do_not_specialize=["K", "B", "H", "W"])
 def gather_kernel(
     grad_output, source, windows, cell_bins, members, counts, K, H, W, levels, B, grads,
-    OWED: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, GRAD_LAST: tl.constexpr,
+    OF_ROI: tl.constexpr, OWED: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, GRAD_LAST: tl.constexpr,
     LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, MEMBERS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """OWED(source, k, p, q, y, x, width, channel, grad, bin_mask, mask, C, P, Q): what cells y, x get of bins p, q
-    whose gradient is at grad; 0 where masked. K, H, W: see Tables."""
+    """What the cells y, x are owed: found = OF_ROI(source, k, y, x, width, channel, H, W, C, P, Q, LAST), then for each
+    bin of a cell OWED(found, p, q, H, W, C, P, Q, LAST, grad, bin_mask, real), where the bin's gradient is at grad; 0
+    where masked. K, H, W: see Tables. LAST: of each map."""
     T: tl.constexpr = grads[0].dtype.element_ty
     groups: tl.constexpr = tl.cdiv(C, CHANNELS)
     program = tl.program_id(0)
     level, image, top, left, height, width = tile_at(program // groups, levels, B, ROWS, COLUMNS)
     cell, channel = crossed(tl.arange(0, ROWS * COLUMNS), program % groups * CHANNELS + tl.arange(0, CHANNELS), LAST[0])
+    real = channel < C
     y, x = top + cell // COLUMNS, left + cell % COLUMNS
     bottom, right = tl.minimum(top + ROWS, height) - 1, tl.minimum(left + COLUMNS, width) - 1
     grad_channel: tl.constexpr = 1 if GRAD_LAST else P * Q
@@ -135,24 +127,25 @@ def gather_kernel(
             rows = tl.load(cell_bins + k * (H + W) + y, mask=inside, other=0xFFFF)
             inside = (x >= tl.load(window + 2 * window_size)) & (x <= tl.load(window + 3 * window_size)) & (x < width)
             columns = tl.load(cell_bins + k * (H + W) + H + x, mask=inside, other=0xFFFF)
-            p, q = first_bin(rows), first_bin(columns)
-            bins = tl.maximum(last_bin(rows) - p + 1, 0) * tl.maximum(last_bin(columns) - q + 1, 0)
+            p, first_q, last_q = rows & 0xFFFF, columns & 0xFFFF, columns >> 16
+            q = first_q
+            bins = tl.maximum((rows >> 16) - p + 1, 0) * tl.maximum(last_q - q + 1, 0)
             values = grad_output + k * (C * P * Q) + channel * grad_channel
+            found = OF_ROI(source, k, y, x, width, channel, H, W, C, P, Q, LAST[0])
             for done in range(0, tl.max(bins), AT_ONCE):
                 for i in tl.static_range(AT_ONCE):
-                    there = done + i < bins
-                    grad = values + (p * Q + q).to(tl.int64) * grad_bin
-                    sums += OWED(source, k, p, q, y, x, width, channel, grad, there, there & (channel < C), C, P, Q)
-                    wraps = q == last_bin(columns)
-                    p += wraps.to(tl.int32)
-                    q = tl.where(wraps, first_bin(columns), q + 1)
+                    grad = values + (p * Q + q) * grad_bin
+                    sums += OWED(found, p, q, H, W, C, P, Q, LAST[0], grad, done + i < bins, real)
+                    wraps = q == last_q
+                    p = tl.where(wraps, p + 1, p)
+                    q = tl.where(wraps, first_q, q + 1)
             waiting = tl.where(waiting == next, MEMBERS, waiting)
             next = tl.min(waiting)
 
     channel_step, cell_step = map_strides(level, height, width, C, LAST)
     target = of_level(grads, level) + image.to(tl.int64) * C * height * width
     target += (y * width + x).to(tl.int64) * cell_step + channel.to(tl.int64) * channel_step
-    tl.store(target, narrow(sums, T), mask=(y < height) & (x < width) & (channel < C))
+    tl.store(target, narrow(sums, T), mask=(y < height) & (x < width) & real)
 
 
 class Tables(NamedTuple):
@@ -192,14 +185,16 @@ class CellTile(NamedTuple):
         return cls(2, 8, min(channels, 32), 1)
 
 
-def gather(owed: Any, grad_output: Tensor, source: tuple[Any, ...], tables: Tables, grads: Sequence[Tensor]) -> None:
-    """Fills grads, a map a level; owed, source: see gather_kernel."""
+def gather(
+    of_roi: Any, owed: Any, grad_output: Tensor, source: tuple[Any, ...], tables: Tables, grads: Sequence[Tensor]
+) -> None:
+    """Fills grads, a map a level; of_roi, owed, source: see gather_kernel."""
     _, C, P, Q = grad_output.shape
     B, (rows, columns, channels, warps) = grads[0].shape[0], CellTile.of(grads)
     tiles = sum(blocks_for(g.shape[2], rows) * blocks_for(g.shape[3], columns) for g in grads)
     launch(
         gather_kernel, (B * tiles * blocks_for(C, channels),), grad_output, source, *tables, level_sides(grads), B,
-        tuple(grads), like=grad_output, warps=warps, OWED=owed, C=C, P=P, Q=Q, GRAD_LAST=is_channels_last(grad_output),
+        tuple(grads), like=grad_output, warps=warps, OF_ROI=of_roi, OWED=owed, C=C, P=P, Q=Q, GRAD_LAST=is_channels_last(grad_output),
         LAST=tuple(map(is_channels_last, grads)), ROWS=rows, COLUMNS=columns, CHANNELS=channels, MEMBERS=MEMBERS,
         AT_ONCE=AT_ONCE,
     )  # fmt: skip
