@@ -17,12 +17,15 @@ from torch import Tensor
 from frcnn_fast.ops.roi_pyramid import level_thresholds
 
 from ..common.box_triton import is_finite_box
-from ..common.launch_triton import blocks_for, double_bits, launch
+from ..common.launch_triton import double_bits, launch
 from ..common.numeric_triton import compute_type, divide, narrow, scalar, widen
 from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
 from .roi_triton import (
+    AxisTile,
     BinTile,
+    axis_tile,
     bin_tile,
+    check_size,
     is_channels_last,
     largest,
     level_sides,
@@ -35,7 +38,6 @@ from .roi_triton import (
 )
 
 MAX_SAMPLES = tl.constexpr(1 << 20)
-BINS_AT_ONCE, CELLS = 128, 8  # bins of several RoIs, and cells of a bin, at a time
 
 
 @triton.jit
@@ -155,9 +157,7 @@ def weights_kernel(
         if members is not None:
             list_members(rois, thresholds, B, K, program, members, counts, MEMBERS)
     else:
-        of_rows = (program - lists) % 2 == 0
-        k = ((program - lists) // 2).to(tl.int64) * ROIS + tl.arange(0, ROIS)[:, None, None]
-        bin = tl.arange(0, BINS)[None, :, None]
+        k, bin, of_rows = axis_tile(program - lists, ROIS, BINS)
         axis, factor = axis_of(load_roi(rois, k, k < K), of_rows, levels, scales, thresholds, B, P, Q, RATIO, ALIGNED)
         begin, end, first, last = samples_on_map(axis, bin)
         real = (k < K) & (bin < tl.where(of_rows, P, Q))
@@ -241,13 +241,12 @@ def write_weights(
     """The row and column weights of all RoIs; fills spans (forward) or tables (backward)."""
     B, K, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
     weights = rois.new_empty(K * P * H), rois.new_empty(K * Q * W)
-    bins = triton.next_power_of_2(max(P, Q))
-    each = max(1, BINS_AT_ONCE // bins)
+    tile = AxisTile.of(P, Q)
     lists = 0 if tables is None else len(maps) * B
     launch(
-        weights_kernel, (lists + 2 * blocks_for(K, each),), rois, level_sides(maps), tuple(map(double_bits, scales)),
+        weights_kernel, (lists + tile.programs(K),), rois, level_sides(maps), tuple(map(double_bits, scales)),
         tuple(map(double_bits, thresholds)), B, K, H, W, *weights, spans, *(tables or [None] * 4)[:4], like=rois,
-        P=P, Q=Q, RATIO=ratio, ALIGNED=aligned, ROIS=each, BINS=bins, CELLS=CELLS, MEMBERS=MEMBERS,
+        P=P, Q=Q, RATIO=ratio, ALIGNED=aligned, MEMBERS=MEMBERS, **tile._asdict(),
     )  # fmt: skip
     return weights
 
@@ -258,6 +257,7 @@ def align(
 ) -> None:  # fmt: skip
     """thresholds: see roi_triton.roi_level."""
     K, C, P, Q = output.shape
+    check_size(maps, P, Q)
     if K * C == 0:
         return
     spans = torch.empty(2 * K * (P + Q), dtype=torch.int32, device=rois.device)
@@ -275,6 +275,7 @@ def align_backward(
     grads: Sequence[Tensor],
 ) -> None:  # fmt: skip
     P, Q = grad_output.shape[2:]
+    check_size(grads, P, Q)
     if sum(g.numel() for g in grads) == 0:
         return
     tables = Tables.empty(rois, grads)

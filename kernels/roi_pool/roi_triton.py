@@ -13,6 +13,7 @@ from ..common.numeric_triton import scalar
 
 ROI_FIELDS = tl.constexpr(5)  # image, x1, y1, x2, y2
 BINS = 64  # of a tile at most
+MAX_BINS = 1024  # along one axis, in one block
 
 
 @triton.jit
@@ -104,6 +105,29 @@ def bin_tile(
         return program // tiles * ROIS + item // BINS, tile // groups * BINS + item % BINS, channel
 
 
+@triton.jit
+def axis_tile(program, ROIS: tl.constexpr, BINS: tl.constexpr):
+    """(RoIs [ROIS, 1, 1], bins [1, BINS, 1], whether rows) of a program. See AxisTile."""
+    k = (program // 2).to(tl.int64) * ROIS + tl.arange(0, ROIS)[:, None, None]
+    return k, tl.arange(0, BINS)[None, :, None], program % 2 == 0
+
+
+class AxisTile(NamedTuple):
+    """The bins along one axis as work: a program has all of ROIS RoIs, and CELLS cells of each bin at a time."""
+
+    ROIS: int
+    BINS: int
+    CELLS: int
+
+    @classmethod
+    def of(cls, P: int, Q: int) -> "AxisTile":
+        bins = triton.next_power_of_2(max(P, Q))
+        return cls(max(1, 128 // bins), bins, 8)
+
+    def programs(self, K: int) -> int:
+        return 2 * blocks_for(K, self.ROIS)
+
+
 class BinTile(NamedTuple):
     """Output numbers as work: with several RoIs in a program only where their bins and channels are few. A thread then
     has up to 32 numbers, whose loads are in flight together."""
@@ -127,6 +151,18 @@ class BinTile(NamedTuple):
 def level_sides(maps: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The heights and the widths, as odd() gives them."""
     return tuple(odd(m.shape[2]) for m in maps), tuple(odd(m.shape[3]) for m in maps)
+
+
+def check_size(maps: Sequence[Tensor], P: int, Q: int) -> None:
+    """ValueError for what no block and no 32-bit offset holds."""
+    C = maps[0].shape[1]
+    if max(P, Q) > MAX_BINS or C * P * Q >= 2**31:
+        raise ValueError(
+            f"output_size: {P} x {Q} bins of {C} channels are too many, expected at most {MAX_BINS} a side"
+        )
+    for level, m in enumerate(maps):
+        if m.shape[2] * m.shape[3] >= 2**31:
+            raise ValueError(f"features[{level}]: a map of {m.shape[2]} x {m.shape[3]} cells is too large")
 
 
 def largest(maps: Sequence[Tensor]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").spl
 TRITON_OPS = frozenset(
     {
         "grid_anchors", "decode_clip", "encode", "roi_align", "roi_align_backward", "multiscale_roi_align",
-        "multiscale_roi_align_backward",
+        "multiscale_roi_align_backward", "roi_pool", "roi_pool_backward",
     }
 )  # fmt: skip
 
