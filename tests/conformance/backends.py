@@ -19,14 +19,6 @@ REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").spl
 # The ops that go another way on a device without clusters of blocks.
 CLUSTER_OPS = frozenset({"top_n", "rpn_proposals"})
 
-# The ops that have a Triton kernel; a name here without one fails.
-TRITON_OPS = frozenset(
-    {
-        "assign_anchors", "batched_nms", "box_iou", "box_iou_backward", "decode_clip", "detections", "encode", "grid_anchors", "nms",
-        "nms_padded", "rpn_proposals", "rpn_targets", "sample_anchors", "sample_rois", "top_n",
-    }
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Backend:
@@ -51,8 +43,6 @@ def _cuda_missing() -> str:
 
 
 def _triton_missing() -> str:
-    if not TRITON_OPS:
-        return "no op has a Triton kernel yet"
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return "neither a GPU nor TRITON_INTERPRET=1"
     return ""
@@ -92,7 +82,6 @@ def _all() -> tuple[Backend, ...]:
             device="cuda" if on_gpu else "cpu",
             missing=_triton_missing(),
             slow=not on_gpu,
-            ops=TRITON_OPS,
         ),
     )
 

@@ -1,0 +1,312 @@
+"""roi_align.h and roi_align.cu in Triton: one launch writes each RoI's weights along both axes, cell by cell; a second
+one sums up (forward, see roi_triton.roi_tile) or gathers (backward, see roi_gather_triton.py). Both multiply and add in
+the order of roi_align.h.
+
+Weights are dense, as on CUDA: of bin b at cell i, at (roi * bins + b) * stride + i; first all rows', then all columns'.
+Negative: no sample of the bin touches the cell. Written from a bin's first to its last touched cell, and (backward) on
+to the edges of the tiles these cells are in.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from frcnn_fast.ops.roi_pyramid import level_thresholds
+
+from ..common.box_triton import is_finite_box
+from ..common.launch_triton import double_bits, launch
+from ..common.numeric_triton import compute_type, divide, narrow, scalar, widen
+from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
+from .roi_triton import (
+    AxisTile,
+    BinTile,
+    axis_tile,
+    bin_tile,
+    check_size,
+    is_channels_last,
+    largest,
+    level_sides,
+    load_roi,
+    map_strides,
+    of_level,
+    roi_image,
+    roi_level,
+    sides,
+)
+
+MAX_SAMPLES = tl.constexpr(1 << 20)
+
+
+@triton.jit
+def make_samples(low, high, scale, bins: tl.constexpr, limit, RATIO: tl.constexpr, ALIGNED: tl.constexpr):
+    """(start, size, count, limit) of the samples along one axis; count: in a bin; limit: cells."""
+    if ALIGNED:
+        start = low * scale - 0.5
+        length = (high * scale - 0.5) - start
+    else:
+        start = low * scale
+        length = high * scale - start
+        length = tl.where(length > 1.0, length, 1.0)
+    size = divide(length, tl.full((), bins, length.dtype))
+    if RATIO > 0:
+        count = tl.where(limit > 0, min(RATIO, MAX_SAMPLES), 0)
+    else:
+        wanted = tl.ceil(size)
+        wanted = tl.where(wanted < MAX_SAMPLES, wanted, MAX_SAMPLES)
+        count = tl.where((wanted >= 1.0) & (limit > 0), wanted, 0.0).to(tl.int32)  # NaN: 0
+    return start, size, count, limit
+
+
+@triton.jit
+def position(axis, bin, i):
+    """Of sample i of the bin. Not descending in i, even where a negative length (ALIGNED) reverses the samples."""
+    start, size, count, limit = axis
+    index = tl.where(size < 0.0, count - 1 - i, i).to(size.dtype)
+    return (start + bin.to(size.dtype) * size) + divide((index + 0.5) * size, count.to(size.dtype))
+
+
+@triton.jit
+def first_cell(x, limit):
+    """The first of the two cells that a sample at x lies between; -1 below the map, limit beyond it and for NaN."""
+    inside = (x >= -1.0) & (x <= limit)
+    cell = tl.where(inside & (x > 0.0), x, 0.0).to(tl.int32)
+    cell = tl.where(cell < limit - 1, cell, limit - 1)
+    return tl.where(x < -1.0, -1, tl.where(inside, cell, limit))
+
+
+@triton.jit
+def sample_from(axis, bin, cell, middle):
+    """The bin's first sample whose first cell is `cell` or a later one; count if there is none. middle: where to look
+    first."""
+    start, size, count, limit = axis
+    begin, end = middle * 0, middle * 0 + count
+    while tl.max(end - begin) > 0:
+        before = (first_cell(position(axis, bin, middle), limit) < cell) & (begin < end)
+        end = tl.where(before, end, tl.minimum(middle, end))
+        begin = tl.where(before, middle + 1, begin)
+        middle = (begin + end) >> 1
+    return begin
+
+
+@triton.jit
+def samples_on_map(axis, bin):
+    """(begin, end) of the bin's samples that are on the map, and the (first, last) cell that they touch; last < first
+    where there is none. Seldom does a bin reach beyond the map, so look at its ends first."""
+    start, size, count, limit = axis
+    begin = sample_from(axis, bin, 0, bin * 0 + count * 0)
+    end = sample_from(axis, bin, limit, bin * 0 + tl.maximum(count - 1, 0))
+    first = first_cell(position(axis, bin, begin), limit)
+    last = tl.minimum(first_cell(position(axis, bin, end - 1), limit) + 1, limit - 1)
+    return begin, end, tl.where(begin < end, first, 0), tl.where(begin < end, last, -1)
+
+
+@triton.jit
+def cell_weight(axis, bin, begin, end, cell, factor):
+    """The sum of the weights that the bin's samples give the cell, in their order, times factor; negative where none
+    touches it."""
+    start, size, count, limit = axis
+    weight = tl.zeros(cell.shape, size.dtype)
+    touched = cell < 0
+    for i in range(tl.max(end - begin)):
+        x = position(axis, bin, begin + i)
+        low = first_cell(x, limit)
+        fraction = tl.where((low < limit - 1) & (x > 0.0), x - low.to(size.dtype), 0.0)
+        low = tl.where(begin + i < end, low, limit)
+        is_low, is_high = low == cell, low + 1 == cell  # beyond the last cell there is none
+        weight += tl.where(is_low, 1.0 - fraction, tl.where(is_high, fraction, 0.0))
+        touched = touched | is_low | is_high
+    return tl.where(touched, weight * factor, -1.0)
+
+
+@triton.jit
+def axis_of(
+    roi, of_rows, levels, scales, thresholds, B, P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """(axis, factor) of the rows or columns of RoIs; without samples where a RoI pools nothing. factor: for the rows
+    1 / (samples in a bin)."""
+    image, x1, y1, x2, y2 = roi
+    level = roi_level(x1, y1, x2, y2, thresholds)
+    H, W = sides(levels, level)
+    pools = (roi_image(image, B) >= 0) & is_finite_box(x1, y1, x2, y2) & (H > 0) & (W > 0)
+    scale = scalar(of_level(scales, level), x1.dtype)
+    rows = make_samples(y1, y2, scale, P, tl.where(pools, H, 0), RATIO, ALIGNED)
+    columns = make_samples(x1, x2, scale, Q, tl.where(pools, W, 0), RATIO, ALIGNED)
+    start, size = tl.where(of_rows, rows[0], columns[0]), tl.where(of_rows, rows[1], columns[1])
+    count, limit = tl.where(of_rows, rows[2], columns[2]), tl.where(of_rows, rows[3], columns[3])
+    samples = rows[2].to(tl.int64) * columns[2]
+    samples = tl.where(of_rows & (samples > 1), samples, 1).to(x1.dtype)
+    return (start, size, count, limit), divide(tl.full(samples.shape, 1.0, x1.dtype), samples)
+
+
+@triton.jit(do_not_specialize=["B", "K", "H", "W"])
+def weights_kernel(
+    rois, levels, scales, thresholds, B, K, H, W, row_weights, column_weights, spans, windows, cell_bins, members, counts,
+    P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
+    BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
+):  # fmt: skip
+    """A program has the rows, or the columns, of ROIS RoIs; backward, the first ones list the RoIs of an image and
+    level each. H, W: of the largest level. spans: forward, [K, P + Q, 2] the first and the last cell that a bin
+    touches, or 0, -1. windows ... counts: backward, see Tables."""
+    program = tl.program_id(0)
+    lists = 0 if members is None else len(levels[0]) * B
+    if program < lists:
+        if members is not None:
+            list_members(rois, thresholds, B, K, program, members, counts, MEMBERS)
+    else:
+        k, bin, of_rows = axis_tile(program - lists, ROIS, BINS)
+        axis, factor = axis_of(load_roi(rois, k, k < K), of_rows, levels, scales, thresholds, B, P, Q, RATIO, ALIGNED)
+        begin, end, first, last = samples_on_map(axis, bin)
+        real = (k < K) & (bin < tl.where(of_rows, P, Q))
+        last = tl.where(real, last, -1)
+        if members is None:
+            spans += 2 * (k * (P + Q) + tl.where(of_rows, 0, P) + bin)
+            tl.store(spans, first, mask=real)
+            tl.store(spans + 1, last, mask=real)
+        else:
+            store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS)
+        target = tl.where(of_rows, row_weights + (k * P + bin) * H, column_weights + (k * Q + bin) * W)
+        for i in range(0, tl.max(last - first) + 1, CELLS):
+            cell = first + i + tl.arange(0, CELLS)[None, None, :]
+            weight = cell_weight(axis, bin, begin, end, cell, factor)
+            tl.store(target + cell, weight, mask=cell <= last)
+
+
+@triton.jit(do_not_specialize=["B", "K", "H", "W"])
+def align_kernel(
+    maps, rois, levels, thresholds, B, K, H, W, row_weights, column_weights, spans, output,
+    C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, MAP_LAST: tl.constexpr, LAST: tl.constexpr,
+    ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """A program has a bin_tile; its bins step through their cells side by side. H, W: of the largest level."""
+    T: tl.constexpr = output.dtype.element_ty
+    k, bin, channel = bin_tile(P * Q, C, LAST, ROIS, BINS, CHANNELS)
+    image, x1, y1, x2, y2 = load_roi(rois, k, k < K)
+    level = roi_level(x1, y1, x2, y2, thresholds)
+    height, width = sides(levels, level)
+    channel_step, cell_step = map_strides(level, height, width, C, MAP_LAST)
+    # Where the RoI names no image, its bins touch no cell.
+    cells = of_level(maps, level) + roi_image(image, B) * C * height * width + channel.to(tl.int64) * channel_step
+
+    real = (k < K) & (bin < P * Q)
+    p, q = bin // Q, bin % Q
+    spans += 2 * k * (P + Q)
+    top, bottom = tl.load(spans + 2 * p, mask=real, other=0), tl.load(spans + 2 * p + 1, mask=real, other=-1)
+    spans += 2 * P
+    left, right = tl.load(spans + 2 * q, mask=real, other=0), tl.load(spans + 2 * q + 1, mask=real, other=-1)
+    row_weights += (k * P + p) * H + top
+    column_weights += (k * Q + q) * W + left
+
+    sums = tl.zeros((bin + channel).shape, compute_type(T))
+    for i in range(tl.max(bottom - top) + 1):
+        row_weight = tl.load(row_weights + i, mask=top + i <= bottom, other=-1.0)
+        for j in range(tl.max(right - left) + 1):
+            column_weight = tl.load(column_weights + j, mask=left + j <= right, other=-1.0)
+            touched = (row_weight >= 0.0) & (column_weight >= 0.0)
+            cell = ((top + i) * width + left + j).to(tl.int64) * cell_step
+            value = tl.load(cells + cell, mask=touched & (channel < C), other=0.0)
+            sums += (row_weight * column_weight) * widen(value)  # adding 0 changes no sum: none is -0
+
+    step: tl.constexpr = 1 if LAST else P * Q
+    bin_step: tl.constexpr = C if LAST else 1
+    target = output + k * (C * P * Q) + bin * bin_step + channel * step
+    tl.store(target, narrow(sums, T), mask=real & (channel < C))
+
+
+@triton.jit
+def weights_of_roi(
+    source, k, y, x, width, channel, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr
+):  # fmt: skip
+    """See gather_kernel; source: the row and the column weights."""
+    return source[0] + k * P * H + y, source[1] + k * Q * W + x
+
+
+@triton.jit
+def owed_by_weight(
+    found, p, q, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, grad, bin_mask, real
+):  # fmt: skip
+    row_weight = tl.load(found[0] + p * H, mask=bin_mask, other=-1.0)
+    column_weight = tl.load(found[1] + q * W, mask=bin_mask, other=-1.0)
+    value = tl.load(grad, mask=real & (row_weight >= 0.0) & (column_weight >= 0.0), other=0.0)
+    return (row_weight * column_weight) * widen(value)
+
+
+def write_weights(
+    maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int,
+    aligned: bool, P: int, Q: int, spans: Tensor | None, tables: Tables | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The row and column weights of all RoIs; fills spans (forward) or tables (backward)."""
+    B, K, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
+    weights = rois.new_empty(K * P * H), rois.new_empty(K * Q * W)
+    tile = AxisTile.of(P, Q)
+    lists = 0 if tables is None else len(maps) * B
+    launch(
+        weights_kernel, (lists + tile.programs(K),), rois, level_sides(maps), tuple(map(double_bits, scales)),
+        tuple(map(double_bits, thresholds)), B, K, H, W, *weights, spans, *(tables or [None] * 4)[:4], like=rois,
+        P=P, Q=Q, RATIO=ratio, ALIGNED=aligned, MEMBERS=MEMBERS, **tile._asdict(),
+    )  # fmt: skip
+    return weights
+
+
+def align(
+    maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int,
+    aligned: bool, output: Tensor,
+) -> None:  # fmt: skip
+    """thresholds: see roi_triton.roi_level."""
+    K, C, P, Q = output.shape
+    check_size(maps, P, Q)
+    if K * C == 0:
+        return
+    spans = torch.empty(2 * K * (P + Q), dtype=torch.int32, device=rois.device)
+    weights = write_weights(maps, rois, scales, thresholds, ratio, aligned, P, Q, spans, None)
+    tile = BinTile.of(output)
+    launch(
+        align_kernel, (tile.programs(output),), tuple(maps), rois, level_sides(maps),
+        tuple(map(double_bits, thresholds)), maps[0].shape[0], K, *largest(maps), *weights, spans, output, like=output,
+        C=C, P=P, Q=Q, MAP_LAST=tuple(map(is_channels_last, maps)), LAST=is_channels_last(output), **tile._asdict(),
+    )  # fmt: skip
+
+
+def align_backward(
+    grad_output: Tensor, rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int, aligned: bool,
+    grads: Sequence[Tensor],
+) -> None:  # fmt: skip
+    P, Q = grad_output.shape[2:]
+    check_size(grads, P, Q)
+    if sum(g.numel() for g in grads) == 0:
+        return
+    tables = Tables.empty(rois, grads)
+    weights = write_weights(grads, rois, scales, thresholds, ratio, aligned, P, Q, None, tables)
+    gather(weights_of_roi, owed_by_weight, grad_output, weights, tables, grads)
+
+
+def roi_align(
+    input: Tensor, rois: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool, output: Tensor
+) -> None:
+    align((input,), rois, (scale,), (), ratio, aligned, output)
+
+
+def roi_align_backward(
+    grad: Tensor, rois: Tensor, B: int, C: int, H: int, W: int, last: bool, scale: float, ratio: int, aligned: bool,
+    grad_input: Tensor,
+) -> None:  # fmt: skip
+    align_backward(grad, rois, (scale,), (), ratio, aligned, (grad_input,))
+
+
+def multiscale_roi_align(
+    features: Sequence[Tensor], rois: Tensor, height: int, width: int, scales: Sequence[float], ratio: int,
+    aligned: bool, canonical_scale: float, canonical_level: int, output: Tensor,
+) -> None:  # fmt: skip
+    thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
+    align(features, rois, scales, thresholds, ratio, aligned, output)
+
+
+def multiscale_roi_align_backward(
+    grad: Tensor, rois: Tensor, shapes: Sequence[int], layouts: Sequence[bool], scales: Sequence[float], ratio: int,
+    aligned: bool, canonical_scale: float, canonical_level: int, *grads: Tensor,
+) -> None:  # fmt: skip
+    thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
+    align_backward(grad, rois, scales, thresholds, ratio, aligned, grads)

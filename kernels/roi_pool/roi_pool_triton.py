@@ -1,0 +1,171 @@
+"""roi_pool.h and roi_pool.cu in Triton. Forward: one launch, see roi_triton.BinTile; every number of a tile steps
+through the cells of its own bin. Backward: a gather, see roi_gather_triton.py."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.launch_triton import double_bits, launch
+from ..common.numeric_triton import compute_type, divide, is_finite, narrow, scalar, widen
+from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
+from .roi_triton import (
+    AxisTile,
+    BinTile,
+    axis_tile,
+    bin_tile,
+    check_size,
+    is_channels_last,
+    load_roi,
+    map_strides,
+    roi_image,
+)
+
+
+@triton.jit
+def round_half_away(x):
+    whole = tl.where(x < 0.0, tl.ceil(x), tl.floor(x))
+    distance = x - whole
+    return tl.where(distance >= 0.5, whole + 1.0, tl.where(distance <= -0.5, whole - 1.0, whole))
+
+
+@triton.jit
+def make_bins(low, high, scale, bins: tl.constexpr):
+    """(start, size, finite) of the bins along one axis of RoIs."""
+    start, end = round_half_away(low * scale), round_half_away(high * scale)
+    length = (end - start) + 1.0
+    length = tl.where(length > 1.0, length, 1.0)
+    size = divide(length, tl.full(length.shape, bins, length.dtype))
+    return start, size, is_finite(start) & is_finite(end)
+
+
+@triton.jit
+def clamped(edge, limit):
+    """Into 0 ... limit; NaN: 0."""
+    edge = tl.where(edge > 0.0, edge, 0.0)
+    return tl.where(edge < limit, edge, limit.to(edge.dtype)).to(tl.int32)
+
+
+@triton.jit
+def bin_edges(start, size, bin, limit):
+    """The cells begin ... end - 1 of a bin, on a map of `limit` cells."""
+    begin = clamped(tl.floor(bin.to(size.dtype) * size) + start, limit)
+    return begin, clamped(tl.ceil((bin + 1).to(size.dtype) * size) + start, limit)
+
+
+@triton.jit
+def load_bins(rois, k, K, scale, B, P: tl.constexpr, Q: tl.constexpr):
+    """(image, start and size of the rows' and of the columns' bins) of RoIs; image -1 where a RoI has none."""
+    image, x1, y1, x2, y2 = load_roi(rois, k, k < K)
+    scale = scalar(scale, x1.dtype)
+    start_y, size_y, finite_y = make_bins(y1, y2, scale, P)
+    start_x, size_x, finite_x = make_bins(x1, x2, scale, Q)
+    return tl.where(finite_y & finite_x, roi_image(image, B), -1), start_y, size_y, start_x, size_x
+
+
+@triton.jit(do_not_specialize=["scale", "B", "K", "H", "W"])
+def pool_kernel(
+    input, rois, scale, B, K, H, W, output, argmax,
+    C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr,
+    ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """argmax: pointer or None."""
+    T: tl.constexpr = output.dtype.element_ty
+    k, bin, channel = bin_tile(P * Q, C, LAST, ROIS, BINS, CHANNELS)
+    image, start_y, size_y, start_x, size_x = load_bins(rois, k, K, scale, B, P, Q)
+    top, bottom = bin_edges(start_y, size_y, bin // Q, H)
+    left, right = bin_edges(start_x, size_x, bin % Q, W)
+    real = (k < K) & (bin < P * Q)
+    present = real & (image >= 0) & (top < bottom) & (left < right)
+    bottom, right = tl.where(present, bottom, top), tl.where(present, right, left)
+    channel_step, cell_step = map_strides(0, H, W, C, (LAST,))
+    cells = input + image * C * H * W + channel.to(tl.int64) * channel_step
+
+    # NaN: nothing yet, so that -inf counts and NaN does not.
+    best = tl.where(present, float("nan"), tl.zeros((bin + channel).shape, compute_type(T)))
+    place = tl.full(best.shape, -1, tl.int32)
+    for i in range(tl.max(bottom - top)):
+        row = (top + i) * W + left
+        for j in range(tl.max(right - left)):
+            inside = (top + i < bottom) & (left + j < right)
+            at = cells + (row + j).to(tl.int64) * cell_step
+            value = widen(tl.load(at, mask=inside & (channel < C), other=0.0))
+            better = inside & ((value > best) | ((best != best) & (value == value)))
+            best = tl.where(better, value, best)
+            place = tl.where(better, row + j, place)
+
+    step: tl.constexpr = 1 if LAST else P * Q
+    bin_step: tl.constexpr = C if LAST else 1
+    target = k * (C * P * Q) + bin * bin_step + channel * step
+    tl.store(output + target, narrow(best, T), mask=real & (channel < C))
+    if argmax is not None:
+        tl.store(argmax + target, place, mask=real & (channel < C))
+
+
+@triton.jit(do_not_specialize=["scale", "B", "K", "H", "W"])
+def tables_kernel(
+    rois, scale, B, K, H, W, windows, cell_bins, members, counts,
+    P: tl.constexpr, Q: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+):  # fmt: skip
+    """The first programs list the RoIs of an image each; then one has the rows, or the columns, of ROIS RoIs."""
+    program = tl.program_id(0)
+    if program < B:
+        list_members(rois, (), B, K, program, members, counts, MEMBERS)
+    else:
+        k, bin, of_rows = axis_tile(program - B, ROIS, BINS)
+        image, start_y, size_y, start_x, size_x = load_bins(rois, k, K, scale, B, P, Q)
+        begin, end = bin_edges(
+            tl.where(of_rows, start_y, start_x), tl.where(of_rows, size_y, size_x), bin, tl.where(of_rows, H, W)
+        )
+        present = (image >= 0) & (bin < tl.where(of_rows, P, Q))
+        store_bins(k, bin, begin, tl.where(present, end, 0) - 1, of_rows, K, H, W, windows, cell_bins, CELLS)
+
+
+@triton.jit
+def argmax_of_roi(
+    source, k, y, x, width, channel, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr
+):  # fmt: skip
+    """See gather_kernel; source: argmax."""
+    step: tl.constexpr = 1 if LAST else P * Q
+    return source[0] + k * (C * P * Q) + channel * step, y * width + x
+
+
+@triton.jit
+def owed_to_argmax(
+    found, p, q, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, grad, bin_mask, real
+):  # fmt: skip
+    bin_step: tl.constexpr = C if LAST else 1
+    place = tl.load(found[0] + (p * Q + q) * bin_step, mask=bin_mask & real, other=-1)
+    return tl.where(place == found[1], widen(tl.load(grad, mask=bin_mask & real, other=0.0)), 0.0)
+
+
+def roi_pool(
+    input: Tensor, rois: Tensor, height: int, width: int, spatial_scale: float, with_argmax: bool, output: Tensor,
+    argmax: Tensor,
+) -> None:  # fmt: skip
+    B, C, H, W = input.shape
+    K, _, P, Q = output.shape
+    check_size([input], P, Q)
+    if K * C:
+        tile = BinTile.of(output)
+        launch(
+            pool_kernel, (tile.programs(output),), input, rois, double_bits(spatial_scale), B, K, H, W, output,
+            argmax if with_argmax else None, like=input, C=C, P=P, Q=Q, LAST=is_channels_last(input),
+            **tile._asdict(),
+        )  # fmt: skip
+
+
+def roi_pool_backward(
+    grad: Tensor, argmax: Tensor, rois: Tensor, B: int, C: int, H: int, W: int, last: bool, spatial_scale: float,
+    grad_input: Tensor,
+) -> None:  # fmt: skip
+    K, _, P, Q = grad.shape
+    check_size([grad_input], P, Q)
+    if grad_input.numel():
+        tables = Tables.empty(rois, [grad_input])
+        tile = AxisTile.of(P, Q)
+        launch(
+            tables_kernel, (B + tile.programs(K),), rois, double_bits(spatial_scale), B, K, H, W, *tables[:4],
+            like=rois, P=P, Q=Q, MEMBERS=MEMBERS, **tile._asdict(),
+        )  # fmt: skip
+        gather(argmax_of_roi, owed_to_argmax, grad, (argmax,), tables, [grad_input])
