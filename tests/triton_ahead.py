@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,6 +38,14 @@ class Resources:
     spills: int
 
 
+@dataclass
+class Compiled:
+    """kernels: each form of each kernel, once. launches: how often one was asked for."""
+
+    kernels: list[Any] = field(default_factory=list)
+    launches: int = 0
+
+
 class _NoDevice:
     """Stands in for Triton's driver: knows the target, has no device."""
 
@@ -55,16 +63,22 @@ class _NoDevice:
 
 
 @contextmanager
-def compiling(target: GPUTarget) -> Iterator[list[Any]]:
+def compiling(target: GPUTarget, known: set[Any] | None = None) -> Iterator[Compiled]:
     """Inside, a call with backend="triton" on CPU tensors compiles its kernels for the target in place of running them
-    (so its results are garbage); the list collects them."""
-    found: list[Any] = []
+    (so its results are garbage). known: kernels that need not be compiled again, in whatever
+    form; those that are compiled are added."""
+    found = Compiled()
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        found.launches += 1
+        if known is not None:
+            if self.fn in known:
+                return None
+            known.add(self.fn)
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        if all(kernel is not other for other in found):
-            found.append(kernel)
+        if all(kernel is not other for other in found.kernels):
+            found.kernels.append(kernel)
         return kernel
 
     with (
@@ -74,13 +88,6 @@ def compiling(target: GPUTarget) -> Iterator[list[Any]]:
         _backends.use_backend("triton"),
     ):
         yield found
-
-
-def kernels_of(call: Callable[[], Any], target: GPUTarget) -> list[Any]:
-    """Every kernel that the call launches, compiled."""
-    with compiling(target) as found:
-        call()
-    return found
 
 
 def resources(kernel: Any) -> Resources:

@@ -63,7 +63,7 @@ def make_samples(low, high, scale, bins: tl.constexpr, limit, RATIO: tl.constexp
 @triton.jit
 def position(axis, bin, i):
     """Of sample i of the bin. Not descending in i, even where a negative length (ALIGNED) reverses the samples."""
-    start, size, count, limit = axis
+    start, size, count, _limit = axis
     index = tl.where(size < 0.0, count - 1 - i, i).to(size.dtype)
     return (start + bin.to(size.dtype) * size) + divide((index + 0.5) * size, count.to(size.dtype))
 
@@ -81,7 +81,7 @@ def first_cell(x, limit):
 def sample_from(axis, bin, cell, middle):
     """The bin's first sample whose first cell is `cell` or a later one; count if there is none. middle: where to look
     first."""
-    start, size, count, limit = axis
+    _start, _size, count, limit = axis
     begin, end = middle * 0, middle * 0 + count
     while tl.max(end - begin) > 0:
         before = (first_cell(position(axis, bin, middle), limit) < cell) & (begin < end)
@@ -95,7 +95,7 @@ def sample_from(axis, bin, cell, middle):
 def samples_on_map(axis, bin):
     """(begin, end) of the bin's samples that are on the map, and the (first, last) cell that they touch; last < first
     where there is none. Seldom does a bin reach beyond the map, so look at its ends first."""
-    start, size, count, limit = axis
+    _start, _size, count, limit = axis
     begin = sample_from(axis, bin, 0, bin * 0 + count * 0)
     end = sample_from(axis, bin, limit, bin * 0 + tl.maximum(count - 1, 0))
     first = first_cell(position(axis, bin, begin), limit)
@@ -107,7 +107,7 @@ def samples_on_map(axis, bin):
 def cell_weight(axis, bin, begin, end, cell, factor):
     """The sum of the weights that the bin's samples give the cell, in their order, times factor; negative where none
     touches it."""
-    start, size, count, limit = axis
+    _start, size, _count, limit = axis
     weight = tl.zeros(cell.shape, size.dtype)
     touched = cell < 0
     for i in range(tl.max(end - begin)):
@@ -144,7 +144,8 @@ def axis_of(
 
 @triton.jit(do_not_specialize=["B", "K", "H", "W"])
 def weights_kernel(
-    rois, levels, scales, thresholds, B, K, H, W, row_weights, column_weights, spans, windows, cell_bins, members, counts,
+    rois, levels, scales, thresholds, B, K, H, W, row_weights, column_weights, spans, windows, cell_bins, members,
+    counts,
     P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
     BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
@@ -163,9 +164,9 @@ def weights_kernel(
         real = (k < K) & (bin < tl.where(of_rows, P, Q))
         last = tl.where(real, last, -1)
         if members is None:
-            spans += 2 * (k * (P + Q) + tl.where(of_rows, 0, P) + bin)
-            tl.store(spans, first, mask=real)
-            tl.store(spans + 1, last, mask=real)
+            span = spans + 2 * (k * (P + Q) + tl.where(of_rows, 0, P) + bin)
+            tl.store(span, first, mask=real)
+            tl.store(span + 1, last, mask=real)
         else:
             store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS)
         target = tl.where(of_rows, row_weights + (k * P + bin) * H, column_weights + (k * Q + bin) * W)
