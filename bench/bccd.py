@@ -7,9 +7,11 @@ The recipe is the library's own for SqueezeNet 1.0 (`frcnn_fast.model.preset`, `
 official split: ImageNet weights, every layer trained; 600 iterations of 2 pictures of trainval and their mirror images,
 shorter side 320, SGD 0.004 (momentum 0.9, weight decay 0.0005) with 100 iterations of warm-up and a cosine to zero;
 anchors 32, 64, 128, 256 x 3 ratios, 256 of them and 128 RoIs a picture, RoIAlign 7x7, two layers of 1,024; at test 300
-proposals. Both systems get these settings, the same batches in the same order, and the same optimiser; each keeps its
-own initialisation, sampling, losses and proposal steps. The first form trains, and evaluates on test: PASCAL VOC AP at
-IoU 0.5. It notes seconds too, but only the second form, in which the two take turns in one process, compares them.
+proposals. Both systems get these settings, the same weights, the same batches in the same order, and the same
+optimiser; each keeps its own initialisation, sampling, losses and proposal steps. Ours also pads and scales the trunk's
+maps (`SqueezeNet`, `DetectorConfig.feature_scale`); torchvision gets its own SqueezeNet as published. The first form
+trains, and evaluates on test: PASCAL VOC AP at IoU 0.5. It notes seconds too, but only the second form, in which the
+two take turns in one process, compares them.
 
 An iteration is timed from asking for the two pictures' files to the updated weights, a test picture (one at a time)
 from its file to its detections.

@@ -126,8 +126,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "squeezenet1_0": {
         "shorter": 320,
         "longer": 640,
-        # On 0..255 the published weights give features of about 30. New layers that start from those make the first
-        # updates so large that the trunk's features die: after ten, 96 % of them are zero for good.
+        # On 0..255 the published weights give features of about 30. New layers on top of those make the first updates
+        # so large that the trunk's features die: after twelve, 98 % of them are zero, 84 % before.
         "feature_scale": 1 / 32,
         "anchor_sizes": ((32.0, 64.0, 128.0, 256.0),),
         "ignore_straddling": False,
