@@ -163,7 +163,8 @@ class Tables(NamedTuple):
     def empty(cls, rois: Tensor, grads: Sequence[Tensor]) -> "Tables":
         K, (H, W), groups = rois.shape[0], largest(grads), len(grads) * grads[0].shape[0]
         sizes = (4 * K, K * (H + W), groups * K, groups)
-        return cls(*(torch.empty(n, dtype=torch.int32, device=rois.device) for n in sizes), K, H, W)
+        windows, cell_bins, members, counts = (torch.empty(n, dtype=torch.int32, device=rois.device) for n in sizes)
+        return cls(windows, cell_bins, members, counts, K, H, W)
 
 
 class CellTile(NamedTuple):

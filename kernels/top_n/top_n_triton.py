@@ -312,7 +312,8 @@ def select(
     def integers(*shape: int) -> Tensor:
         return scores.new_empty(shape, dtype=torch.int32)
 
-    expected, sieved, passed = longest, (None, None), None
+    expected, passed = longest, None
+    sieved: tuple[Tensor | None, Tensor | None] = (None, None)
     if longest > SIEVE_FROM and n <= min(SIEVE_MOST, longest // 4):
         expected, sieved, passed = 2 * n, lists(), integers(S)
         places, programs = share_out(starts, TILE)
