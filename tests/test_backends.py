@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ import torch
 import frcnn_fast
 from frcnn_fast import _extension
 from frcnn_fast.ops import _backends
+from frcnn_fast.ops._operator import Operator
+from tests.samples import samples
 
 CPU, GPU, OTHER_GPU = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -186,3 +188,58 @@ except ImportError as error:
     served, refused = run_python(code).splitlines()
     assert served == "[[1, 2]]"
     assert refused == "triton is needed here and is not installed: pip install 'frcnn_fast[triton]'"
+
+
+def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every run of an operator from here on, as "name on backend"."""
+    ran: list[str] = []
+    run = Operator.run
+
+    def watched(self: Operator, backend: str | None, *args: object) -> object:
+        ran.append(f"{self.name} on {_backends.asked_for(backend)}")
+        return run(self, backend, *args)
+
+    monkeypatch.setattr(Operator, "run", watched)
+    return ran
+
+
+WITH_GRADIENT = ["decode_clip", "box_iou", "roi_pool", "roi_align", "multiscale_roi_align"]
+
+
+def total_of(name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+    """The sum of the op's first result, as a function of its first argument; and that argument."""
+    sample = samples()[name]
+
+    def call(leaf: torch.Tensor) -> torch.Tensor:
+        result = sample(leaf, *sample.tensors[1:])
+        return (result[0] if isinstance(result, tuple) else result).sum()
+
+    return call, sample.tensors[0].clone().requires_grad_()
+
+
+@pytest.mark.parametrize(("inside", "outside"), [("reference", None), (None, "reference")])
+@pytest.mark.parametrize("name", WITH_GRADIENT)
+def test_the_backward_pass_takes_the_backend_of_the_forward_pass(
+    name: str, inside: str | None, outside: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is saved for it may be in that backend's own form; and autograd's threads are in no block."""
+    call, leaf = total_of(name)
+    ran = record_runs(monkeypatch)
+    with frcnn_fast.use_backend(inside):
+        total = call(leaf)
+    with frcnn_fast.use_backend(outside):
+        total.backward()
+    assert ran == [f"{name} on {inside}", f"{name}_backward on {inside}"]
+
+
+@pytest.mark.parametrize("name", WITH_GRADIENT)
+def test_compiled_code_keeps_the_backend_of_its_block(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, leaf = total_of(name)
+    ran = record_runs(monkeypatch)
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    with frcnn_fast.use_backend("reference"):
+        compiled(leaf)
+    ran.clear()
+    compiled(leaf).backward()
+    assert ran == [f"{name} on reference", f"{name}_backward on reference"]

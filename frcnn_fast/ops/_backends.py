@@ -26,8 +26,9 @@ def use_backend(name: str | None) -> Iterator[None]:
 
     "reference" is the NumPy oracle and takes tensors of any device. "triton" takes CUDA tensors, and with
     TRITON_INTERPRET=1 in the environment CPU tensors, in Triton's interpreter. A backend that cannot serve a call
-    raises. Without a choice, CPU tensors go to "cpu" and CUDA tensors to "cuda"; where the binary has no CUDA half, or
-    no code for the device, to "triton", with one warning.
+    raises. A gradient is computed by the backend of its result, wherever it is asked for. Without a choice, CPU tensors
+    go to "cpu" and CUDA tensors to "cuda"; where the binary has no CUDA half, or no code for the device, to "triton",
+    with one warning.
     """
     _require_name(name)
     token = _chosen.set(name)
@@ -39,9 +40,8 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 def choose(op: str, backend: str | None, device: torch.device) -> str:
     """The backend for a call: the one it names, or that of the block it stands in, or the device's."""
-    if backend is not None:
-        _require_name(backend)
-    chosen = backend or _chosen.get()
+    _require_name(backend)
+    chosen = asked_for(backend)
     if chosen is None:
         return "cpu" if device.type == "cpu" else _default_on(device)
     if chosen == "reference" or chosen == device.type:
@@ -54,6 +54,16 @@ def choose(op: str, backend: str | None, device: torch.device) -> str:
             "before the first call to run its kernels in Triton's interpreter, slowly"
         )
     raise ValueError(f"{op}: backend {chosen!r} cannot serve tensors on {device.type!r}; move them first")
+
+
+def asked_for(backend: str | None) -> str | None:
+    """The backend that a call names, or the block it stands in; None: chosen by device. A constant to the compiler:
+    code compiled in a block keeps the block's backend, forward and backward."""
+    return backend or _chosen.get()
+
+
+# What torch.compiler.assume_constant_result does, without its import of Dynamo, and of Triton with it.
+asked_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def triton_interprets() -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn_fast.ops._backends import choose, triton_launcher
+from frcnn_fast.ops._backends import asked_for, choose, triton_launcher, use_backend
 
 LIBRARY = torch.library.Library("frcnn_fast", "DEF")
 
@@ -67,7 +67,7 @@ class Operator:
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
             needs_grad = False
         if not plain:
-            return self._registered(*args, backend)
+            return self._registered(*args, asked_for(backend))
         if needs_grad:
             return _EagerFunction.apply(self, backend, *args)
         return self.run(backend, *args)
@@ -95,13 +95,23 @@ class Operator:
         return results[0] if len(results) == 1 else results
 
     def _library_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        self._setup(ctx, inputs[-1], inputs[:-1], output)
+
+    def _setup(self, ctx: Any, backend: str | None, inputs: tuple[Any, ...], output: Any) -> None:
+        """What the backward pass needs, and its backend: the forward pass's, since what is saved is in its form. The
+        block around the call may have ended by then, and autograd's own threads are in no block."""
         assert self.setup_context is not None
-        self.setup_context(ctx, inputs[:-1], output)
+        self.setup_context(ctx, inputs, output)
+        ctx.backend = asked_for(backend)
+
+    def _gradient(self, ctx: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert self.backward is not None
+        with use_backend(ctx.backend):
+            found = self.backward(ctx, *grads)
+        return found if isinstance(found, tuple) else (found,)
 
     def _library_backward(self, ctx: Any, *grads: Any) -> Any:
-        assert self.backward is not None
-        found = self.backward(ctx, *grads)
-        return (*(found if isinstance(found, tuple) else (found,)), None)
+        return (*self._gradient(ctx, grads), None)
 
 
 class _EagerFunction(torch.autograd.Function):
@@ -110,8 +120,7 @@ class _EagerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: Operator, backend: str | None, *args: Any) -> Any:
         result = op.run(backend, *args)
-        assert op.setup_context is not None
-        op.setup_context(ctx, args, result)
+        op._setup(ctx, backend, args, result)
         integers = [r for r in (result if isinstance(result, tuple) else (result,)) if not r.is_floating_point()]
         ctx.mark_non_differentiable(*integers)
         ctx.op = op
@@ -120,8 +129,7 @@ class _EagerFunction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        found = ctx.op.backward(ctx, *grads)
-        return (None, None, *(found if isinstance(found, tuple) else (found,)))
+        return (None, None, *ctx.op._gradient(ctx, grads))
 
 
 def _flat(args: Sequence[Any]) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from frcnn_fast import reference as oracle
 from frcnn_fast._extension import extension
 from frcnn_fast.ops import _checks
+from frcnn_fast.ops._backends import asked_for
 from frcnn_fast.ops._operator import Operator, plain_eager
 from frcnn_fast.ops._rois import (
     dense,
@@ -31,7 +32,7 @@ class _OverLevels(Operator):
     def __call__(self, *inputs: Any, backend: str | None = None) -> Any:
         features, *args = inputs
         if not plain_eager([*features, args[0]]):
-            return self._registered(features, *args, backend)
+            return self._registered(features, *args, asked_for(backend))
         if torch.is_grad_enabled() and any(f.requires_grad for f in features):
             return _EagerLevels.apply(self, backend, len(features), *features, *args)
         return self.run(backend, features, *args)
@@ -43,13 +44,13 @@ class _EagerLevels(torch.autograd.Function):
         ctx.op, ctx.levels = op, levels
         inputs = (args[:levels], *args[levels:])
         result = op.run(backend, *inputs)
-        _pyramid_setup(ctx, inputs, result)
+        op._setup(ctx, backend, inputs, result)
         return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        grads, *others = _pyramid_gradient(ctx, grad)
+        grads, *others = ctx.op._gradient(ctx, (grad,))
         return (None, None, None, *grads, *others)
 
 
