@@ -157,7 +157,7 @@ def resolve_kernel(
         g += 1
     total = tl.minimum(total, max_output)
     tl.store(num_keep + s, total)
-    if last:
+    if last != 0:
         for first in range(total, max_output, FILL):
             rest = first + tl.arange(0, FILL)
             tl.store(keep + rest, -1, mask=rest < max_output)
@@ -196,7 +196,7 @@ def nms_sorted_segments(
         )  # fmt: skip
         launch(
             resolve_kernel, (S,), counts, start, max_output, keep, num_keep, kept_tiles, bits, planes, stride,
-            start + CHUNK >= N, like=boxes, warps=GROUP, KEPT_TILES=KEPT_TILES,
+            int(start + CHUNK >= N), like=boxes, warps=GROUP, KEPT_TILES=KEPT_TILES,
             GROUPS=CHUNK // WORD // GROUP, GROUP=GROUP, WORD=WORD, FILL=1024,
         )  # fmt: skip
 
