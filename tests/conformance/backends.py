@@ -16,7 +16,9 @@ ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
 
 # The ops that have a Triton kernel; a name here without one fails.
-TRITON_OPS = frozenset({"box_iou", "box_iou_backward", "decode_clip", "encode", "grid_anchors", "rpn_proposals", "top_n"})
+TRITON_OPS = frozenset(
+    {"box_iou", "box_iou_backward", "decode_clip", "encode", "grid_anchors", "rpn_proposals", "top_n"}
+)
 
 
 @dataclass(frozen=True)
