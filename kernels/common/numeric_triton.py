@@ -72,6 +72,18 @@ def is_finite(x):
 
 
 @triton.jit
+def folded(sums, LANES: tl.constexpr):
+    """[R, LANES] as [R]: the upper half of the lanes added to the lower one until one is left."""
+    rows: tl.constexpr = sums.shape[0]
+    half: tl.constexpr = LANES // 2
+    low, high = tl.split(sums.reshape(rows, 2, half).permute(0, 2, 1))
+    if half == 1:
+        return (low + high).reshape(rows)
+    else:
+        return folded(low + high, half)
+
+
+@triton.jit
 def power_of_two(n, dtype: tl.constexpr):
     if dtype == tl.float64:
         return ((n.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)

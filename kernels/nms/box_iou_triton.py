@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..common.box_triton import area, extent, iou, is_finite_box, load_box, store_box
 from ..common.launch_triton import blocks_for, launch
-from ..common.numeric_triton import compute_type, divide, maximum, minimum, narrow
+from ..common.numeric_triton import compute_type, divide, folded, maximum, minimum, narrow
 
 PAIRS = 1024  # of a program's tile
 COLUMNS = 128  # of a tile at most
@@ -73,18 +73,6 @@ def iou_gradient(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, LEGACY: tl.constexpr):
         along_x * share_of_larger(bx2, ax2) - height,
         along_y * share_of_larger(by2, ay2) - width,
     )
-
-
-@triton.jit
-def folded(sums, LANES: tl.constexpr):
-    """[R, LANES] as [R]: the upper half of the lanes added to the lower one until one is left."""
-    rows: tl.constexpr = sums.shape[0]
-    half: tl.constexpr = LANES // 2
-    low, high = tl.split(sums.reshape(rows, 2, half).permute(0, 2, 1))
-    if half == 1:
-        return (low + high).reshape(rows)
-    else:
-        return folded(low + high, half)
 
 
 @triton.jit(do_not_specialize=["row_stride", "column_stride", "N", "M"])

@@ -12,17 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.box_triton import area, iou, load_box
+from ..common.box_triton import area, iou, is_finite_box, load_box, store_box
 from ..common.launch_triton import blocks_for, double_bits, launch
 from ..common.numeric_triton import compute_type, scalar
+from ..top_n.top_n_triton import select_segments
 
 INTERPRETED = triton.knobs.runtime.interpret
 WORD = 32  # boxes whose bits share a word of the matrix
 CHUNK = 128 if INTERPRETED else 2048  # ranks of a chunk; small cases cross chunks too
-GROUP = 2 if INTERPRETED else 8  # words that are resolved together
+GROUP = 2 if INTERPRETED else 16  # words that are resolved together
 KEPT_TILES = 2 if INTERPRETED else 16  # programs that share the kept boxes, for a tile of rows
 ROWS = min(CHUNK, 256)  # of a program of test_kernel
 STEP = WORD if INTERPRETED else 4  # suppressors at a time: what the registers hold; in float64 half of them
+BLOCK = 256
 
 
 @triton.jit
@@ -87,15 +89,20 @@ def test_kernel(
 
 @triton.jit
 def load_inside(bits, g, n, stride, GROUP: tl.constexpr, WORD: tl.constexpr):
-    """Who of group g suppresses each of its boxes: [GROUP, GROUP, WORD], word u's bits for box `lane` of word w; none
-    for later ones."""
-    u = tl.arange(0, GROUP)[:, None, None]
-    w = tl.arange(0, GROUP)[None, :, None]
-    lane = tl.arange(0, WORD)[None, None, :]
-    row = (g * GROUP + w) * WORD + lane
-    found = tl.load(bits + (g * GROUP + u) * stride + row, mask=(u <= w) & (row < n), other=0)
-    below = (tl.full([1, 1, WORD], 1, tl.uint32) << lane.to(tl.uint32)) - 1
-    return tl.where(u == w, found & below, found)
+    """Who of group g suppresses each of its boxes: [GROUP, GROUP * WORD], the bits of word u; none for later ones."""
+    u = tl.arange(0, GROUP)[:, None]
+    box = tl.arange(0, GROUP * WORD)[None, :]
+    row = g * GROUP * WORD + box
+    found = tl.load(bits + (g * GROUP + u) * stride + row, mask=(u <= box // WORD) & (row < n), other=0)
+    below = (tl.full([1, GROUP * WORD], 1, tl.uint32) << (box % WORD).to(tl.uint32)) - 1
+    return tl.where(u == box // WORD, found & below, found)
+
+
+@triton.jit
+def in_words(flags, GROUP: tl.constexpr, WORD: tl.constexpr):
+    """Flags [GROUP * WORD] as bits [GROUP]."""
+    bit = tl.full([1, WORD], 1, tl.uint32) << tl.arange(0, WORD)[None, :].to(tl.uint32)
+    return tl.sum(tl.where(flags.reshape(GROUP, WORD), bit, 0), axis=1)
 
 
 @triton.jit(do_not_specialize=["start", "max_output", "kept_tiles", "planes", "stride", "last"])
@@ -114,12 +121,13 @@ def resolve_kernel(
     tl.debug_barrier()  # all have read num_keep, which is written below
     keep += s * max_output
     bits += s * planes * stride
-    group = tl.arange(0, GROUPS)[:, None, None]
+    group = tl.arange(0, GROUPS)[:, None]
     word = tl.arange(0, GROUP)
-    lane = tl.arange(0, WORD)
-    bit = tl.full([1, WORD], 1, tl.uint32) << lane[None, :].to(tl.uint32)
-    row = (group * GROUP + word[None, :, None]) * WORD + lane[None, None, :]
-    dead = tl.zeros([GROUPS, GROUP, WORD], tl.uint32)  # not 0: suppressed
+    lane = tl.arange(0, WORD)[None, :]
+    bit = tl.full([1, WORD], 1, tl.uint32) << lane.to(tl.uint32)
+    box = tl.arange(0, GROUP * WORD)
+    row = group * GROUP * WORD + box[None, :]
+    dead = tl.zeros([GROUPS, GROUP * WORD], tl.uint32)  # not 0: suppressed
     if total < max_output:
         for tile in range(kept_tiles):
             dead |= tl.load(bits + tile * stride + row, mask=row < n, other=0)
@@ -128,25 +136,24 @@ def resolve_kernel(
     g = 0
     while (g * GROUP * WORD < n) & (total < max_output):
         later = tl.load(
-            bits + (g * GROUP + word[:, None, None, None]) * stride + row[None],
+            bits + (g * GROUP + word[:, None, None]) * stride + row[None],
             mask=((group > g) & (row < n))[None], other=0,
         )  # fmt: skip
-        here = (g * GROUP + word[:, None]) * WORD + lane[None, :]
-        alive = (here < n) & (tl.max(tl.where(group == g, dead, 0), axis=0) == 0)
-        kept = tl.sum(tl.where(alive, bit, 0), axis=1)
+        alive = (g * GROUP * WORD + box < n) & (tl.max(tl.where(group == g, dead, 0), axis=0) == 0)
+        kept = in_words(alive, GROUP, WORD)
         unsettled = True
         while unsettled:
-            rivals = tl.max(inside & kept[:, None, None], axis=0)
-            fewer = tl.sum(tl.where(alive & (rivals == 0), bit, 0), axis=1)
+            fewer = in_words(alive & (tl.max(inside & kept[:, None], axis=0) == 0), GROUP, WORD)
             unsettled = tl.max(fewer ^ kept, axis=0) != 0
             kept = fewer
         inside = load_inside(bits, g + 1, n, stride, GROUP, WORD)
+        dead |= tl.max(later & kept[:, None, None], axis=0)
         number = popcount(kept)
         before = tl.sum(tl.where(word[:, None] < word[None, :], number[:, None], 0), axis=0)
         position = total + before[:, None] + popcount(kept[:, None] & (bit - 1))
-        tl.store(keep + position, start + here, mask=((kept[:, None] & bit) != 0) & (position < max_output))
+        rank = start + g * GROUP * WORD + word[:, None] * WORD + lane
+        tl.store(keep + position, rank, mask=((kept[:, None] & bit) != 0) & (position < max_output))
         total += tl.sum(number, axis=0)
-        dead |= tl.max(later & kept[:, None, None, None], axis=0)
         g += 1
     total = tl.minimum(total, max_output)
     tl.store(num_keep + s, total)
@@ -189,6 +196,86 @@ def nms_sorted_segments(
         )  # fmt: skip
         launch(
             resolve_kernel, (S,), counts, start, max_output, keep, num_keep, kept_tiles, bits, planes, stride,
-            start + CHUNK >= N, like=boxes, warps=GROUP, KEPT_TILES=KEPT_TILES, GROUPS=CHUNK // WORD // GROUP, GROUP=GROUP,
-            WORD=WORD, FILL=1024,
+            start + CHUNK >= N, like=boxes, warps=GROUP, KEPT_TILES=KEPT_TILES,
+            GROUPS=CHUNK // WORD // GROUP, GROUP=GROUP, WORD=WORD, FILL=1024,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["N"])
+def compete_kernel(boxes, counts, N, competes, BLOCK: tl.constexpr):
+    """An element of a block is a box (axis 1 of the grid: of an image): whether it takes part."""
+    image = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x1, y1, x2, y2 = load_box(boxes, image * N + i, i < N)
+    fit = is_finite_box(x1, y1, x2, y2)
+    if counts is not None:
+        count = tl.load(counts + image)
+        fit = fit & (i < tl.where(count > N, 0, count))
+    tl.store(competes + image * N + i, fit.to(tl.uint8), mask=i < N)
+
+
+@triton.jit(do_not_specialize=["N"])
+def gather_kernel(boxes, class_ids, order, N, sorted_boxes, sorted_ids, BLOCK: tl.constexpr):
+    """An element of a block is a rank (axis 1 of the grid: of an image)."""
+    image = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(order + image * N + i, mask=i < N, other=-1)
+    x1, y1, x2, y2 = load_box(boxes, image * N + row, row >= 0)
+    store_box(sorted_boxes, image * N + i, x1, y1, x2, y2, row >= 0)
+    if class_ids is not None:
+        ids = tl.load(class_ids + image * N + row, mask=row >= 0)
+        tl.store(sorted_ids + image * N + i, ids, mask=row >= 0)
+
+
+@triton.jit(do_not_specialize=["N", "max_output"])
+def name_kernel(order, ranks, num_ranks, N, max_output, keep, num_keep, BLOCK: tl.constexpr):
+    """An element of a block is a row of the result (axis 1 of the grid: of an image)."""
+    image = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    rank = tl.load(ranks + image * max_output + i, mask=i < max_output, other=-1)
+    row = tl.load(order + image * N + rank, mask=rank >= 0, other=-1)
+    tl.store(keep + image * max_output + i, row.to(tl.int64), mask=i < max_output)
+    if tl.program_id(0) == 0:
+        tl.store(num_keep + image, tl.load(num_ranks + image).to(tl.int64))
+
+
+def nms_padded(
+    boxes: Tensor, scores: Tensor, threshold: float, max_output: int, class_ids: Tensor | None, counts: Tensor | None,
+    legacy: bool, keep: Tensor, num_keep: Tensor,
+) -> None:  # fmt: skip
+    B, N = scores.shape
+    if N >= 1 << 31 or max_output >= 1 << 31:
+        raise ValueError(f"boxes, max_output: expected fewer than 2^31 an image, got {N} and {max_output}")
+    if N == 0 or max_output == 0:
+        keep.fill_(-1)
+        num_keep.zero_()
+        return
+    if B == 0:
+        return
+    compute = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+    grid = blocks_for(N, BLOCK), B
+    competes = boxes.new_empty((B, N), dtype=torch.uint8)
+    launch(compete_kernel, grid, boxes, counts, N, competes, like=boxes, BLOCK=BLOCK)
+    order, ranked = boxes.new_empty((B, N), dtype=torch.int32), boxes.new_empty((B,), dtype=torch.int32)
+    select_segments(scores, [0, N], N, competes, order, ranked)
+    sorted_boxes = boxes.new_empty((B, N, 4), dtype=compute)
+    sorted_ids = None if class_ids is None else torch.empty_like(class_ids)
+    launch(gather_kernel, grid, boxes, class_ids, order, N, sorted_boxes, sorted_ids, like=boxes, BLOCK=BLOCK)
+    ranks = boxes.new_empty((B, max_output), dtype=torch.int32)
+    num_ranks = boxes.new_empty((B,), dtype=torch.int32)
+    nms_sorted_segments(sorted_boxes, sorted_ids, ranked, threshold, max_output, legacy, ranks, num_ranks)
+    launch(
+        name_kernel, (blocks_for(max_output, BLOCK), B), order, ranks, num_ranks, N, max_output, keep, num_keep,
+        like=boxes, BLOCK=BLOCK,
+    )  # fmt: skip
+
+
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, keep: Tensor, count: Tensor
+) -> None:
+    ids = None if idxs is None else idxs[None]
+    nms_padded(boxes[None], scores[None], threshold, boxes.shape[0], ids, None, False, keep[None], count)
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float, keep: Tensor, count: Tensor) -> None:
+    batched_nms(boxes, scores, None, threshold, keep, count)

@@ -17,7 +17,20 @@ REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").spl
 
 # The ops that have a Triton kernel; a name here without one fails.
 TRITON_OPS = frozenset(
-    {"box_iou", "box_iou_backward", "decode_clip", "encode", "grid_anchors", "rpn_proposals", "top_n"}
+TRITON_OPS = frozenset(
+    {
+        "batched_nms",
+        "box_iou",
+        "box_iou_backward",
+        "decode_clip",
+        "detections",
+        "encode",
+        "grid_anchors",
+        "nms",
+        "nms_padded",
+        "rpn_proposals",
+        "top_n",
+    }
 )
 
 
