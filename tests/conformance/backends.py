@@ -17,7 +17,6 @@ REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").spl
 
 # The ops that have a Triton kernel; a name here without one fails.
 TRITON_OPS = frozenset(
-TRITON_OPS = frozenset(
     {
         "batched_nms",
         "box_iou",
