@@ -97,25 +97,35 @@ def grid_anchors(cells: Tensor, grid: Sequence[int], offset: float, boxes: Tenso
         )  # fmt: skip
 
 
+@triton.jit
+def decode_at(
+    deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
+    image, index, mask, LEGACY: tl.constexpr,
+):  # fmt: skip
+    """(x1, y1, x2, y2, valid) of the anchors of that index [BLOCK]. The arguments before `image` as decode_clip_kernel
+    takes them; image and index: in 64 bits."""
+    U: tl.constexpr = compute_type(deltas.dtype.element_ty)
+    ax1, ay1, ax2, ay2 = anchor_at(anchors, image_stride, levels, scalar(offset, U), image, index, mask)
+    d0, d1, d2, d3 = load_box(deltas, image * A + index, mask)
+    right, bottom, min_side = load_window(image_sizes, image_scales, image, scalar(min_size, U), LEGACY)
+    weights = scalars4(wx, wy, ww, wh, U)
+    return decode_into(ax1, ay1, ax2, ay2, d0, d1, d2, d3, weights, scalar(clamp, U), right, bottom, min_side, LEGACY)
+
+
 @triton.jit(do_not_specialize=["image_stride", "offset", "wx", "wy", "ww", "wh", "clamp", "min_size", "A"])
 def decode_clip_kernel(
     deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
     boxes, valid, LEGACY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    U: tl.constexpr = compute_type(deltas.dtype.element_ty)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     image = tl.program_id(1).to(tl.int64)
     mask = index < A
-    row = image * A + index
-    ax1, ay1, ax2, ay2 = anchor_at(anchors, image_stride, levels, scalar(offset, U), image, index, mask)
-    d0, d1, d2, d3 = load_box(deltas, row, mask)
-    right, bottom, min_side = load_window(image_sizes, image_scales, image, scalar(min_size, U), LEGACY)
-    weights = scalars4(wx, wy, ww, wh, U)
-    x1, y1, x2, y2, fit = decode_into(
-        ax1, ay1, ax2, ay2, d0, d1, d2, d3, weights, scalar(clamp, U), right, bottom, min_side, LEGACY
-    )
-    store_box(boxes, row, x1, y1, x2, y2, mask)
-    tl.store(valid + row, fit, mask=mask)
+    x1, y1, x2, y2, fit = decode_at(
+        deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
+        image, index, mask, LEGACY,
+    )  # fmt: skip
+    store_box(boxes, image * A + index, x1, y1, x2, y2, mask)
+    tl.store(valid + image * A + index, fit, mask=mask)
 
 
 def decode_clip(

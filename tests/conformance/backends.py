@@ -18,10 +18,19 @@ REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").spl
 # The ops that have a Triton kernel; a name here without one fails.
 TRITON_OPS = frozenset(
     {
-        "batched_nms", "box_iou", "box_iou_backward", "decode_clip", "detections", "encode", "grid_anchors", "nms",
-        "nms_padded", "rpn_proposals", "top_n",
+        "batched_nms",
+        "box_iou",
+        "box_iou_backward",
+        "decode_clip",
+        "detections",
+        "encode",
+        "grid_anchors",
+        "nms",
+        "nms_padded",
+        "rpn_proposals",
+        "top_n",
     }
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,205 @@
+"""proposals.cu in Triton: a fixed chain of launches over all images and levels.
+
+judge     (filter_first only) an element of a block is an anchor: does it decode to a box that may compete?
+top-N     every (image, level) segment's best pre_nms_top_n, in order (kernels/top_n)
+decode    an element is a selected anchor: decode, clip, judge, count in each block what may compete
+compact   (not filter_first: there all may) a block of ranks moves up by what the blocks before it have dropped
+NMS       every segment by itself, up to post_nms_top_n (kernels/nms)
+merge     an element is a kept box: its place among all levels of the image, by binary search in the other levels
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..anchor_decode.anchor_decode_triton import decode_at
+from ..common.box_triton import load_box, store_box
+from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch
+from ..common.numeric_triton import widen
+from ..nms.nms_triton import nms_sorted_segments
+from ..top_n.top_n_triton import select_segments
+
+BLOCK = 256  # a power of two, as the rest
+RANKS = 128  # that a program decodes or moves: the deltas come from anywhere, so many small programs
+KEPT = 128  # kept boxes that a program merges
+
+SCALARS = ["image_stride", "offset", "wx", "wy", "ww", "wh", "clamp", "min_size", "A"]
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def judge_kernel(
+    deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
+    valid, LEGACY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """valid [B, A]."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    image = tl.program_id(1).to(tl.int64)
+    mask = index < A
+    _, _, _, _, fit = decode_at(
+        deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
+        image, index, mask, LEGACY,
+    )  # fmt: skip
+    tl.store(valid + image * A + index, fit.to(tl.uint8), mask=mask)
+
+
+@triton.jit(do_not_specialize=[*SCALARS, "L", "n"])
+def decode_kernel(
+    deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
+    scores, selected, num_selected, L, n, boxes, rankings, valid, num_valid, LEGACY: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    """selected [S, n] -> boxes [S, n, 4], rankings [S, n]: scores in the compute type; where not null, valid [S, n] and
+    num_valid [S, blocks]: of the block."""
+    rank = tl.program_id(0) * RANKS + tl.arange(0, RANKS)
+    segment = tl.program_id(1).to(tl.int64)
+    image = segment // L
+    row = segment * n + rank
+    mask = rank < tl.load(num_selected + segment)
+    index = tl.load(selected + row, mask=mask, other=0).to(tl.int64)
+    x1, y1, x2, y2, fit = decode_at(
+        deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
+        image, index, mask, LEGACY,
+    )  # fmt: skip
+    store_box(boxes, row, x1, y1, x2, y2, mask)
+    tl.store(rankings + row, widen(tl.load(scores + image * A + index, mask=mask, other=0.0)), mask=mask)
+    if valid is not None:
+        fit = fit & mask
+        tl.store(valid + row, fit.to(tl.uint8), mask=mask)
+        tl.store(num_valid + segment * tl.num_programs(0) + tl.program_id(0), tl.sum(fit.to(tl.int32), 0))
+
+
+@triton.jit(do_not_specialize=["n"])
+def compact_kernel(
+    boxes, rankings, selected, valid, num_valid, num_selected, n, some_boxes, some_rankings, some_selected, num_boxes,
+    RANKS: tl.constexpr,
+):  # fmt: skip
+    """Of every segment what is valid, in order: some_boxes [S, n, 4], some_rankings and some_selected [S, n], num_boxes
+    [S]. A program moves the ranks that one of decode_kernel's decoded."""
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    segment = tl.program_id(1).to(tl.int64)
+    own = tl.arange(0, RANKS)
+    before, first = 0, 0
+    while first < block:
+        there = first + own < block
+        before += tl.sum(tl.load(num_valid + segment * blocks + first + own, mask=there, other=0), 0)
+        first += RANKS
+    rank = block * RANKS + own
+    row = segment * n + rank
+    stays = tl.load(valid + row, mask=rank < tl.load(num_selected + segment), other=0) != 0
+    to = segment * n + before + tl.cumsum(stays.to(tl.int32), 0) - 1
+    x1, y1, x2, y2 = load_box(boxes, row, stays)
+    store_box(some_boxes, to, x1, y1, x2, y2, stays)
+    tl.store(some_rankings + to, tl.load(rankings + row, mask=stays), mask=stays)
+    tl.store(some_selected + to, tl.load(selected + row, mask=stays), mask=stays)
+    if block == blocks - 1:
+        tl.store(num_boxes + segment, before + tl.sum(stays.to(tl.int32), 0))
+
+
+@triton.jit(do_not_specialize=["A", "L", "n", "k", "P", "first_step"])
+def merge_kernel(
+    scores, boxes, rankings, selected, keep, num_keep, A, L, n, k, P, first_step,
+    out_boxes, out_scores, out_indices, out_counts, LEVELS: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """keep [S, k], num_keep [S] -> [B, P] results. Before the i-th kept box of a level come i of its own level, and of
+    every other level those with a higher score, or with the same in a lower level. Elements beyond the last box write
+    the padding. LEVELS: L or more; first_step: the greatest power of two that is no more than k."""
+    image = tl.program_id(1).to(tl.int64)
+    other = tl.arange(0, LEVELS)
+    segments = image * L + other
+    num_kept = tl.load(num_keep + segments, mask=other < L, other=0)
+    total = tl.minimum(tl.sum(num_kept, 0), P)
+    element = tl.program_id(0) * KEPT + tl.arange(0, KEPT)
+    if tl.program_id(0) == 0:
+        tl.store(out_counts + image, total)
+
+    level = element // k
+    i = element - level * k
+    segment = image * L + level
+    mask = i < tl.load(num_keep + segment, mask=level < L, other=0)
+    candidate = segment * n + tl.load(keep + segment * k + i, mask=mask, other=0)
+    score = tl.load(rankings + candidate, mask=mask, other=0.0)[None, :]
+    lower = other[:, None] < level[None, :]
+    count = tl.where(other[:, None] == level[None, :], 0, num_kept[:, None])
+    found = tl.zeros([LEVELS, KEPT], tl.int32)
+    step = first_step
+    while step > 0:
+        probe = found | step
+        there = (probe <= count) & mask[None, :]
+        rank = tl.load(keep + (segments * k)[:, None] + probe - 1, mask=there, other=0)
+        theirs = tl.load(rankings + (segments * n)[:, None] + rank, mask=there, other=0.0)
+        found = tl.where(there & ((theirs > score) | ((theirs == score) & lower)), probe, found)
+        step = step >> 1
+    place = i + tl.sum(found, 0)
+    mask = mask & (place < P)
+    row = image * P + place
+    x1, y1, x2, y2 = load_box(boxes, candidate, mask)
+    store_box(out_boxes, row, x1, y1, x2, y2, mask)
+    index = tl.load(selected + candidate, mask=mask, other=0)
+    tl.store(out_scores + row, tl.load(scores + image * A + index, mask=mask), mask=mask)
+    tl.store(out_indices + row, index, mask=mask)
+
+    padding = (element >= total) & (element < P)
+    row = image * P + element
+    zero = tl.zeros([KEPT], out_boxes.dtype.element_ty)
+    store_box(out_boxes, row, zero, zero, zero, zero, padding)
+    tl.store(out_scores + row, tl.zeros([KEPT], out_scores.dtype.element_ty), mask=padding)
+    tl.store(out_indices + row, tl.full([KEPT], -1, tl.int64), mask=padding)
+
+
+def rpn_proposals(
+    scores: Tensor, deltas: Tensor, anchors: Tensor, grid: Sequence[int], offset: float, image_sizes: Tensor,
+    image_scales: Tensor | None, level_sizes: Sequence[int], pre_nms_top_n: int, post_nms_top_n: int,
+    iou_threshold: float, min_size: float, filter_first: bool, weights: Sequence[float], clamp: float, legacy: bool,
+    boxes: Tensor, out_scores: Tensor, indices: Tensor, counts: Tensor,
+) -> None:  # fmt: skip
+    (B, A), L, P = scores.shape, len(level_sizes), post_nms_top_n
+    # No level gives more candidates than it has, none contributes more than P.
+    n = min(pre_nms_top_n, max(level_sizes, default=0))
+    S, k = B * L, min(n, P)
+    if not S * n:
+        for result in (boxes, out_scores, counts):
+            result.zero_()
+        indices.fill_(-1)
+        return
+
+    def integers(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return scores.new_empty(shape, dtype=dtype)
+
+    decoding = (
+        deltas, *anchor_source(anchors, grid, offset), image_sizes, *map(double_bits, weights), double_bits(clamp),
+        double_bits(min_size), image_scales, A,
+    )  # fmt: skip
+    valid = None
+    if filter_first:
+        valid = integers(B, A, dtype=torch.uint8)
+        launch(judge_kernel, (blocks_for(A, BLOCK), B), *decoding, valid, like=scores, LEGACY=legacy, BLOCK=BLOCK)
+
+    selected, num_selected = integers(S, n), integers(S)
+    select_segments(scores, list(accumulate(level_sizes, initial=0)), n, valid, selected, num_selected)
+
+    blocks = blocks_for(n, RANKS)
+    candidates, rankings = boxes.new_empty((S, n, 4)), boxes.new_empty((S, n))
+    fit, num_fit = (None, None) if filter_first else (integers(S, n, dtype=torch.uint8), integers(S, blocks))
+    launch(
+        decode_kernel, (blocks, S), *decoding, scores, selected, num_selected, L, n, candidates, rankings, fit, num_fit,
+        like=scores, LEGACY=legacy, RANKS=RANKS,
+    )  # fmt: skip
+    if not filter_first:
+        some = torch.empty_like(candidates), torch.empty_like(rankings), torch.empty_like(selected)
+        num_boxes = torch.empty_like(num_selected)
+        launch(
+            compact_kernel, (blocks, S), candidates, rankings, selected, fit, num_fit, num_selected, n,
+            *some, num_boxes, like=scores, RANKS=RANKS,
+        )  # fmt: skip
+        candidates, rankings, selected, num_selected = *some, num_boxes
+
+    keep, num_keep = integers(S, k), integers(S)
+    nms_sorted_segments(candidates, None, num_selected, iou_threshold, k, legacy, keep, num_keep)
+    launch(
+        merge_kernel, (blocks_for(max(L * k, P), KEPT), B), scores, candidates, rankings, selected, keep, num_keep,
+        A, L, n, k, P, 1 << (k.bit_length() - 1), boxes, out_scores, indices, counts,
+        like=scores, LEVELS=triton.next_power_of_2(L), KEPT=KEPT,
+    )  # fmt: skip
