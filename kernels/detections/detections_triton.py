@@ -25,7 +25,7 @@ from ..nms.nms_triton import nms_sorted_segments
 from ..top_n.top_n_triton import select_segments
 
 LANES = 32  # partial sums of a row's softmax
-ROWS = 4  # of a program of score_kernel
+ROWS = 32 if triton.knobs.runtime.interpret else 4  # of a program of score_kernel; the interpreter pays by program
 BLOCK = 256
 
 

@@ -89,15 +89,20 @@ def test_kernel(
 
 @triton.jit
 def load_inside(bits, g, n, stride, GROUP: tl.constexpr, WORD: tl.constexpr):
-    """Who of group g suppresses each of its boxes: [GROUP, GROUP, WORD], word u's bits for box `lane` of word w; none
-    for later ones."""
-    u = tl.arange(0, GROUP)[:, None, None]
-    w = tl.arange(0, GROUP)[None, :, None]
-    lane = tl.arange(0, WORD)[None, None, :]
-    row = (g * GROUP + w) * WORD + lane
-    found = tl.load(bits + (g * GROUP + u) * stride + row, mask=(u <= w) & (row < n), other=0)
-    below = (tl.full([1, 1, WORD], 1, tl.uint32) << lane.to(tl.uint32)) - 1
-    return tl.where(u == w, found & below, found)
+    """Who of group g suppresses each of its boxes: [GROUP, GROUP * WORD], the bits of word u; none for later ones."""
+    u = tl.arange(0, GROUP)[:, None]
+    box = tl.arange(0, GROUP * WORD)[None, :]
+    row = g * GROUP * WORD + box
+    found = tl.load(bits + (g * GROUP + u) * stride + row, mask=(u <= box // WORD) & (row < n), other=0)
+    below = (tl.full([1, GROUP * WORD], 1, tl.uint32) << (box % WORD).to(tl.uint32)) - 1
+    return tl.where(u == box // WORD, found & below, found)
+
+
+@triton.jit
+def in_words(flags, GROUP: tl.constexpr, WORD: tl.constexpr):
+    """Flags [GROUP * WORD] as bits [GROUP]."""
+    bit = tl.full([1, WORD], 1, tl.uint32) << tl.arange(0, WORD)[None, :].to(tl.uint32)
+    return tl.sum(tl.where(flags.reshape(GROUP, WORD), bit, 0), axis=1)
 
 
 @triton.jit(do_not_specialize=["start", "max_output", "kept_tiles", "planes", "stride", "last"])
@@ -116,13 +121,13 @@ def resolve_kernel(
     tl.debug_barrier()  # all have read num_keep, which is written below
     keep += s * max_output
     bits += s * planes * stride
-    group = tl.arange(0, GROUPS)[:, None, None]
+    group = tl.arange(0, GROUPS)[:, None]
     word = tl.arange(0, GROUP)
-    u, w = word[:, None, None], word[None, :, None]
     lane = tl.arange(0, WORD)[None, :]
     bit = tl.full([1, WORD], 1, tl.uint32) << lane.to(tl.uint32)
-    row = (group * GROUP + w) * WORD + lane[None]
-    dead = tl.zeros([GROUPS, GROUP, WORD], tl.uint32)  # not 0: suppressed
+    box = tl.arange(0, GROUP * WORD)
+    row = group * GROUP * WORD + box[None, :]
+    dead = tl.zeros([GROUPS, GROUP * WORD], tl.uint32)  # not 0: suppressed
     if total < max_output:
         for tile in range(kept_tiles):
             dead |= tl.load(bits + tile * stride + row, mask=row < n, other=0)
@@ -131,30 +136,28 @@ def resolve_kernel(
     g = 0
     while (g * GROUP * WORD < n) & (total < max_output):
         later = tl.load(
-            bits + (g * GROUP + u[:, :, :, None]) * stride + row[None],
+            bits + (g * GROUP + word[:, None, None]) * stride + row[None],
             mask=((group > g) & (row < n))[None], other=0,
         )  # fmt: skip
-        here = (g * GROUP + word[:, None]) * WORD + lane
-        alive = (here < n) & (tl.max(tl.where(group == g, dead, 0), axis=0) == 0)
-        kept = tl.sum(tl.where(alive, bit, 0), axis=1)
+        alive = (g * GROUP * WORD + box < n) & (tl.max(tl.where(group == g, dead, 0), axis=0) == 0)
+        kept = in_words(alive, GROUP, WORD)
         unsettled = True
         while unsettled:
-            rivals = tl.max(inside & kept[:, None, None], axis=0)
-            fewer = tl.sum(tl.where(alive & (rivals == 0), bit, 0), axis=1)
+            fewer = in_words(alive & (tl.max(inside & kept[:, None], axis=0) == 0), GROUP, WORD)
             unsettled = tl.max(fewer ^ kept, axis=0) != 0
             kept = fewer
         inside = load_inside(bits, g + 1, n, stride, GROUP, WORD)
-        dead |= tl.max(later & kept[:, None, None, None], axis=0)
+        dead |= tl.max(later & kept[:, None, None], axis=0)
         number = popcount(kept)
         before = tl.sum(tl.where(word[:, None] < word[None, :], number[:, None], 0), axis=0)
-        mine = kept[:, None]
-        position = total + before[:, None] + popcount(mine & (bit - 1))
-        tl.store(keep + position, start + here, mask=((mine & bit) != 0) & (position < max_output))
+        position = total + before[:, None] + popcount(kept[:, None] & (bit - 1))
+        rank = start + g * GROUP * WORD + word[:, None] * WORD + lane
+        tl.store(keep + position, rank, mask=((kept[:, None] & bit) != 0) & (position < max_output))
         total += tl.sum(number, axis=0)
         g += 1
     total = tl.minimum(total, max_output)
     tl.store(num_keep + s, total)
-    if last:
+    if last != 0:
         for first in range(total, max_output, FILL):
             rest = first + tl.arange(0, FILL)
             tl.store(keep + rest, -1, mask=rest < max_output)
@@ -193,7 +196,7 @@ def nms_sorted_segments(
         )  # fmt: skip
         launch(
             resolve_kernel, (S,), counts, start, max_output, keep, num_keep, kept_tiles, bits, planes, stride,
-            start + CHUNK >= N, like=boxes, warps=GROUP, KEPT_TILES=KEPT_TILES,
+            int(start + CHUNK >= N), like=boxes, warps=GROUP, KEPT_TILES=KEPT_TILES,
             GROUPS=CHUNK // WORD // GROUP, GROUP=GROUP, WORD=WORD, FILL=1024,
         )  # fmt: skip
 

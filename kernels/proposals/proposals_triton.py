@@ -81,10 +81,11 @@ def compact_kernel(
     block, blocks = tl.program_id(0), tl.num_programs(0)
     segment = tl.program_id(1).to(tl.int64)
     own = tl.arange(0, RANKS)
-    before = 0
-    for first in range(0, block, RANKS):
+    before, first = 0, 0
+    while first < block:
         there = first + own < block
         before += tl.sum(tl.load(num_valid + segment * blocks + first + own, mask=there, other=0), 0)
+        first += RANKS
     rank = block * RANKS + own
     row = segment * n + rank
     stays = tl.load(valid + row, mask=rank < tl.load(num_selected + segment), other=0) != 0

@@ -122,13 +122,16 @@ def sieve_kernel(
     counts += segment * tiles * CODES
     code = tl.arange(0, CODES)
     up_to = tl.zeros([CODES], tl.int32)
-    for some in range(0, tiles_here, TILES):
+    some = 0
+    while some < tiles_here:
         other = some + tl.arange(0, TILES)[:, None]
         up_to += tl.sum(tl.load(counts + other * CODES + code[None, :], mask=other < tiles_here, other=0), 0)
+        some += TILES
     cut = tl.minimum(tl.sum((up_to < n).to(tl.int32), 0), CODES - 1)
-    before = 0
-    for some in range(0, tile, CODES):
+    before, some = 0, 0
+    while some < tile:
         before += tl.sum(tl.load(counts + (some + code) * CODES + cut, mask=some + code < tile, other=0), 0)
+        some += CODES
     position = tile * TILE + tl.arange(0, TILE)
     row = image * A + first
     key = load_keys(scores, valid, row + position, position < size)
@@ -187,7 +190,8 @@ def count_before(keys, counts, key, run, first_run, last_run, length, EACH: tl.c
 
     Neighbouring threads look up neighbouring keys in one run: they mostly read the same places."""
     before = tl.zeros([WIDE, EACH], tl.int32)
-    for some in range(first_run, last_run, WIDE):
+    some = first_run
+    while some < last_run:
         other = some + tl.arange(0, WIDE)
         count = tl.load(counts + other, mask=(other < last_run) & (other != run), other=0)[:, None]
         last = (other * length - 1)[:, None]
@@ -201,6 +205,7 @@ def count_before(keys, counts, key, run, first_run, last_run, length, EACH: tl.c
             found = tl.where(there & earlier, probe, found)
             step = step >> 1
         before += found
+        some += WIDE
     return tl.sum(before, 0)
 
 
@@ -226,11 +231,12 @@ def merge_kernel(
     first_run = group * fan
     end = tl.minimum(first_run + fan, (size + length - 1) // length)
     wide = tl.arange(0, LOOKUPS)
-    total, last_run = 0, first_run
-    for some in range(first_run, end, LOOKUPS):
+    total, last_run, some = 0, first_run, first_run
+    while some < end:
         count = tl.load(counts + some + wide, mask=some + wide < end, other=0)
         total += tl.sum(count, 0)
         last_run = tl.maximum(last_run, tl.max(tl.where(count > 0, some + wide + 1, 0), 0))
+        some += LOOKUPS
     each = tl.arange(0, EACH)
     piece = share
     while piece * EACH < tl.minimum(last_run * length, size):
@@ -303,7 +309,8 @@ def select(
     S, longest = counts.shape[0], max(end - start for start, end in pairwise(starts))
     if not S:
         return
-    key_type = torch.int64 if scores.dtype == torch.float64 else torch.int32
+    # Keys of 64 bits take twice the registers.
+    key_type, warps = (torch.int64, 8) if scores.dtype == torch.float64 else (torch.int32, 4)
 
     def lists() -> tuple[Tensor, Tensor]:
         """keys, columns"""
@@ -333,7 +340,7 @@ def select(
     places, programs = share_out(starts, RUN)
     launch(
         sort_kernel, (B * programs,), scores, valid, *sieved, passed, places, A, runs, *ranked, in_run,
-        like=scores, RUN=RUN, PART=RUN if INTERPRETED else 64 if key_type == torch.int32 else 32, warps=16,
+        like=scores, RUN=RUN, PART=RUN if INTERPRETED else 32, warps=16,
     )  # fmt: skip
 
     while passed is None and runs > MOST_RUNS:
@@ -342,7 +349,7 @@ def select(
         launch(
             merge_kernel, (B * programs,), scores, *ranked, in_run, places, A, n, runs, length, FAN,
             *merged, in_merged, None, None, None,
-            like=scores, EACH=each, WIDE=FAN, LEADER_WIDE=FAN, LOOKUPS=LOOKUPS,
+            like=scores, EACH=each, WIDE=FAN, LEADER_WIDE=FAN, LOOKUPS=LOOKUPS, warps=warps,
         )  # fmt: skip
         ranked, in_run = merged, in_merged
         runs, length = blocks_for(runs, FAN), FAN * length
@@ -354,6 +361,7 @@ def select(
         merge_kernel, (B * programs,), scores, *ranked, in_run, places, A, n, runs, length, runs,
         None, None, None, values, indices, counts,
         like=scores, EACH=each, WIDE=wide, LEADER_WIDE=power_of_two_within(runs, FAN, LOOKUPS // 4), LOOKUPS=LOOKUPS,
+        warps=warps,
     )  # fmt: skip
 
 
