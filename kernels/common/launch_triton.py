@@ -5,16 +5,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
+from triton.runtime import driver
 
 GRID_FIELDS = 5  # height, width, anchors a cell, stride y, stride x
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, like: Tensor, warps: int = 4, **constants: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any,
+    like: Tensor, warps: int = 4, registers: int = 0, **constants: Any,
+) -> None:  # fmt: skip
     """Runs the kernel on the device and the current stream of `like`.
 
-    No fused multiply-add: every operation is rounded by itself, as on every other backend.
+    No fused multiply-add: every operation is rounded by itself, as on every other backend. registers: of a thread at
+    most, on NVIDIA; for a kernel where ptxas, left to itself, would rather spill a few than run fewer warps. 0: its own
+    choice.
     """
+    if registers and not triton.knobs.runtime.interpret and driver.active.get_current_target().backend == "cuda":
+        constants["maxnreg"] = registers
     run = kernel[grid]
     if like.is_cuda and like.device.index != torch.cuda.current_device():
         with torch.cuda.device(like.device):

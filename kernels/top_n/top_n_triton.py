@@ -189,7 +189,7 @@ def count_before(keys, counts, key, run, first_run, last_run, length, EACH: tl.c
     `run`: WIDE runs at once, a binary search in each. keys, counts: of the segment. length: of a run.
 
     Neighbouring threads look up neighbouring keys in one run: they mostly read the same places."""
-    before = tl.zeros([WIDE, EACH], tl.int32)
+    before = tl.zeros([EACH], tl.int32)
     some = first_run
     while some < last_run:
         other = some + tl.arange(0, WIDE)
@@ -204,9 +204,9 @@ def count_before(keys, counts, key, run, first_run, last_run, length, EACH: tl.c
             earlier = tl.load(keys + (last + probe), mask=there, other=0) < limit
             found = tl.where(there & earlier, probe, found)
             step = step >> 1
-        before += found
+        before += tl.sum(found, 0)
         some += WIDE
-    return tl.sum(before, 0)
+    return before
 
 
 @triton.jit(do_not_specialize=["A", "n", "runs", "length", "fan"])
@@ -309,8 +309,7 @@ def select(
     S, longest = counts.shape[0], max(end - start for start, end in pairwise(starts))
     if not S:
         return
-    # Keys of 64 bits take twice the registers.
-    key_type, warps = (torch.int64, 8) if scores.dtype == torch.float64 else (torch.int32, 4)
+    key_type = torch.int64 if scores.dtype == torch.float64 else torch.int32
 
     def lists() -> tuple[Tensor, Tensor]:
         """keys, columns"""
@@ -349,7 +348,7 @@ def select(
         launch(
             merge_kernel, (B * programs,), scores, *ranked, in_run, places, A, n, runs, length, FAN,
             *merged, in_merged, None, None, None,
-            like=scores, EACH=each, WIDE=FAN, LEADER_WIDE=FAN, LOOKUPS=LOOKUPS, warps=warps,
+            like=scores, EACH=each, WIDE=FAN, LEADER_WIDE=FAN, LOOKUPS=LOOKUPS, warps=8, registers=128,
         )  # fmt: skip
         ranked, in_run = merged, in_merged
         runs, length = blocks_for(runs, FAN), FAN * length
@@ -361,7 +360,7 @@ def select(
         merge_kernel, (B * programs,), scores, *ranked, in_run, places, A, n, runs, length, runs,
         None, None, None, values, indices, counts,
         like=scores, EACH=each, WIDE=wide, LEADER_WIDE=power_of_two_within(runs, FAN, LOOKUPS // 4), LOOKUPS=LOOKUPS,
-        warps=warps,
+        warps=8, registers=128,
     )  # fmt: skip
 
 
