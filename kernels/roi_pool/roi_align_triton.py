@@ -163,9 +163,9 @@ def weights_kernel(
         real = (k < K) & (bin < tl.where(of_rows, P, Q))
         last = tl.where(real, last, -1)
         if members is None:
-            spans += 2 * (k * (P + Q) + tl.where(of_rows, 0, P) + bin)
-            tl.store(spans, first, mask=real)
-            tl.store(spans + 1, last, mask=real)
+            span = spans + 2 * (k * (P + Q) + tl.where(of_rows, 0, P) + bin)
+            tl.store(span, first, mask=real)
+            tl.store(span + 1, last, mask=real)
         else:
             store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS)
         target = tl.where(of_rows, row_weights + (k * P + bin) * H, column_weights + (k * Q + bin) * W)

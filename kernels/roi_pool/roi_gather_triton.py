@@ -3,7 +3,7 @@
 Every cell of the map sums up what it is owed by the RoIs of its image, in ascending order of RoI, then bin: no atomics,
 one order, the bits of every other backend. Two launches. One writes for each RoI the cells it touches and for each of
 its rows and columns the bins that lie there, and for each image (of each level) the list of its RoIs. In the other a
-program has a few neighbouring cells and up to 128 channels: it tests MEMBERS RoIs of the list at a time against its
+program has a few neighbouring cells and up to 64 channels: it tests MEMBERS RoIs of the list at a time against its
 cells and then visits those that touch one, in order; each cell goes through its own bins, several at a time, so that
 their loads are in flight together.
 """
@@ -32,7 +32,6 @@ from .roi_triton import (
 )
 
 MEMBERS = 256  # RoIs that are listed, or tested, at a time
-AT_ONCE = 4  # bins of a cell
 
 
 @triton.jit
@@ -113,11 +112,11 @@ def gather_kernel(
     for base in range(0, count, MEMBERS):
         index = tl.arange(0, MEMBERS)
         listed = base + index < count
-        window = windows + tl.load(members + base + index, mask=listed, other=0)
-        touches = listed & (tl.load(window, mask=listed, other=0) <= bottom)
-        touches = touches & (tl.load(window + window_size, mask=listed, other=0) >= top)
-        touches = touches & (tl.load(window + 2 * window_size, mask=listed, other=0) <= right)
-        touches = touches & (tl.load(window + 3 * window_size, mask=listed, other=0) >= left)
+        candidates = windows + tl.load(members + base + index, mask=listed, other=0)
+        touches = listed & (tl.load(candidates, mask=listed, other=0) <= bottom)
+        touches = touches & (tl.load(candidates + window_size, mask=listed, other=0) >= top)
+        touches = touches & (tl.load(candidates + 2 * window_size, mask=listed, other=0) <= right)
+        touches = touches & (tl.load(candidates + 3 * window_size, mask=listed, other=0) >= left)
         waiting = tl.where(touches, index, MEMBERS)
         next = tl.min(waiting)
         while next < MEMBERS:
@@ -167,22 +166,23 @@ class Tables(NamedTuple):
 
 
 class CellTile(NamedTuple):
-    """Cells and channels of a program: with channels last 4 cells and a warp's width of channels, else 16 cells; where
-    channels are few many cells, so that the RoIs are tested less often."""
+    """Cells and channels of a program: with channels last 4 cells of many channels, else 16 cells of 16; where channels
+    are few many cells, so that the RoIs are tested less often."""
 
     ROWS: int
     COLUMNS: int
     CHANNELS: int
+    AT_ONCE: int  # bins of a cell
     warps: int
 
     @classmethod
     def of(cls, grads: Sequence[Tensor]) -> "CellTile":
         channels = triton.next_power_of_2(grads[0].shape[1])
         if channels <= 8:
-            return cls(32, 32, channels, 8)
+            return cls(16, 32, channels, 2, 8)
         if is_channels_last(grads[0]):
-            return cls(2, 2, min(channels, 128), 1)
-        return cls(2, 8, min(channels, 32), 1)
+            return cls(2, 2, min(channels, 64 * 4 // max(grads[0].element_size(), 4)), 4, 1)
+        return cls(2, 8, min(channels, 16), 4, 1)
 
 
 def gather(
@@ -190,11 +190,11 @@ def gather(
 ) -> None:
     """Fills grads, a map a level; of_roi, owed, source: see gather_kernel."""
     _, C, P, Q = grad_output.shape
-    B, (rows, columns, channels, warps) = grads[0].shape[0], CellTile.of(grads)
-    tiles = sum(blocks_for(g.shape[2], rows) * blocks_for(g.shape[3], columns) for g in grads)
+    B, tile = grads[0].shape[0], CellTile.of(grads)
+    tiles = sum(blocks_for(g.shape[2], tile.ROWS) * blocks_for(g.shape[3], tile.COLUMNS) for g in grads)
     launch(
-        gather_kernel, (B * tiles * blocks_for(C, channels),), grad_output, source, *tables, level_sides(grads), B,
-        tuple(grads), like=grad_output, warps=warps, OF_ROI=of_roi, OWED=owed, C=C, P=P, Q=Q, GRAD_LAST=is_channels_last(grad_output),
-        LAST=tuple(map(is_channels_last, grads)), ROWS=rows, COLUMNS=columns, CHANNELS=channels, MEMBERS=MEMBERS,
-        AT_ONCE=AT_ONCE,
+        gather_kernel, (B * tiles * blocks_for(C, tile.CHANNELS),), grad_output, source, *tables, level_sides(grads), B,
+        tuple(grads), like=grad_output, OF_ROI=of_roi, OWED=owed, C=C, P=P, Q=Q,
+        GRAD_LAST=is_channels_last(grad_output), LAST=tuple(map(is_channels_last, grads)), MEMBERS=MEMBERS,
+        **tile._asdict(),
     )  # fmt: skip
