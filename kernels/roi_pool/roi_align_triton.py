@@ -171,7 +171,8 @@ def weights_kernel(
             tl.store(span + 1, last, mask=real)
         else:
             store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS)
-        target = tl.where(of_rows, row_weights + (k * P + bin) * H, column_weights + (k * Q + bin) * W)
+        target = tl.where(of_rows, row_weights, column_weights)  # scalar: Triton 3.6 for AMD selects no other pointers
+        target += tl.where(of_rows, (k * P + bin) * H, (k * Q + bin) * W)
         cells = tl.max(last - first) + 1
         i = 0
         while i < cells:
