@@ -81,7 +81,7 @@ def first_cell(x, limit):
 def sample_from(axis, bin, cell, middle):
     """The bin's first sample whose first cell is `cell` or a later one; count if there is none. middle: where to look
     first."""
-    _start, _size, count, limit = axis
+    count, limit = axis[2], axis[3]
     begin, end = middle * 0, middle * 0 + count
     while tl.max(end - begin) > 0:
         before = (first_cell(position(axis, bin, middle), limit) < cell) & (begin < end)
@@ -95,7 +95,7 @@ def sample_from(axis, bin, cell, middle):
 def samples_on_map(axis, bin):
     """(begin, end) of the bin's samples that are on the map, and the (first, last) cell that they touch; last < first
     where there is none. Seldom does a bin reach beyond the map, so look at its ends first."""
-    _start, _size, count, limit = axis
+    count, limit = axis[2], axis[3]
     begin = sample_from(axis, bin, 0, bin * 0 + count * 0)
     end = sample_from(axis, bin, limit, bin * 0 + tl.maximum(count - 1, 0))
     first = first_cell(position(axis, bin, begin), limit)
@@ -107,17 +107,20 @@ def samples_on_map(axis, bin):
 def cell_weight(axis, bin, begin, end, cell, factor):
     """The sum of the weights that the bin's samples give the cell, in their order, times factor; negative where none
     touches it."""
-    _start, size, _count, limit = axis
-    weight = tl.zeros(cell.shape, size.dtype)
+    limit = axis[3]
+    weight = tl.zeros(cell.shape, factor.dtype)
     touched = cell < 0
-    for i in range(tl.max(end - begin)):
+    most = tl.max(end - begin)
+    i = 0
+    while i < most:
         x = position(axis, bin, begin + i)
         low = first_cell(x, limit)
-        fraction = tl.where((low < limit - 1) & (x > 0.0), x - low.to(size.dtype), 0.0)
+        fraction = tl.where((low < limit - 1) & (x > 0.0), x - low.to(factor.dtype), 0.0)
         low = tl.where(begin + i < end, low, limit)
         is_low, is_high = low == cell, low + 1 == cell  # beyond the last cell there is none
         weight += tl.where(is_low, 1.0 - fraction, tl.where(is_high, fraction, 0.0))
         touched = touched | is_low | is_high
+        i += 1
     return tl.where(touched, weight * factor, -1.0)
 
 
@@ -145,8 +148,7 @@ def axis_of(
 @triton.jit(do_not_specialize=["B", "K", "H", "W"])
 def weights_kernel(
     rois, levels, scales, thresholds, B, K, H, W, row_weights, column_weights, spans, windows, cell_bins, members,
-    counts,
-    P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
+    counts, P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
     BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
     """A program has the rows, or the columns, of ROIS RoIs; backward, the first ones list the RoIs of an image and
@@ -169,11 +171,15 @@ def weights_kernel(
             tl.store(span + 1, last, mask=real)
         else:
             store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS)
-        target = tl.where(of_rows, row_weights + (k * P + bin) * H, column_weights + (k * Q + bin) * W)
-        for i in range(0, tl.max(last - first) + 1, CELLS):
+        target = tl.where(of_rows, row_weights, column_weights)  # scalar: Triton 3.6 for AMD selects no other pointers
+        target += tl.where(of_rows, (k * P + bin) * H, (k * Q + bin) * W)
+        cells = tl.max(last - first) + 1
+        i = 0
+        while i < cells:
             cell = first + i + tl.arange(0, CELLS)[None, None, :]
             weight = cell_weight(axis, bin, begin, end, cell, factor)
             tl.store(target + cell, weight, mask=cell <= last)
+            i += CELLS
 
 
 @triton.jit(do_not_specialize=["B", "K", "H", "W"])
@@ -202,14 +208,19 @@ def align_kernel(
     column_weights += (k * Q + q) * W + left
 
     sums = tl.zeros((bin + channel).shape, compute_type(T))
-    for i in range(tl.max(bottom - top) + 1):
+    rows, columns = tl.max(bottom - top) + 1, tl.max(right - left) + 1
+    i = 0
+    while i < rows:
         row_weight = tl.load(row_weights + i, mask=top + i <= bottom, other=-1.0)
-        for j in range(tl.max(right - left) + 1):
+        j = 0
+        while j < columns:
             column_weight = tl.load(column_weights + j, mask=left + j <= right, other=-1.0)
             touched = (row_weight >= 0.0) & (column_weight >= 0.0)
             cell = ((top + i) * width + left + j).to(tl.int64) * cell_step
             value = tl.load(cells + cell, mask=touched & (channel < C), other=0.0)
             sums += (row_weight * column_weight) * widen(value)  # adding 0 changes no sum: none is -0
+            j += 1
+        i += 1
 
     step: tl.constexpr = 1 if LAST else P * Q
     bin_step: tl.constexpr = C if LAST else 1
@@ -243,10 +254,10 @@ def write_weights(
     B, K, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
     weights = rois.new_empty(K * P * H), rois.new_empty(K * Q * W)
     tile = AxisTile.of(P, Q)
-    lists = 0 if tables is None else len(maps) * B
+    lists, lists_and_bins = (len(maps) * B, tables[3:]) if tables else (0, (None,) * 4)
     launch(
         weights_kernel, (lists + tile.programs(K),), rois, level_sides(maps), tuple(map(double_bits, scales)),
-        tuple(map(double_bits, thresholds)), B, K, H, W, *weights, spans, *(tables or [None] * 4)[:4], like=rois,
+        tuple(map(double_bits, thresholds)), B, K, H, W, *weights, spans, *lists_and_bins, like=rois,
         P=P, Q=Q, RATIO=ratio, ALIGNED=aligned, MEMBERS=MEMBERS, **tile._asdict(),
     )  # fmt: skip
     return weights

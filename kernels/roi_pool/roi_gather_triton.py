@@ -38,7 +38,8 @@ MEMBERS = 256  # RoIs that are listed, or tested, at a time
 def list_members(rois, thresholds, B, K, group, members, counts, MEMBERS: tl.constexpr):
     """Writes one group's list, ascending; group: level * B + image. thresholds: see roi_level."""
     count = 0
-    for base in range(0, K, MEMBERS):
+    base = 0
+    while base < K:
         k = base + tl.arange(0, MEMBERS)
         image, x1, y1, x2, y2 = load_roi(rois, k, k < K)
         index = roi_image(image, B)
@@ -46,6 +47,7 @@ def list_members(rois, thresholds, B, K, group, members, counts, MEMBERS: tl.con
         place = group.to(tl.int64) * K + count + tl.cumsum(mine) - 1
         tl.store(members + place, k, mask=mine != 0)
         count += tl.sum(mine)
+        base += MEMBERS
     tl.store(counts + group, count)
 
 
@@ -60,12 +62,15 @@ def store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS:
     tl.store(windows + tl.where(of_rows, 0, 2 * K.to(tl.int64)) + k, least, mask=k < K)
     tl.store(windows + tl.where(of_rows, K, 3 * K.to(tl.int64)) + k, most, mask=k < K)
     cell_bins += k.to(tl.int64) * (H + W) + tl.where(of_rows, 0, H)
-    for i in range(0, tl.max(most - least) + 1, CELLS):
+    cells = tl.max(most - least) + 1
+    i = 0
+    while i < cells:
         cell = least + i + tl.arange(0, CELLS)[None, None, :]
         here = (first <= cell) & (last >= cell)
         lowest = tl.min(tl.where(here, bin, 0xFFFF), axis=1, keep_dims=True)
         highest = tl.max(tl.where(here, bin, 0), axis=1, keep_dims=True)
         tl.store(cell_bins + cell, lowest | (highest << 16), mask=cell <= most)
+        i += CELLS
 
 
 @triton.jit
@@ -85,11 +90,10 @@ def tile_at(index, levels, B, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["K", "B", "H", "W"])
 def gather_kernel(
-    grad_output, source, windows, cell_bins, members, counts, K, H, W, levels, B, grads,
+    grad_output, source, K, H, W, windows, cell_bins, members, counts, levels, B, grads,
     OF_ROI: tl.constexpr, OWED: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
     GRAD_LAST: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-    MEMBERS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    MEMBERS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """What the cells y, x are owed: found = OF_ROI(source, k, y, x, width, channel, H, W, C, P, Q, LAST), then for each
     bin of a cell OWED(found, p, q, H, W, C, P, Q, LAST, grad, bin_mask, real), where the bin's gradient is at grad; 0
@@ -110,7 +114,8 @@ def gather_kernel(
     members += group.to(tl.int64) * K
     window_size = K.to(tl.int64)
     sums = tl.zeros((y + channel).shape, compute_type(T))
-    for base in range(0, count, MEMBERS):
+    base = 0
+    while base < count:
         index = tl.arange(0, MEMBERS)
         listed = base + index < count
         candidates = windows + tl.load(members + base + index, mask=listed, other=0)
@@ -132,15 +137,19 @@ def gather_kernel(
             bins = tl.maximum((rows >> 16) - p + 1, 0) * tl.maximum(last_q - q + 1, 0)
             values = grad_output + k * (C * P * Q) + channel * grad_channel
             found = OF_ROI(source, k, y, x, width, channel, H, W, C, P, Q, LAST[0])
-            for done in range(0, tl.max(bins), AT_ONCE):
+            most = tl.max(bins)
+            done = 0
+            while done < most:
                 for i in tl.static_range(AT_ONCE):
                     grad = values + (p * Q + q) * grad_bin
                     sums += OWED(found, p, q, H, W, C, P, Q, LAST[0], grad, done + i < bins, real)
                     wraps = q == last_q
                     p = tl.where(wraps, p + 1, p)
                     q = tl.where(wraps, first_q, q + 1)
+                done += AT_ONCE
             waiting = tl.where(waiting == next, MEMBERS, waiting)
             next = tl.min(waiting)
+        base += MEMBERS
 
     channel_step, cell_step = map_strides(level, height, width, C, LAST)
     target = of_level(grads, level) + image.to(tl.int64) * C * height * width
@@ -151,20 +160,19 @@ def gather_kernel(
 class Tables(NamedTuple):
     """What the first launch writes and the second reads."""
 
+    K: int
+    H: int  # of the largest level
+    W: int
     windows: Tensor  # [4, K] first and last row, first and last column that the RoI touches; none: 0, -1
     cell_bins: Tensor  # [K, H + W] which bins lie at a row or column within the window: first | last << 16
     members: Tensor  # [levels * B, K] the RoIs of an image (of a level), ascending
     counts: Tensor  # [levels * B]
-    K: int
-    H: int  # of the largest level
-    W: int
 
     @classmethod
     def empty(cls, rois: Tensor, grads: Sequence[Tensor]) -> "Tables":
         K, (H, W), groups = rois.shape[0], largest(grads), len(grads) * grads[0].shape[0]
         sizes = (4 * K, K * (H + W), groups * K, groups)
-        windows, cell_bins, members, counts = (torch.empty(n, dtype=torch.int32, device=rois.device) for n in sizes)
-        return cls(windows, cell_bins, members, counts, K, H, W)
+        return cls(K, H, W, *(torch.empty(n, dtype=torch.int32, device=rois.device) for n in sizes))
 
 
 class CellTile(NamedTuple):
@@ -180,10 +188,11 @@ class CellTile(NamedTuple):
     @classmethod
     def of(cls, grads: Sequence[Tensor]) -> "CellTile":
         channels = triton.next_power_of_2(grads[0].shape[1])
+        words = max(grads[0].element_size(), 4) // 4  # of a sum
         if channels <= 8:
-            return cls(16, 32, channels, 2, 8)
+            return cls(16 // words, 32, channels, 2, 8)
         if is_channels_last(grads[0]):
-            return cls(2, 2, min(channels, 64 * 4 // max(grads[0].element_size(), 4)), 4, 1)
+            return cls(2, 2, min(channels, 64 // words), 4, 1)
         return cls(2, 8, min(channels, 16), 4, 1)
 
 

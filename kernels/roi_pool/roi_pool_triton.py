@@ -83,15 +83,20 @@ def pool_kernel(
     # NaN: nothing yet, so that -inf counts and NaN does not.
     best = tl.where(present, float("nan"), tl.zeros((bin + channel).shape, compute_type(T)))
     place = tl.full(best.shape, -1, tl.int32)
-    for i in range(tl.max(bottom - top)):
+    rows, columns = tl.max(bottom - top), tl.max(right - left)
+    i = 0
+    while i < rows:
         row = (top + i) * W + left
-        for j in range(tl.max(right - left)):
+        j = 0
+        while j < columns:
             inside = (top + i < bottom) & (left + j < right)
             at = cells + (row + j).to(tl.int64) * cell_step
             value = widen(tl.load(at, mask=inside & (channel < C), other=0.0))
             better = inside & ((value > best) | ((best != best) & (value == value)))
             best = tl.where(better, value, best)
             place = tl.where(better, row + j, place)
+            j += 1
+        i += 1
 
     step: tl.constexpr = 1 if LAST else P * Q
     bin_step: tl.constexpr = C if LAST else 1
@@ -165,7 +170,7 @@ def roi_pool_backward(
         tables = Tables.empty(rois, [grad_input])
         tile = AxisTile.of(P, Q)
         launch(
-            tables_kernel, (B + tile.programs(K),), rois, double_bits(spatial_scale), B, K, H, W, *tables[:4],
+            tables_kernel, (B + tile.programs(K),), rois, double_bits(spatial_scale), B, *tables,
             like=rois, P=P, Q=Q, MEMBERS=MEMBERS, **tile._asdict(),
         )  # fmt: skip
         gather(argmax_of_roi, owed_to_argmax, grad, (argmax,), tables, [grad_input])

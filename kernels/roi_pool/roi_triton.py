@@ -139,9 +139,10 @@ class BinTile(NamedTuple):
     @classmethod
     def of(cls, output: Tensor) -> "BinTile":
         _, C, P, Q = output.shape
-        most = (64 if is_channels_last(output) else 32) * 4 // max(output.element_size(), 4)
+        few = 32 * 4 // max(output.element_size(), 4)
+        most = 2 * few if is_channels_last(output) else few
         bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(most, triton.next_power_of_2(C))
-        return cls(BINS * most // (bins * channels), bins, channels)
+        return cls(max(1, BINS * few // (bins * channels)), bins, channels)
 
     def programs(self, output: Tensor) -> int:
         K, C, P, Q = output.shape

@@ -81,6 +81,7 @@ def _common_cases() -> Iterator[tuple[str, Callable[[], Args], bool]]:
         yield f"bins-{size}".replace(" ", ""), lambda s=size: _pool(size=s), True
     for C in (1, 31, 33, 64):
         yield f"C{C}", lambda C=C: _pool((1, C, 9, 9), 6, 2), True
+    yield "C40-channels_last", lambda: _pool((1, 40, 9, 9), 6, 2, layout="channels_last"), True
     for name, dtype in DTYPES.items():
         yield name, lambda d=dtype: _pool(dtype=d), True
         for layout in ("channels_last", "strided", "sliced"):
