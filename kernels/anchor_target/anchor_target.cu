@@ -1,8 +1,10 @@
-// Labels of anchors and the RPN's sample. Three kernels a thread an anchor, none of which waits for the host:
-//   overlap_kernel   best overlap and object of each anchor, peaks, and how many anchors may be negative
-//   label_kernel     (assign_anchors) labels
-//   target_kernel    (rpn_targets) labels into bitmaps; the last block of an image draws and encodes
+// Labels of anchors and the RPN's sample. Two launches, none of which waits for the host:
+//   overlap_kernel   best overlap and object of each anchor; each block's peaks and its anchors that may be negative
+//   then label_kernel (assign_anchors): labels; or target_kernel (rpn_targets): labels into bitmaps, and the last block
+//   of an image draws and encodes. Both first reduce what the blocks of overlap_kernel left: nothing needs zeroing.
 // For labels from elsewhere, count_kernel counts the negatives and sample_kernel draws.
+//
+// A block takes every so many-th chunk of 256 anchors of an image (shares_of, sample.cuh), a thread an anchor of it.
 #include "../anchor_decode/anchor_decode.h"
 #include "sample.cuh"
 
@@ -16,62 +18,82 @@ constexpr int kNoObject = -2;  // takes part, but nothing is there to overlap
 template <class U>
 struct AnchorScene {
   Anchors<U> anchors;
-  int64_t A;
+  int64_t A, chunks;
   DeviceGroundTruth<U> gt;
   const U* image_sizes;
   AnchorRule<U> rule;
   // Between the kernels.
   U* best;                // [B, A]
   int32_t* object;        // [B, A]
-  OverlapBits<U>* peaks;  // [B, G], 0 before
-  unsigned* negatives;  // [B], 0 before: anchors that no object makes positive or ignored; a few are some object's best
+  OverlapBits<U>* peaks;  // [B, G, shares], of each block of overlap_kernel
+  int64_t* negatives;     // [B, shares]: anchors that no object makes positive or ignored; a few are some object's best
+  unsigned* tickets;      // [B], for the kernel after
+  OverlapBits<U>* reduced;  // [B, shares, G]: the image's peaks, to each block its own copy
+
+  __device__ __forceinline__ int64_t share(int64_t image) const { return image * gridDim.x + blockIdx.x; }
 };
 
-// A thread: an anchor. A warp: 32 neighbours, which skip objects far from all of them. Shared memory: a tile of objects
-// and their peaks within the block.
+// Two blocks a multiprocessor at least, here and below: where the compiler aims at more, double precision has too few
+// registers.
+//
+// A warp: 32 neighbours, which skip objects far from all of them. Shared memory: a tile of objects and their peaks
+// within the chunk.
 template <bool kLegacy, class U>
-__global__ void __launch_bounds__(kThreads) overlap_kernel(const AnchorScene<U> scene) {
+__global__ void __launch_bounds__(kThreads, 2) overlap_kernel(const AnchorScene<U> scene) {
   FF_SHARED(Tile<U>, tile, );
-  const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const bool real = i < scene.A;
-  const Box<U> box = real ? scene.anchors.at(image, i) : Box<U>{};
-  const bool candidate =
-      real && is_finite(box) && (!scene.image_sizes || is_inside<kLegacy>(box, scene.image_sizes + 2 * image));
-  const Match<U> match =
-      match_objects<kLegacy, true>(tile, scene.gt, image, box, candidate, true, scene.rule.crowd_overlap, scene.peaks);
-  if (real) {
-    scene.best[image * scene.A + i] = !match.takes_part ? U(kAbsent) : match.any_object ? match.best : U(kNoObject);
-    scene.object[image * scene.A + i] = match.object;
+  const int64_t image = blockIdx.y;
+  OverlapBits<U>* peaks = scene.peaks + image * scene.gt.G * gridDim.x + blockIdx.x;
+  for (int32_t g = int32_t(threadIdx.x); g < scene.gt.G; g += kThreads) peaks[int64_t(g) * gridDim.x] = 0;
+  int64_t negatives = 0;
+  for (int64_t chunk = blockIdx.x; chunk < scene.chunks; chunk += gridDim.x) {
+    const int64_t i = chunk * kThreads + threadIdx.x;
+    const bool real = i < scene.A;
+    const Box<U> box = real ? scene.anchors.at(image, i) : Box<U>{};
+    const bool candidate =
+        real && is_finite(box) && (!scene.image_sizes || is_inside<kLegacy>(box, scene.image_sizes + 2 * image));
+    const Match<U> match = match_objects<kLegacy, true>(tile, scene.gt, image, box, candidate, true,
+                                                        scene.rule.crowd_overlap, peaks, gridDim.x);
+    if (real) {
+      scene.best[image * scene.A + i] = !match.takes_part ? U(kAbsent) : match.any_object ? match.best : U(kNoObject);
+      scene.object[image * scene.A + i] = match.object;
+    }
+    const bool low = match.takes_part && anchor_label(match.best, false, match.any_object, scene.rule) == kNegative;
+    negatives += __syncthreads_count(low);
   }
-  const bool low = match.takes_part && anchor_label(match.best, false, match.any_object, scene.rule) == kNegative;
-  const int block_low = __syncthreads_count(low);
-  if (threadIdx.x == 0 && block_low) atomicAdd(scene.negatives + image, unsigned(block_low));
+  if (threadIdx.x) return;
+  scene.negatives[scene.share(image)] = negatives;
+  if (blockIdx.x == 0) scene.tickets[image] = 0;
 }
 
-// The smallest peak above 0 of the image's objects, in every thread; all ones if there is none.
+// Reduces the image's peaks into the block's copy, a warp an object. In step on return; the smallest above 0 in every
+// thread, all ones if there is none.
 template <class U>
-__device__ __forceinline__ OverlapBits<U> least_peak(const AnchorScene<U>& scene, int64_t image,
-                                                     OverlapBits<U>* scratch) {
+__device__ __forceinline__ OverlapBits<U> reduce_peaks(const AnchorScene<U>& scene, int64_t image,
+                                                       OverlapBits<U>* reduced, OverlapBits<U>* scratch) {
+  const int64_t shares = gridDim.x;
   OverlapBits<U> least = ~OverlapBits<U>(0);
-  for (int32_t g = int32_t(threadIdx.x); g < scene.gt.G; g += kThreads) {
-    const OverlapBits<U> peak = scene.peaks[image * scene.gt.G + g];
+  for (int32_t g = warp_id(); g < scene.gt.G; g += kWarps) {
+    const OverlapBits<U>* parts = scene.peaks + (image * scene.gt.G + g) * shares;
+    OverlapBits<U> peak = 0;
+#pragma unroll 4
+    for (int64_t s = lane_id(); s < shares; s += kWarp) peak = maximum(peak, parts[s]);
+    peak = warp_maximum(peak);
+    if (lane_id() == 0) reduced[g] = peak;
     if (is_peak(bits_overlap(peak), bits_overlap(peak)) && peak < least) least = peak;
   }
   return block_reduce(least, Smaller(), scratch);
 }
 
-// The label of anchor i. Every thread of the block calls. Only an anchor that reaches the smallest peak can be some
-// object's best: the warp takes such anchors one by one and compares them with all objects, a lane an object, by the
-// overlap_kernel's own operations.
+// The label of the thread's anchor of a chunk. Whole warps call. reduced, least: of reduce_peaks. Only an anchor that
+// reaches the smallest peak can be some object's best: the warp takes such anchors one by one and compares them with
+// all objects, a lane an object, by the overlap_kernel's own operations.
 template <bool kLegacy, class U>
 __device__ __forceinline__ int8_t find_label(const AnchorScene<U>& scene, int64_t image, int64_t i,
-                                             OverlapBits<U>* scratch) {
-  const bool low_quality = scene.rule.low_quality;
-  const OverlapBits<U> least = low_quality ? least_peak(scene, image, scratch) : 0;
+                                             const OverlapBits<U>* reduced, OverlapBits<U> least) {
   const U found = i < scene.A ? scene.best[image * scene.A + i] : U(kAbsent);
   const U best = found > U(0) ? found : U(0);
-  const bool may_peak =
-      low_quality && found >= U(0) && overlap_bits(best) >= least && !is_positive(best, scene.rule.positive_iou);
+  const bool may_peak = scene.rule.low_quality && found >= U(0) && overlap_bits(best) >= least &&
+                        !is_positive(best, scene.rule.positive_iou);
   bool has_peak = false;
   for (unsigned bits = __ballot_sync(kFullMask, may_peak); bits; bits &= bits - 1) {
     const int lane = __ffs(int(bits)) - 1;
@@ -80,7 +102,7 @@ __device__ __forceinline__ int8_t find_label(const AnchorScene<U>& scene, int64_
     bool hit = false;
 #pragma unroll 1  // few objects a lane; a division in double is a call with much to save
     for (int32_t g = lane_id(); g < scene.gt.G; g += kWarp) {
-      const U peak = bits_overlap(scene.peaks[image * scene.gt.G + g]);
+      const U peak = bits_overlap(reduced[g]);
       if (!is_peak(peak, peak)) continue;
       const Box<U> object = scene.gt.box(image, g);
       hit |= is_peak(overlap_of<kLegacy>(box, box_area, object, area<kLegacy>(object)), peak);
@@ -94,11 +116,17 @@ __device__ __forceinline__ int8_t find_label(const AnchorScene<U>& scene, int64_
 template <bool kLegacy, class U>
 __global__ void __launch_bounds__(kThreads) label_kernel(const AnchorScene<U> scene, int8_t* labels, int32_t* matched) {
   FF_SHARED(OverlapBits<U>, scratch, [kWarps]);
-  const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int8_t label = find_label<kLegacy>(scene, image, i, scratch);
-  if (i >= scene.A) return;
-  labels[image * scene.A + i] = label;
-  matched[image * scene.A + i] = label == kPositive ? scene.object[image * scene.A + i] : -1;
+  wait_for_launch_before();
+  const int64_t image = blockIdx.y;
+  OverlapBits<U>* reduced = scene.reduced + scene.share(image) * scene.gt.G;
+  const OverlapBits<U> least = scene.rule.low_quality ? reduce_peaks(scene, image, reduced, scratch) : 0;
+  for (int64_t chunk = blockIdx.x; chunk < scene.chunks; chunk += gridDim.x) {
+    const int64_t i = chunk * kThreads + threadIdx.x;
+    const int8_t label = find_label<kLegacy>(scene, image, i, reduced, least);
+    if (i >= scene.A) continue;
+    labels[image * scene.A + i] = label;
+    matched[image * scene.A + i] = label == kPositive ? scene.object[image * scene.A + i] : -1;
+  }
 }
 
 template <class U>
@@ -110,17 +138,22 @@ struct TargetOutputs {
   int64_t* counts;
 };
 
-// Two blocks a multiprocessor at least: what is asked for more leaves double precision too few registers.
 template <bool kLegacy, class U>
 __global__ void __launch_bounds__(kThreads, 2)
     target_kernel(const AnchorScene<U> scene, const DeviceSampler sampler, const DecodeParams<U> params,
                   const TargetOutputs<U> outputs) {
   FF_SHARED(OverlapBits<U>, scratch, [kWarps]);
   FF_SHARED(SelectScratch, select, );
-  const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int8_t label = find_label<kLegacy>(scene, image, i, scratch);
-  if (!publish(sampler, image, i, label, select)) return;
-  const Drawn drawn = draw(sampler, image, select);
+  wait_for_launch_before();
+  const int64_t image = blockIdx.y;
+  OverlapBits<U>* reduced = scene.reduced + scene.share(image) * scene.gt.G;
+  const OverlapBits<U> least = scene.rule.low_quality ? reduce_peaks(scene, image, reduced, scratch) : 0;
+  const uint32_t likely = likely_of(sampler, scene.negatives + image * gridDim.x, gridDim.x, select);
+  for (int64_t chunk = blockIdx.x; chunk < scene.chunks; chunk += gridDim.x)
+    note(sampler, image, chunk, find_label<kLegacy>(scene, image, chunk * kThreads + threadIdx.x, reduced, least),
+         likely);
+  if (!is_last_block(sampler, image, select)) return;
+  const Drawn drawn = draw(sampler, image, likely, select);
   for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kThreads) {
     const int64_t out = image * sampler.S + s;
     const bool is_positive = s < drawn.positives, is_drawn = s < drawn.positives + drawn.negatives;
@@ -139,27 +172,35 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-constexpr int kLabelsAThread = 16;
-
-__global__ void __launch_bounds__(kThreads) count_kernel(const int8_t* labels, int64_t A, unsigned* negatives) {
-  FF_SHARED(int, scratch, [kWarps]);
-  const int64_t image = blockIdx.y, first = int64_t(blockIdx.x) * (kThreads * kLabelsAThread) + threadIdx.x;
-  int count = 0;
-  for (int j = 0; j < kLabelsAThread; ++j) {
-    const int64_t i = first + int64_t(j) * kThreads;
-    if (i < A) count += labels[image * A + i] == kNegative;
+// Both kernels for labels from elsewhere run the same blocks. negatives [B, shares].
+__global__ void __launch_bounds__(kThreads)
+    count_kernel(const int8_t* labels, int64_t A, int64_t chunks, int64_t* negatives, unsigned* tickets) {
+  const int64_t image = blockIdx.y;
+  int64_t count = 0;
+  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
+    const int64_t i = chunk * kThreads + threadIdx.x;
+    count += i < A && labels[image * A + i] == kNegative;
   }
-  const int total = block_reduce(count, Plus(), scratch);
-  if (threadIdx.x == 0 && total) atomicAdd(negatives + image, unsigned(total));
+  FF_SHARED(int64_t, scratch, [kWarps]);
+  const int64_t total = block_reduce(count, Plus(), scratch);
+  if (threadIdx.x) return;
+  negatives[image * gridDim.x + blockIdx.x] = total;
+  if (blockIdx.x == 0) tickets[image] = 0;
 }
 
-__global__ void __launch_bounds__(kThreads) sample_kernel(const int8_t* labels, const DeviceSampler sampler,
-                                                          int64_t* indices, int8_t* sampled, int64_t* counts) {
+__global__ void __launch_bounds__(kThreads, 2)
+    sample_kernel(const int8_t* labels, const DeviceSampler sampler, int64_t chunks, const int64_t* negatives,
+                  int64_t* indices, int8_t* sampled, int64_t* counts) {
   FF_SHARED(SelectScratch, select, );
-  const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x, A = sampler.M;
-  const int8_t label = i < A ? labels[image * A + i] : kIgnored;
-  if (!publish(sampler, image, i, label, select)) return;
-  const Drawn drawn = draw(sampler, image, select);
+  wait_for_launch_before();
+  const int64_t image = blockIdx.y, A = sampler.M;
+  const uint32_t likely = likely_of(sampler, negatives + image * gridDim.x, gridDim.x, select);
+  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
+    const int64_t i = chunk * kThreads + threadIdx.x;
+    note(sampler, image, chunk, i < A ? labels[image * A + i] : kIgnored, likely);
+  }
+  if (!is_last_block(sampler, image, select)) return;
+  const Drawn drawn = draw(sampler, image, likely, select);
   for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kThreads) {
     const int64_t out = image * sampler.S + s;
     const bool is_drawn = s < drawn.positives + drawn.negatives;
@@ -174,18 +215,18 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const int8_t* labels, 
 
 template <class U>
 struct AnchorWorkspace {
-  OverlapBits<U>* peaks;  // one piece with the two below, to be zeroed at once
-  unsigned *negatives, *tickets;
-  size_t zero_bytes;
+  OverlapBits<U>*peaks, *reduced;
+  int64_t* negatives;
+  unsigned* tickets;
   U* best;
   int32_t* object;
 
   void carve(Carver& carver, int64_t B, int64_t A, int64_t G, int32_t* object_out) {
-    const int64_t zeros = B * G + 2 * B;
-    zero_bytes = size_t(zeros) * sizeof(OverlapBits<U>);
-    peaks = carver.take<OverlapBits<U>>(zeros);
-    negatives = reinterpret_cast<unsigned*>(peaks + B * G);
-    tickets = negatives + B;
+    const int64_t shares = shares_of(A);
+    peaks = carver.take<OverlapBits<U>>(B * G * shares);
+    reduced = carver.take<OverlapBits<U>>(B * G * shares);
+    negatives = carver.take<int64_t>(B * shares);
+    tickets = carver.take<unsigned>(B);
     best = carver.take<U>(B * A);
     object = object_out ? object_out : carver.take<int32_t>(B * A);
   }
@@ -197,13 +238,16 @@ Status make_scene(int64_t B, const AnchorSource& anchors, const GroundTruth& gt,
   FF_TRY(check_images(B));
   FF_TRY(make_anchors(anchors, &scene->anchors));
   scene->A = anchors.A;
+  scene->chunks = chunks_of(anchors.A);
   scene->gt = device_ground_truth<U>(gt);
   scene->image_sizes = static_cast<const U*>(options.image_sizes);
   scene->rule = {U(options.positive_iou), U(options.negative_iou), U(options.crowd_overlap), options.low_quality};
   scene->best = workspace.best;
   scene->object = workspace.object;
   scene->peaks = workspace.peaks;
+  scene->reduced = workspace.reduced;
   scene->negatives = workspace.negatives;
+  scene->tickets = workspace.tickets;
   return kOk;
 }
 
@@ -215,10 +259,9 @@ Status assign(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, con
   workspace.carve(carver, B, anchors.A, gt.G, matched);
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
-  FF_TRY(fill_bytes(workspace.peaks, 0, workspace.zero_bytes, stream));
-  const dim3 grid = image_grid(anchors.A, B);
+  const dim3 grid(unsigned(shares_of(anchors.A)), unsigned(B));
   FF_LAUNCH((overlap_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene);
-  FF_LAUNCH((label_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene, labels, matched);
+  FF_LAUNCH_OVERLAPPED((label_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene, labels, matched);
   return launched();
 }
 
@@ -230,19 +273,30 @@ Status targets(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, co
   AnchorWorkspace<U> workspace;
   workspace.carve(carver, B, anchors.A, gt.G, nullptr);
   DeviceSampler sampler = carve_sampler(carver, B, anchors.A, sample);
-  sampler.negatives_at_most = workspace.negatives;
   sampler.tickets = workspace.tickets;
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
-  FF_TRY(fill_bytes(workspace.peaks, 0, workspace.zero_bytes, stream));
   const TargetOutputs<U> out = {outputs.indices, outputs.labels, static_cast<U*>(outputs.targets), outputs.matched,
                                 outputs.counts};
-  const dim3 grid = image_grid(anchors.A, B);
+  const dim3 grid(unsigned(shares_of(anchors.A)), unsigned(B));
   FF_LAUNCH((overlap_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene);
-  FF_LAUNCH((target_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene, sampler,
-            make_decode_params<U>(weights, 0.0), out);
+  FF_LAUNCH_OVERLAPPED((target_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene, sampler,
+                       make_decode_params<U>(weights, 0.0), out);
   return launched();
 }
+
+// Of sample_anchors.
+struct SampleWorkspace {
+  int64_t* negatives;  // [B, shares]
+  DeviceSampler sampler;
+
+  void carve(Carver& carver, int64_t B, int64_t A, const SampleOptions& options) {
+    negatives = carver.take<int64_t>(B * shares_of(A));
+    unsigned* tickets = carver.take<unsigned>(B);
+    sampler = carve_sampler(carver, B, A, options);
+    sampler.tickets = tickets;
+  }
+};
 
 }  // namespace
 
@@ -267,27 +321,25 @@ Status assign_anchors_cuda(DType dtype, int64_t B, const AnchorSource& anchors, 
 
 size_t sample_anchors_workspace_cuda(int64_t B, int64_t A, int64_t S) {
   Carver carver(nullptr);
-  carver.take<unsigned>(2 * B);
   SampleOptions options = {};
   options.batch_size = S;
-  carve_sampler(carver, B, A, options);
+  SampleWorkspace().carve(carver, B, A, options);
   return carver.used();
 }
 
-Status sample_anchors_cuda(const int8_t* labels, int64_t B, int64_t A, const SampleOptions& sample, void* workspace,
+Status sample_anchors_cuda(const int8_t* labels, int64_t B, int64_t A, const SampleOptions& sample, void* memory,
                            int64_t* indices, int8_t* sampled, int64_t* counts, Stream stream) {
   if (B == 0) return kOk;
   FF_TRY(check_images(B));
-  Carver carver(workspace);
-  unsigned* negatives = carver.take<unsigned>(2 * B);  // and the tickets
-  FF_TRY(fill_bytes(negatives, 0, size_t(2 * B) * sizeof(unsigned), stream));
-  DeviceSampler sampler = carve_sampler(carver, B, A, sample);
-  sampler.negatives_at_most = negatives;
-  sampler.tickets = negatives + B;
-  if (A > 0)
-    FF_LAUNCH(count_kernel, dim3(blocks_for(A, kThreads * kLabelsAThread), unsigned(B)), dim3(kThreads), 0, stream,
-              labels, A, negatives);
-  FF_LAUNCH(sample_kernel, image_grid(A, B), dim3(kThreads), 0, stream, labels, sampler, indices, sampled, counts);
+  Carver carver(memory);
+  SampleWorkspace workspace;
+  workspace.carve(carver, B, A, sample);
+  const int64_t chunks = chunks_of(A);
+  const dim3 grid(unsigned(shares_of(A)), unsigned(B));
+  FF_LAUNCH(count_kernel, grid, dim3(kThreads), 0, stream, labels, A, chunks, workspace.negatives,
+            workspace.sampler.tickets);
+  FF_LAUNCH_OVERLAPPED(sample_kernel, grid, dim3(kThreads), 0, stream, labels, workspace.sampler, chunks,
+                       workspace.negatives, indices, sampled, counts);
   return launched();
 }
 

@@ -82,12 +82,12 @@ struct Match {
 };
 
 // Every thread of the block calls, also where its box takes no part. coverable: crowd boxes may exclude the box. With
-// kPeaks, raises peaks [B, G] to the block's highest overlap with each object. A warp looks only at objects that meet
-// the hull of its boxes (neighbours in a grid), tested a lane an object.
+// kPeaks, raises the block's own peaks, of object g at peaks[g * stride], to the highest overlap with each object. A
+// warp looks only at objects that meet the hull of its boxes (neighbours in a grid), tested a lane an object.
 template <bool kLegacy, bool kPeaks, class U>
 __device__ __forceinline__ Match<U> match_objects(Tile<U>& tile, const DeviceGroundTruth<U>& gt, int64_t image,
                                                   const Box<U>& box, bool takes_part, bool coverable, U crowd_overlap,
-                                                  OverlapBits<U>* peaks) {
+                                                  OverlapBits<U>* peaks, int64_t stride) {
   const U box_area = area<kLegacy>(box);
   const int32_t count = gt.count(image);
   for (int32_t first = 0; gt.crowd && first < count; first += kThreads) {
@@ -119,7 +119,9 @@ __device__ __forceinline__ Match<U> match_objects(Tile<U>& tile, const DeviceGro
     if (!kPeaks) continue;
     __syncthreads();  // the block's peaks are complete
     const int mine = int(threadIdx.x);
-    if (mine < objects && tile.peak[mine]) atomicMax(peaks + image * gt.G + tile.index[mine], tile.peak[mine]);
+    if (mine >= objects) continue;
+    OverlapBits<U>& peak = peaks[tile.index[mine] * stride];
+    peak = maximum(peak, tile.peak[mine]);
   }
   return match;
 }

@@ -40,20 +40,21 @@ struct RoiPointers {
 
 // Shared memory: a tile of objects for the labels, then the selection's scratch.
 template <bool kLegacy, class U>
-__global__ void __launch_bounds__(kThreads) roi_kernel(const RoiScene<U> scene, const DeviceSampler sampler,
-                                                       const DecodeParams<U> params, const RoiPointers<U> outputs) {
+__global__ void __launch_bounds__(kThreads, 2) roi_kernel(const RoiScene<U> scene, const DeviceSampler sampler,
+                                                          const DecodeParams<U> params, const RoiPointers<U> outputs) {
   FF_SHARED(Tile<U>, tile, );
   FF_SHARED(SelectScratch, select, );
   const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const Box<U> box = i < sampler.M ? scene.candidate(image, i) : Box<U>{};
   const bool candidate = i < sampler.M && scene.exists(box, image, i);
   const Match<U> match = match_objects<kLegacy, false, U>(tile, scene.gt, image, box, candidate, i < scene.N,
-                                                          scene.rule.crowd_overlap, nullptr);
+                                                          scene.rule.crowd_overlap, nullptr, 0);
   const int8_t label = match.takes_part ? roi_label(match.best, scene.rule) : kIgnored;
   if (label == kPositive) scene.object[image * sampler.M + i] = match.object;
-  if (!publish(sampler, image, i, label, select)) return;
+  note(sampler, image, blockIdx.x, label, kAllLikely);
+  if (!is_last_block(sampler, image, select)) return;
 
-  const Drawn drawn = draw(sampler, image, select);
+  const Drawn drawn = draw(sampler, image, kAllLikely, select);
   for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kThreads) {
     const int64_t out = image * sampler.S + s;
     const bool is_drawn = s < drawn.positives + drawn.negatives;
@@ -95,8 +96,8 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
       carver.take<int32_t>(B * M)};
   const RoiPointers<U> out = {static_cast<U*>(outputs.rois), outputs.labels, static_cast<U*>(outputs.targets),
                               outputs.matched, outputs.counts};
-  FF_LAUNCH((roi_kernel<kLegacy, U>), image_grid(M, B), dim3(kThreads), 0, stream, scene, sampler,
-            make_decode_params<U>(weights, 0.0), out);
+  FF_LAUNCH((roi_kernel<kLegacy, U>), dim3(unsigned(chunks_of(M)), unsigned(B)), dim3(kThreads), 0, stream, scene,
+            sampler, make_decode_params<U>(weights, 0.0), out);
   return launched();
 }
 

@@ -3,21 +3,25 @@
 // Every block leaves bitmaps: positives, negatives, and those negatives whose key is likely to win. The last one lists
 // the set bits in order, finds the key that parts the winners from the rest by a radix select of four digits, and
 // writes the winners as they come, ascending. Where too few negatives were likely (hardly ever), it lists them all.
+//
+// No launch needs zeroed memory but for the tickets: the launch before sets them, or a fill.
 #pragma once
 #include "../common/workspace.h"
 #include "overlap.cuh"
 
 namespace frcnn_fast {
 
+constexpr int kWordsAChunk = kThreads / kWarp;  // of a bitmap; a chunk: kThreads candidates
+constexpr uint32_t kAllLikely = 0xffffffffu;
+
 struct DeviceSampler {
   const int64_t* rng;
   int64_t stream;
   int64_t M;      // candidates an image
-  int64_t words;  // of a bitmap
+  int64_t words;  // of a bitmap: whole chunks
   int32_t S, max_positive;
   unsigned *positive, *negative, *likely;  // [B, words]
-  const unsigned* negatives_at_most;       // [B], or null: all are likely
-  unsigned* tickets;                       // [B], 0: blocks that are done
+  unsigned* tickets;                       // [B], 0 before: blocks that are done
   unsigned *list, *keys;                   // [B, M]
   unsigned* chosen;                        // [B, S]
 
@@ -30,26 +34,39 @@ struct DeviceSampler {
 struct SelectScratch {
   int histogram[256];
   int sums[kWarps];
+  int64_t parts[kWarps];
   int digit, before;
   bool is_last;
 };
 
-// Notes the label of candidate i = blockIdx.x * kThreads + threadIdx.x. Every thread of the block calls. True in every
-// thread of the block that finishes its image: all of the image's bitmaps are then to be seen (by __ldcg).
-__device__ __forceinline__ bool publish(const DeviceSampler& sampler, int64_t image, int64_t i, int8_t label,
-                                        SelectScratch& scratch) {
+// The key up to which negatives are likely, in every thread, from how many there are, counted in parts. Every thread of
+// the block calls.
+__device__ __forceinline__ uint32_t likely_of(const DeviceSampler& sampler, const int64_t* negatives, int64_t parts,
+                                              SelectScratch& scratch) {
+  int64_t mine = 0;
+  for (int64_t p = threadIdx.x; p < parts; p += kThreads) mine += negatives[p];
+  return likely_key(sampler.S, block_reduce(mine, Plus(), scratch.parts));
+}
+
+// Notes the label of the thread's candidate of a chunk. likely: the key up to which negatives are likely. Whole warps
+// call.
+__device__ __forceinline__ void note(const DeviceSampler& sampler, int64_t image, int64_t chunk, int8_t label,
+                                     uint32_t likely) {
   const bool is_negative = label == kNegative;
   bool is_likely = is_negative;
-  if (is_negative && sampler.negatives_at_most)
-    is_likely = sampler.key(image, i) <= likely_key(sampler.S, sampler.negatives_at_most[image]);
+  if (is_negative && likely != kAllLikely) is_likely = sampler.key(image, chunk * kThreads + threadIdx.x) <= likely;
   const unsigned positive = __ballot_sync(kFullMask, label == kPositive);
-  const unsigned negative = __ballot_sync(kFullMask, is_negative), likely = __ballot_sync(kFullMask, is_likely);
-  const int64_t word = i / kWarp;
-  if (lane_id() == 0 && word < sampler.words) {
-    sampler.positive[image * sampler.words + word] = positive;
-    sampler.negative[image * sampler.words + word] = negative;
-    sampler.likely[image * sampler.words + word] = likely;
-  }
+  const unsigned negative = __ballot_sync(kFullMask, is_negative), is_listed = __ballot_sync(kFullMask, is_likely);
+  if (lane_id()) return;
+  const int64_t word = image * sampler.words + chunk * kWordsAChunk + warp_id();
+  sampler.positive[word] = positive;
+  sampler.negative[word] = negative;
+  sampler.likely[word] = is_listed;
+}
+
+// Every thread of the block calls when its chunks are noted. True in every thread of the block that finishes its image:
+// all of the image's bitmaps are then to be seen (by __ldcg).
+__device__ __forceinline__ bool is_last_block(const DeviceSampler& sampler, int64_t image, SelectScratch& scratch) {
   __threadfence();  // the words before the ticket
   __syncthreads();
   if (threadIdx.x == 0) scratch.is_last = atomicAdd(sampler.tickets + image, 1u) == gridDim.x - 1;
@@ -58,27 +75,32 @@ __device__ __forceinline__ bool publish(const DeviceSampler& sampler, int64_t im
   return scratch.is_last;
 }
 
-// Each thread owns a run of words; how many bits are set in it.
-__device__ __forceinline__ int count_bits(const unsigned* words, int64_t begin, int64_t end) {
-  int count = 0;
-  for (int64_t w = begin; w < end; ++w) count += __popc(__ldcg(words + w));
-  return count;
-}
-
-// Lists the set bits of an image's bitmap, ascending, with their keys; how many there are. In step on return.
+// Lists the set bits of an image's bitmap, ascending, with their keys; how many there are. A thread owns a run of
+// words, and reads it twice, four at a time: to count them, and to list them. In step on return.
 __device__ __forceinline__ int list_bits(const DeviceSampler& sampler, int64_t image, const unsigned* bitmap,
                                          SelectScratch& scratch) {
-  const unsigned* words = bitmap + image * sampler.words;
-  const int64_t each = (sampler.words + kThreads - 1) / kThreads;
-  const int64_t begin = minimum(sampler.words, each * threadIdx.x), end = minimum(sampler.words, begin + each);
+  const uint4* words = reinterpret_cast<const uint4*>(bitmap + image * sampler.words);
+  const int64_t quads = sampler.words / 4, each = (quads + kThreads - 1) / kThreads;
+  const int64_t begin = minimum(quads, each * threadIdx.x), end = minimum(quads, begin + each);
+  int count = 0;
+#pragma unroll 4
+  for (int64_t q = begin; q < end; ++q) {
+    const uint4 four = __ldcg(words + q);
+    count += __popc(four.x) + __popc(four.y) + __popc(four.z) + __popc(four.w);
+  }
   int total;
-  int64_t place = image * sampler.M + block_exclusive_sum(count_bits(words, begin, end), scratch.sums, &total);
-  for (int64_t w = begin; w < end; ++w)
-    for (unsigned bits = __ldcg(words + w); bits; bits &= bits - 1, ++place) {
-      const unsigned index = unsigned(w) * kWarp + unsigned(__ffs(int(bits)) - 1);
-      sampler.list[place] = index;
-      sampler.keys[place] = sampler.key(image, index);
-    }
+  int64_t place = image * sampler.M + block_exclusive_sum(count, scratch.sums, &total);
+  for (int64_t q = begin; q < end; ++q) {
+    const uint4 four = __ldcg(words + q);
+    const unsigned part[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int w = 0; w < 4; ++w)
+      for (unsigned bits = part[w]; bits; bits &= bits - 1, ++place) {
+        const unsigned index = (unsigned(q) * 4 + w) * kWarp + unsigned(__ffs(int(bits)) - 1);
+        sampler.list[place] = index;
+        sampler.keys[place] = sampler.key(image, index);
+      }
+  }
   __syncthreads();
   return total;
 }
@@ -87,6 +109,11 @@ __device__ __forceinline__ int list_bits(const DeviceSampler& sampler, int64_t i
 __device__ __forceinline__ void pick(const DeviceSampler& sampler, int64_t image, int n, int k, int first,
                                      SelectScratch& scratch) {
   const unsigned *list = sampler.list + image * sampler.M, *keys = sampler.keys + image * sampler.M;
+  unsigned* chosen = sampler.chosen + image * sampler.S + first;
+  if (n == k) {  // as a rule the positives: there are few
+    for (int j = int(threadIdx.x); j < n; j += kThreads) chosen[j] = list[j];
+    return;
+  }
   // Keys below `limit` win, and the first `ties` of those that equal it.
   unsigned limit = 0;
   int ties = k;
@@ -118,7 +145,7 @@ __device__ __forceinline__ void pick(const DeviceSampler& sampler, int64_t image
     const int before = block_exclusive_sum(int(below) | int(tied) << 16, scratch.sums, &total);
     const int ties_before = ties_seen + (before >> 16);
     if (below || (tied && ties_before < ties))
-      sampler.chosen[image * sampler.S + first + below_seen + (before & 0xffff) + minimum(ties_before, ties)] = list[j];
+      chosen[below_seen + (before & 0xffff) + minimum(ties_before, ties)] = list[j];
     below_seen += total & 0xffff;
     ties_seen += total >> 16;
   }
@@ -128,7 +155,8 @@ __device__ __forceinline__ void pick(const DeviceSampler& sampler, int64_t image
 struct Drawn {
   int positives, negatives;
 };
-__device__ __forceinline__ Drawn draw(const DeviceSampler& sampler, int64_t image, SelectScratch& scratch) {
+__device__ __forceinline__ Drawn draw(const DeviceSampler& sampler, int64_t image, uint32_t likely,
+                                      SelectScratch& scratch) {
   Drawn drawn;
   const int positives = list_bits(sampler, image, sampler.positive, scratch);
   const int cap = FF_MUTANT(sample_positive_cap, minimum(sampler.max_positive, sampler.S), sampler.S);
@@ -137,7 +165,7 @@ __device__ __forceinline__ Drawn draw(const DeviceSampler& sampler, int64_t imag
   const int room = sampler.S - drawn.positives;
   __syncthreads();  // the list was read
   int negatives = list_bits(sampler, image, sampler.likely, scratch);
-  if (FF_MUTANT(sample_likely, negatives < room, false) && sampler.negatives_at_most) {
+  if (FF_MUTANT(sample_likely, negatives < room, false) && likely != kAllLikely) {
     __syncthreads();
     negatives = list_bits(sampler, image, sampler.negative, scratch);
   }
@@ -147,13 +175,16 @@ __device__ __forceinline__ Drawn draw(const DeviceSampler& sampler, int64_t imag
   return drawn;
 }
 
+// Chunks of an image: at least one, so that there is a block, which draws.
+inline int64_t chunks_of(int64_t candidates) { return candidates ? blocks_for(candidates, kThreads) : 1; }
+
 // Cuts the sampler's arrays, but for the tickets. capacity: candidates an image.
 inline DeviceSampler carve_sampler(Carver& carver, int64_t B, int64_t capacity, const SampleOptions& options) {
   DeviceSampler sampler = {};
   sampler.rng = options.rng;
   sampler.stream = options.stream;
   sampler.M = capacity;
-  sampler.words = (capacity + kWarp - 1) / kWarp;
+  sampler.words = chunks_of(capacity) * kWordsAChunk;
   sampler.S = int32_t(options.batch_size);
   sampler.max_positive = int32_t(options.max_positive < options.batch_size ? options.max_positive : options.batch_size);
   sampler.positive = carver.take<unsigned>(B * sampler.words);
@@ -165,10 +196,14 @@ inline DeviceSampler carve_sampler(Carver& carver, int64_t B, int64_t capacity, 
   return sampler;
 }
 
-// Blocks of an image: at least one, which draws.
-inline dim3 image_grid(int64_t candidates, int64_t B) {
-  return dim3(candidates ? blocks_for(candidates, kThreads) : 1u, unsigned(B));
-}
+// Blocks of an image that take every so many-th of its chunks, and leave each its part of what is counted. Every block
+// of the next launch reads all parts: so as many as keep a large device busy, and no more.
+#if defined(FF_TEST_BUILD)
+constexpr int64_t kMostShares = 2;  // small cases have more chunks than blocks too
+#else
+constexpr int64_t kMostShares = 256;
+#endif
+inline int64_t shares_of(int64_t candidates) { return minimum(kMostShares, chunks_of(candidates)); }
 inline Status check_images(int64_t B) {
   return B <= 65535 ? kOk : invalid("%lld images given, at most 65535 are supported", (long long)B);
 }

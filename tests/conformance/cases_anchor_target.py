@@ -179,6 +179,7 @@ def _targets_cases() -> Iterator[Case]:
     for name, dtype in DTYPES.items():
         yield case(name, lambda d=dtype: _assign(2, 300, 9, kind="integer", dtype=d), batch_size=64, max_positive=32)
     yield case("odd", lambda: _assign(3, 300, 9, kind="odd random", crowd=0.2), batch_size=64, max_positive=32)
+    yield case("chunks", lambda: _assign(2, 1100, 9, kind="integer"), batch_size=64, max_positive=32)
     yield case("counts", lambda: _assign(3, 300, 5, counts=[0, 2, 5]), batch_size=100, max_positive=20)
     yield Case(
         "counts-out-of-range",

@@ -46,8 +46,7 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-// A launch is over when it returns, so these are done at once. cudaMemsetAsync may run over the fences between the
-// pieces of a workspace (kernels/common/workspace.h), but not beyond the allocation.
+// A launch is over when it returns, so these are done at once.
 cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t = nullptr);
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind,

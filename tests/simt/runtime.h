@@ -84,7 +84,7 @@ void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dyn
 void set_order(int order, unsigned seed = 1);
 // 10 * major + minor of the device that launchers see: below 90 there are no clusters.
 void set_capability(int capability);
-// Launches run so far by this process: tests see that a kernel really went this way.
+// Launches and fills run so far by this process, each of which would be a node of a captured graph.
 int64_t launches();
 
 }  // namespace simt
