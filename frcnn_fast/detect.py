@@ -1,4 +1,4 @@
-"""Find objects in picture files: draws them and writes JSON. `python -m frcnn_fast.detect --help`."""
+"""Find objects in picture files: draws them and writes JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed, which backends work on this machine, and why not the others. `python -m frcnn_fast.doctor`."""
+"""What is installed, which backends work on this machine, and why not the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Average precision of a detector on a data set. `python -m frcnn_fast.evaluate --help`."""
+"""Average precision of a detector on a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train a detector, evaluate it and draw what it finds. `python -m frcnn_fast.train --help`."""
+"""Train a detector, evaluate it and draw what it finds."""
 
 from __future__ import annotations
 

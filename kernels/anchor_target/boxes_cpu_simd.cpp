@@ -14,7 +14,7 @@ struct Block {
   Box<U> hull;
   uint64_t takes_part;
 
-  FF_INLINE void drop(int i) {
+  FF_SIMD void drop(int i) {
     x1[i] = y1[i] = U(__builtin_inf());
     x2[i] = y2[i] = -U(__builtin_inf());
     area[i] = U(0);
@@ -22,19 +22,19 @@ struct Block {
 };
 
 template <class U>
-FF_INLINE uint32_t finite_lanes(Vector<U> v) {
+FF_SIMD uint32_t finite_lanes(Vector<U> v) {
   const U largest = sizeof(U) == 4 ? U(__FLT_MAX__) : U(__DBL_MAX__);
   return at_least(v, splat(-largest)) & at_least(splat(largest), v);
 }
 // is_inside() of one axis.
 template <bool kLegacy, class U>
-FF_INLINE uint32_t inside_lanes(Vector<U> low, Vector<U> high, U size) {
+FF_SIMD uint32_t inside_lanes(Vector<U> low, Vector<U> high, U size) {
   const bool open = FF_MUTANT(target_inside_edge, kLegacy, !kLegacy);
   return at_least(low, Vector<U>{}) & (open ? above(splat(size), high) : at_least(splat(size), high));
 }
 
 template <bool kLegacy, class U>
-FF_INLINE void load_block(const U* boxes, int n, const U* image_size, Block<U>* block) {
+FF_SIMD void load_block(const U* boxes, int n, const U* image_size, Block<U>* block) {
   for (int i = 0; i < n; ++i) {
     block->x1[i] = boxes[4 * i];
     block->y1[i] = boxes[4 * i + 1];
@@ -47,7 +47,7 @@ FF_INLINE void load_block(const U* boxes, int n, const U* image_size, Block<U>* 
     const Vector<U> x1 = lanes_at(block->x1 + i), y1 = lanes_at(block->y1 + i);
     const Vector<U> x2 = lanes_at(block->x2 + i), y2 = lanes_at(block->y2 + i);
     const Vector<U> w = kLegacy ? (x2 - x1) + U(1) : x2 - x1, h = kLegacy ? (y2 - y1) + U(1) : y2 - y1;
-    store_lanes(block->area + i, w * h);
+    store_raw(block->area + i, w * h);
     uint32_t takes = finite_lanes<U>(x1) & finite_lanes<U>(y1) & finite_lanes<U>(x2) & finite_lanes<U>(y2);
     if (image_size)
       takes &= inside_lanes<kLegacy, U>(x1, x2, image_size[1]) & inside_lanes<kLegacy, U>(y1, y2, image_size[0]);
@@ -57,7 +57,7 @@ FF_INLINE void load_block(const U* boxes, int n, const U* image_size, Block<U>* 
 }
 
 template <bool kLegacy, class U>
-FF_INLINE Vector<U> intersections(const Block<U>& block, int i, const Box<U>& box) {
+FF_SIMD Vector<U> intersections(const Block<U>& block, int i, const Box<U>& box) {
   return shared_lanes<kLegacy, U>(lanes_at(block.x1 + i), lanes_at(block.x2 + i), box.x1, box.x2) *
          shared_lanes<kLegacy, U>(lanes_at(block.y1 + i), lanes_at(block.y2 + i), box.y1, box.y2);
 }
@@ -78,7 +78,7 @@ void drop_covered(const BoxList<U>& crowds, U crowd_overlap, Block<U>* block) {
 }
 
 template <class U>
-FF_INLINE Box<U> find_hull(const Block<U>& block) {
+FF_SIMD Box<U> find_hull(const Block<U>& block) {
   Vector<U> x1 = lanes_at(block.x1), y1 = lanes_at(block.y1), x2 = lanes_at(block.x2), y2 = lanes_at(block.y2);
   for (int i = kLanes<U>; i < kBlock; i += kLanes<U>) {
     x1 = min_lanes(x1, lanes_at(block.x1 + i)), y1 = min_lanes(y1, lanes_at(block.y1 + i));
@@ -89,7 +89,7 @@ FF_INLINE Box<U> find_hull(const Block<U>& block) {
 
 // Bits of the kLanes objects from i on that the hull meets: the others meet none of the block's boxes.
 template <bool kLegacy, class U>
-FF_INLINE uint32_t near_objects(const Box<U>& hull, const BoxList<U>& objects, int64_t i) {
+FF_SIMD uint32_t near_objects(const Box<U>& hull, const BoxList<U>& objects, int64_t i) {
   const Vector<U> w = shared_lanes<kLegacy, U>(lanes_at(objects.x1 + i), lanes_at(objects.x2 + i), hull.x1, hull.x2);
   const Vector<U> h = shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), hull.y1,
                                                FF_MUTANT(target_hull, hull.y2, hull.y1));
@@ -97,7 +97,7 @@ FF_INLINE uint32_t near_objects(const Box<U>& hull, const BoxList<U>& objects, i
 }
 
 template <class U>
-FF_INLINE void raise_peak(U* peak, U overlap) {
+FF_SIMD void raise_peak(U* peak, U overlap) {
   U seen;
   __atomic_load(peak, &seen, __ATOMIC_RELAXED);
   while (overlap > seen)

@@ -8,11 +8,11 @@ namespace {
 
 // What positions i, i + 1... of an axis share with an interval, and what position i alone does.
 template <bool kLegacy, class U>
-FF_INLINE Vector<U> shared_from(const Axis<U>& axis, int64_t i, U low, U high) {
+FF_SIMD Vector<U> shared_from(const Axis<U>& axis, int64_t i, U low, U high) {
   return shared_lanes<kLegacy, U>(lanes_at(axis.low + i), lanes_at(axis.high + i), low, high);
 }
 template <bool kLegacy, class U>
-FF_INLINE U shared_at(const Axis<U>& axis, int64_t i, U low, U high) {
+FF_SIMD U shared_at(const Axis<U>& axis, int64_t i, U low, U high) {
   return maximum(U(0), extent<kLegacy>(maximum(axis.low[i], low), minimum(axis.high[i], high)));
 }
 
@@ -42,7 +42,7 @@ Reach<U> measure(const Axis<U>& axis, U low, U high) {
 // The highest overlap that these could make: more intersection and less area than any of them. NaN is 0: the
 // intersection is inf only where the other area is, and then no overlap is above 0.
 template <class V>
-FF_INLINE V overlap_bound(V most_shared, V least_area, V other_area) {
+FF_SIMD V overlap_bound(V most_shared, V least_area, V other_area) {
   const V bound = overlap_of(most_shared, least_area, other_area);
   return FF_MUTANT(target_peak_rows, bound, V(bound - bound / 1024));
 }
@@ -65,7 +65,7 @@ struct Sweep {
   U box_area, crowd_overlap;
   Reach<U> columns, rows;
 
-  FF_INLINE Sweep(const Plane<U>& plane, const Scene<U>& scene, int64_t object, U crowd_overlap)
+  FF_SIMD Sweep(const Plane<U>& plane, const Scene<U>& scene, int64_t object, U crowd_overlap)
       : plane(plane),
         crowds(scene.crowds),
         box(scene.objects.box(object)),
@@ -75,32 +75,32 @@ struct Sweep {
         rows(measure<kLegacy>(plane.y, box.y1, box.y2)) {}
 
   // Overlaps of the kLanes anchors of row y from column x on.
-  FF_INLINE Vector<U> overlaps(int64_t x, int64_t y) const {
+  FF_SIMD Vector<U> overlaps(int64_t x, int64_t y) const {
     const Vector<U> areas = lanes_at(plane.x.side + x) * splat(plane.y.side[y]);
     const Vector<U> result = overlap_of(intersections(x, y, box), areas, splat(box_area));
     return crowds.count ? clear_covered(x, y, areas, result) : result;
   }
-  FF_INLINE Vector<U> clear_covered(int64_t x, int64_t y, Vector<U> areas, Vector<U> result) const {
+  FF_SIMD Vector<U> clear_covered(int64_t x, int64_t y, Vector<U> areas, Vector<U> result) const {
     for (int64_t c = 0; c < crowds.count; ++c)
       result = is_covered(intersections(x, y, crowds.box(c)), areas, splat(crowd_overlap)) ? Vector<U>{} : result;
     return result;
   }
-  FF_INLINE Vector<U> intersections(int64_t x, int64_t y, const Box<U>& other) const {
+  FF_SIMD Vector<U> intersections(int64_t x, int64_t y, const Box<U>& other) const {
     return shared_from<kLegacy>(plane.x, x, other.x1, other.x2) *
            splat(shared_at<kLegacy>(plane.y, y, other.y1, other.y2));
   }
 
   // Upper bounds for the kLanes rows from y on, and columns from x on.
-  FF_INLINE Vector<U> row_bounds(int64_t y) const {
+  FF_SIMD Vector<U> row_bounds(int64_t y) const {
     return overlap_bound(shared_from<kLegacy>(plane.y, y, box.y1, box.y2) * splat(columns.most),
                          lanes_at(plane.y.side + y) * splat(columns.least_side), splat(box_area));
   }
-  FF_INLINE Vector<U> column_bounds(int64_t x) const {
+  FF_SIMD Vector<U> column_bounds(int64_t x) const {
     return overlap_bound(shared_from<kLegacy>(plane.x, x, box.x1, box.x2) * splat(rows.most),
                          lanes_at(plane.x.side + x) * splat(rows.least_side), splat(box_area));
   }
 
-  FF_INLINE U row_peak(int64_t y, U peak) const {
+  FF_SIMD U row_peak(int64_t y, U peak) const {
     Vector<U> most = splat(peak);
     for (int64_t x = columns.first; x < columns.last; x += kLanes<U>) most = max_lanes(most, overlaps(x, y));
     return highest_lane(most);
@@ -131,7 +131,7 @@ struct Sweep {
         visit_row(y + __builtin_ctz(bits), first, last, least, hit);
   }
   template <class Hit>
-  FF_INLINE void visit_row(int64_t y, int64_t first, int64_t last, U least, Hit hit) const {
+  FF_SIMD void visit_row(int64_t y, int64_t first, int64_t last, U least, Hit hit) const {
     for (int64_t x = first; x < last; x += kLanes<U>) {
       const Vector<U> found = overlaps(x, y);
       for (uint32_t bits = at_least(found, splat(least)) & low_bits(last - x); bits; bits &= bits - 1) {
@@ -143,8 +143,8 @@ struct Sweep {
 };
 
 template <bool kLegacy, class U, class Hit>
-FF_INLINE void visit_planes(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene, int64_t object,
-                            U crowd_overlap, U least, Hit hit) {
+FF_SIMD void visit_planes(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene, int64_t object,
+                          U crowd_overlap, U least, Hit hit) {
   const Box<U> box = scene.objects.box(object);
   for (int64_t p = 0; p < num_planes; ++p) {
     if (plane_bound<kLegacy>(planes[p], box, scene.objects.area[object]) < least) continue;
@@ -156,7 +156,7 @@ FF_INLINE void visit_planes(const Plane<U>* planes, int64_t num_planes, const Sc
 
 // Several objects may mark an anchor at once, all with the same value.
 template <class T>
-FF_INLINE void put(T* place, T value) {
+FF_SIMD void put(T* place, T value) {
   __atomic_store_n(place, value, __ATOMIC_RELAXED);
 }
 

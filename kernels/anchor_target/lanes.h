@@ -1,46 +1,36 @@
-// What this family's *_cpu_simd.cpp files need beside ../nms/vectors.h.
+// What this family's *_cpu_simd.cpp files need beside ../common/vectors.h.
 #pragma once
 #include "../common/box.h"
-#include "../nms/vectors.h"
+#include "../common/vectors.h"
 
 namespace frcnn_fast {
 namespace FF_ISA {
 
-#define FF_INLINE inline __attribute__((always_inline))
-
-template <class U>
-constexpr int kLanes = kVectorBytes / int(sizeof(U));
 using Words = Vector<uint64_t>;
 
-template <class U>
-FF_INLINE Vector<U> lanes_at(const U* p) {  // any p
-  Vector<U> v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
 template <class V>
-FF_INLINE auto highest_lane(V v) {
+FF_SIMD auto highest_lane(V v) {
   auto most = v[0];
   for (int i = 1; i < int(sizeof(V) / sizeof(v[0])); ++i) most = v[i] > most ? v[i] : most;
   return most;
 }
 // The lowest n bits, at most 32.
-FF_INLINE uint32_t low_bits(int64_t n) { return n >= 32 ? ~0u : (1u << n) - 1u; }
+FF_SIMD uint32_t low_bits(int64_t n) { return n >= 32 ? ~0u : (1u << n) - 1u; }
 // Bit i: lane i of a comparison's result is true.
 template <class U, class Mask>
-FF_INLINE uint32_t true_lanes(Mask mask) {
+FF_SIMD uint32_t true_lanes(Mask mask) {
   return above(mask ? splat(U(1)) : Vector<U>{}, Vector<U>{});
 }
 
 // The shared part of two intervals, at least 0, in every lane.
 template <bool kLegacy, class U>
-FF_INLINE Vector<U> shared_lanes(Vector<U> low, Vector<U> high, U other_low, U other_high) {
+FF_SIMD Vector<U> shared_lanes(Vector<U> low, Vector<U> high, U other_low, U other_high) {
   const Vector<U> side = min_lanes(high, splat(other_high)) - max_lanes(low, splat(other_low));
   return max_lanes(Vector<U>{}, kLegacy ? side + U(1) : side);
 }
 
 // The products of the low halves of each pair of words; what the high halves hold does not matter.
-FF_INLINE Words multiply_low_halves(Words a, Words b) {
+FF_SIMD Words multiply_low_halves(Words a, Words b) {
 #if defined(FF_X86_ISA) && defined(__AVX512F__)
   return Words(_mm512_mul_epu32(__m512i(a), __m512i(b)));
 #elif defined(FF_X86_ISA) && defined(__AVX2__)
@@ -53,7 +43,7 @@ FF_INLINE Words multiply_low_halves(Words a, Words b) {
 }
 
 // Bit i: the low half of words[i] is at most `limit`.
-FF_INLINE uint32_t low_halves_at_most(Words words, uint32_t limit) {
+FF_SIMD uint32_t low_halves_at_most(Words words, uint32_t limit) {
 #if defined(FF_X86_ISA) && defined(__AVX512F__)
   return _mm512_cmple_epu64_mask(__m512i(words & 0xffffffffu), _mm512_set1_epi64(int64_t(limit)));
 #elif defined(FF_X86_ISA) && defined(__AVX2__)
@@ -67,7 +57,7 @@ FF_INLINE uint32_t low_halves_at_most(Words words, uint32_t limit) {
 }
 
 // Bit i: p[i] == value, for 64 bytes.
-FF_INLINE uint64_t equal_bytes(const int8_t* p, int8_t value) {
+FF_SIMD uint64_t equal_bytes(const int8_t* p, int8_t value) {
 #if defined(FF_X86_ISA) && defined(__AVX512BW__)
   return _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(p), _mm512_set1_epi8(value));
 #elif defined(FF_X86_ISA)

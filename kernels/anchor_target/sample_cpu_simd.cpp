@@ -11,7 +11,7 @@ constexpr int kChains = kVectorBytes >= 32 ? 8 : 2;
 
 // philox() of common/philox.h in place: from indices to keys, one in the low half of each word. The high halves hold
 // rubbish all along, which the multiplication ignores.
-FF_INLINE void key_lanes(Words (&word)[kChains], const KeyWords& words) {
+FF_SIMD void key_lanes(Words (&word)[kChains], const KeyWords& words) {
   const Words multiplier0 = Words{} + 0xD2511F53u, multiplier1 = Words{} + 0xCD9E8D57u;
   Words c1[kChains], c2[kChains], c3[kChains];
   for (int c = 0; c < kChains; ++c) {
@@ -36,13 +36,13 @@ FF_INLINE void key_lanes(Words (&word)[kChains], const KeyWords& words) {
   }
 }
 
-FF_INLINE Words first_words() {
+FF_SIMD Words first_words() {
   Words words;
   for (int i = 0; i < kLanes<uint64_t>; ++i) words[i] = uint64_t(i);
   return words;
 }
 
-FF_INLINE void offer(uint64_t bits, const uint64_t* keys, int64_t base, Draw* draw) {
+FF_SIMD void offer(uint64_t bits, const uint64_t* keys, int64_t base, Draw* draw) {
   uint64_t* items = draw->items + draw->size;
   draw->size += __builtin_popcountll(bits);
   for (; bits; bits &= bits - 1) {
@@ -78,7 +78,7 @@ int64_t draw_keys(const int8_t* labels, int64_t begin, int64_t end, const KeyWor
       key_lanes(key, words);
       for (int c = 0; c < kChains; ++c) {
         const int i = start + c * kLanes<uint64_t>;
-        store_lanes(keys + i, key[c]);
+        store_raw(keys + i, key[c]);
         positive_in |= uint64_t(low_halves_at_most(key[c], positive_limit)) << i;
         negative_in |= uint64_t(low_halves_at_most(key[c], negative_limit)) << i;
       }

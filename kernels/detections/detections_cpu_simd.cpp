@@ -73,10 +73,10 @@ FF_SIMD U soft_powers(const U* logits, int64_t classes, U* powers) {
   constexpr int kLanes = kVectorBytes / int(sizeof(U)), n = kSoftmaxLanes / kLanes;
   V folded[n];
 #pragma GCC unroll 16
-  for (int r = 0; r < n; ++r) folded[r] = load_lanes<V>(logits + r * kLanes);
+  for (int r = 0; r < n; ++r) folded[r] = load_aligned<V>(logits + r * kLanes);
   for (int64_t c = kSoftmaxLanes; c < classes; c += kSoftmaxLanes)
 #pragma GCC unroll 16
-    for (int r = 0; r < n; ++r) folded[r] = max_lanes(folded[r], load_lanes<V>(logits + c + r * kLanes));
+    for (int r = 0; r < n; ++r) folded[r] = max_lanes(folded[r], load_aligned<V>(logits + c + r * kLanes));
   const U most = fold<U>(folded, [](V a, V b) { return max_lanes(a, b); });
 #pragma GCC unroll 16
   for (int r = 0; r < n; ++r) folded[r] = V{};
@@ -84,7 +84,7 @@ FF_SIMD U soft_powers(const U* logits, int64_t classes, U* powers) {
 #pragma GCC ivdep
     for (int l = 0; l < kSoftmaxLanes; ++l) powers[c + l] = exp_(logits[c + l] - most);
 #pragma GCC unroll 16
-    for (int r = 0; r < n; ++r) folded[r] += load_lanes<V>(powers + c + r * kLanes);
+    for (int r = 0; r < n; ++r) folded[r] += load_aligned<V>(powers + c + r * kLanes);
   }
   return fold<U>(folded, [](V a, V b) { return a + b; });
 }
@@ -111,7 +111,7 @@ int64_t find_candidates(const DetectionInputs& in, U threshold, int64_t b, const
       // power / sum > threshold implies power >= the rounded product: the division is taken for those only.
       const V likely_from = splat(threshold * sums[r]);
       for (int64_t first = 0; first < classes; first += kStep) {
-        unsigned likely = at_least(load_lanes<V>(powers + first), likely_from);
+        unsigned likely = at_least(load_aligned<V>(powers + first), likely_from);
         if (first == 0) likely &= ~FF_MUTANT(detect_background, 1u, 0u);
         for (; likely; likely &= likely - 1) {
           const int64_t c = first + __builtin_ctz(likely);

@@ -1,5 +1,5 @@
+#include "../common/vectors.h"
 #include "box_iou_cpu.h"
-#include "vectors.h"
 
 namespace frcnn_fast {
 namespace FF_ISA {
@@ -14,11 +14,13 @@ template <bool kLegacy, class U>
 FF_SIMD Vector<U> iou_lanes(const Box<U>& a, U area_a, const Columns<U>& columns, int64_t at) {
   using V = Vector<U>;
   const V zero = splat(U(0)), one = splat(U(kLegacy ? 1 : 0));
-  V w = min_lanes(splat(a.x2), load_lanes<V>(columns.x2 + at)) - max_lanes(splat(a.x1), load_lanes<V>(columns.x1 + at));
-  V h = min_lanes(splat(a.y2), load_lanes<V>(columns.y2 + at)) - max_lanes(splat(a.y1), load_lanes<V>(columns.y1 + at));
+  V w = min_lanes(splat(a.x2), load_aligned<V>(columns.x2 + at)) -
+        max_lanes(splat(a.x1), load_aligned<V>(columns.x1 + at));
+  V h = min_lanes(splat(a.y2), load_aligned<V>(columns.y2 + at)) -
+        max_lanes(splat(a.y1), load_aligned<V>(columns.y1 + at));
   if (kLegacy) w = w + one, h = h + one;
   const V overlap = max_lanes(zero, w) * max_lanes(zero, h);
-  return overlap / ((splat(area_a) + load_lanes<V>(columns.area + at)) - overlap);
+  return overlap / ((splat(area_a) + load_aligned<V>(columns.area + at)) - overlap);
 }
 
 template <bool kLegacy, class T>
@@ -38,7 +40,7 @@ void tile(const T* boxes1, int64_t n, const T* boxes2, int64_t m, Compute<T>* ou
     const Box<U> a = load_box(boxes1 + 4 * i);
     const U area_a = finite_area<kLegacy>(a);
     U* const row = out + i * row_stride;
-    for (int64_t j = 0; j < whole; j += kStep) store_lanes(row + j, iou_lanes<kLegacy>(a, area_a, columns, j));
+    for (int64_t j = 0; j < whole; j += kStep) store_raw(row + j, iou_lanes<kLegacy>(a, area_a, columns, j));
     if (whole < m) {
       const Vector<U> last = iou_lanes<kLegacy>(a, area_a, columns, whole);
       __builtin_memcpy(row + whole, &last, size_t(m - whole) * sizeof(U));

@@ -4,8 +4,8 @@
 #pragma once
 #include <cstddef>
 
+#include "../common/vectors.h"
 #include "nms.h"
-#include "vectors.h"
 
 namespace frcnn_fast {
 namespace FF_ISA {
@@ -33,14 +33,14 @@ struct alignas(64) KeptBlock {
 template <bool kLegacy, class U>
 FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const Rival<U>& c, U candidate_area, U threshold) {
   using V = Vector<U>;
-  const V bx1 = load_lanes<V>(block.x1 + at), by1 = load_lanes<V>(block.y1 + at);
-  const V bx2 = load_lanes<V>(block.x2 + at), by2 = load_lanes<V>(block.y2 + at);
+  const V bx1 = load_aligned<V>(block.x1 + at), by1 = load_aligned<V>(block.y1 + at);
+  const V bx2 = load_aligned<V>(block.x2 + at), by2 = load_aligned<V>(block.y2 + at);
   const V one = splat(U(kLegacy ? 1 : 0));
   V w = min_lanes(splat(c.box.x2), bx2) - max_lanes(splat(c.box.x1), bx1);
   V h = min_lanes(splat(c.box.y2), by2) - max_lanes(splat(c.box.y1), by1);
   if (kLegacy) w = w + one, h = h + one;
   w = max_lanes(splat(U(0)), w);
-  const unsigned likely = at_least(w * h, splat(c.share) + load_lanes<V>(block.share + at));
+  const unsigned likely = at_least(w * h, splat(c.share) + load_aligned<V>(block.share + at));
   if (__builtin_expect(likely == 0, 1)) return false;
   V bw = bx2 - bx1, bh = by2 - by1;
   if (kLegacy) bw = bw + one, bh = bh + one;

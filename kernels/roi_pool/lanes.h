@@ -1,43 +1,24 @@
-// Vectors of the instruction set this file is being compiled for (see common/cpu.h), in GCC's vector extension.
+// What this family's *_cpu_simd.cpp files need beside ../common/vectors.h: elements of every type as vectors of their
+// compute type, and a transposition.
 #pragma once
 #include "../common/cpu.h"
-#include "../common/dtype.h"
 #include "../common/numeric.h"
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
+#include "../common/vectors.h"
 
 namespace frcnn_fast {
 namespace FF_ISA {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
+typedef uint16_t Vec16 __attribute__((vector_size(kVectorBytes / 2)));     // as many elements as Vector<float>
+typedef int32_t NarrowInt __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Vector<double>
 
-template <class U>
-struct VectorOf {
-  typedef U type __attribute__((vector_size(kVectorBytes)));
-};
-template <class U>
-using Vec = typename VectorOf<U>::type;
-template <class U>
-constexpr int kLanes = kVectorBytes / int(sizeof(U));
-
-typedef uint16_t Vec16 __attribute__((vector_size(kVectorBytes / 2)));     // as many elements as Vec<float>
-typedef int32_t NarrowInt __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Vec<double>
-
-// The integer vector of a comparison of Vec<U>.
+// The integer vector of a comparison of Vector<U>.
 template <class U>
 struct MaskOf {
-  using type = Vec<int32_t>;
+  using type = Vector<int32_t>;
 };
 template <>
 struct MaskOf<double> {
-  using type = Vec<int64_t>;
+  using type = Vector<int64_t>;
 };
 template <class U>
 using Mask = typename MaskOf<U>::type;
@@ -47,21 +28,10 @@ using frcnn_fast::store;
 FF_HD int32_t load(const int32_t* p) { return *p; }
 FF_HD void store(int32_t* p, int32_t v) { *p = v; }
 
-template <class V, class T>
-FF_HD V load_raw(const T* p) {
-  V v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class V, class T>
-FF_HD void store_raw(T* p, V v) {
-  memcpy(p, &v, sizeof v);
-}
-
 // As many elements of T as its compute type has lanes.
 template <class T>
 struct ElementsOf {
-  using type = Vec<T>;
+  using type = Vector<T>;
 };
 template <>
 struct ElementsOf<Half> {
@@ -74,35 +44,35 @@ struct ElementsOf<BFloat16> {
 template <class T>
 using Elements = typename ElementsOf<T>::type;
 
-FF_HD Vec<float> load_vec(const float* p) { return load_raw<Vec<float>>(p); }
-FF_HD Vec<double> load_vec(const double* p) { return load_raw<Vec<double>>(p); }
-FF_HD Vec<int32_t> load_vec(const int32_t* p) { return load_raw<Vec<int32_t>>(p); }
-FF_HD Vec<float> load_vec(const BFloat16* p) {
-  return (Vec<float>)(__builtin_convertvector(load_raw<Vec16>(p), Vec<uint32_t>) << 16);
+FF_HD Vector<float> load_vec(const float* p) { return load_raw<Vector<float>>(p); }
+FF_HD Vector<double> load_vec(const double* p) { return load_raw<Vector<double>>(p); }
+FF_HD Vector<int32_t> load_vec(const int32_t* p) { return load_raw<Vector<int32_t>>(p); }
+FF_HD Vector<float> load_vec(const BFloat16* p) {
+  return (Vector<float>)(__builtin_convertvector(load_raw<Vec16>(p), Vector<uint32_t>) << 16);
 }
-FF_HD Vec<float> load_vec(const Half* p) {
+FF_HD Vector<float> load_vec(const Half* p) {
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, load_raw<__m256i>(p));
+  return (Vector<float>)_mm512_maskz_cvtph_ps(0xffff, load_raw<__m256i>(p));
 #elif defined(__F16C__)
-  return (Vec<float>)_mm256_cvtph_ps(load_raw<__m128i>(p));
+  return (Vector<float>)_mm256_cvtph_ps(load_raw<__m128i>(p));
 #else
-  Vec<float> v;
+  Vector<float> v;
   for (int i = 0; i < kLanes<float>; ++i) v[i] = load(p + i);
   return v;
 #endif
 }
 
-FF_HD void store_vec(float* p, Vec<float> v) { store_raw(p, v); }
-FF_HD void store_vec(double* p, Vec<double> v) { store_raw(p, v); }
-FF_HD void store_vec(int32_t* p, Vec<int32_t> v) { store_raw(p, v); }
-FF_HD void store_vec(BFloat16* p, Vec<float> v) {
-  const Vec<uint32_t> bits = (Vec<uint32_t>)v;
-  const Vec<uint32_t> rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  const Vec<uint32_t> nan = bits >> 16 | 0x40u;
-  const Vec<int32_t> is_nan = v != v;
+FF_HD void store_vec(float* p, Vector<float> v) { store_raw(p, v); }
+FF_HD void store_vec(double* p, Vector<double> v) { store_raw(p, v); }
+FF_HD void store_vec(int32_t* p, Vector<int32_t> v) { store_raw(p, v); }
+FF_HD void store_vec(BFloat16* p, Vector<float> v) {
+  const Vector<uint32_t> bits = (Vector<uint32_t>)v;
+  const Vector<uint32_t> rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const Vector<uint32_t> nan = bits >> 16 | 0x40u;
+  const Vector<int32_t> is_nan = v != v;
   store_raw(p, __builtin_convertvector(is_nan ? nan : rounded, Vec16));
 }
-FF_HD void store_vec(Half* p, Vec<float> v) {
+FF_HD void store_vec(Half* p, Vector<float> v) {
 #if defined(__AVX512F__)
   store_raw(p, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__F16C__)
@@ -113,7 +83,7 @@ FF_HD void store_vec(Half* p, Vec<float> v) {
 }
 
 // a0 b0 a1 b1 ... of the lower, and of the upper halves.
-FF_HD void interleave(Vec<double> a, Vec<double> b, Vec<double>* low, Vec<double>* high) {
+FF_HD void interleave(Vector<double> a, Vector<double> b, Vector<double>* low, Vector<double>* high) {
 #if defined(__AVX512F__)
   *low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
   *high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
@@ -125,7 +95,7 @@ FF_HD void interleave(Vec<double> a, Vec<double> b, Vec<double>* low, Vec<double
   *high = __builtin_shufflevector(a, b, 1, 3);
 #endif
 }
-FF_HD void interleave(Vec<int32_t> a, Vec<int32_t> b, Vec<int32_t>* low, Vec<int32_t>* high) {
+FF_HD void interleave(Vector<int32_t> a, Vector<int32_t> b, Vector<int32_t>* low, Vector<int32_t>* high) {
 #if defined(__AVX512F__)
   *low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   *high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
@@ -137,19 +107,19 @@ FF_HD void interleave(Vec<int32_t> a, Vec<int32_t> b, Vec<int32_t>* low, Vec<int
   *high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
 #endif
 }
-FF_HD void interleave(Vec<float> a, Vec<float> b, Vec<float>* low, Vec<float>* high) {
-  Vec<int32_t> l, h;
-  interleave((Vec<int32_t>)a, (Vec<int32_t>)b, &l, &h);
-  *low = (Vec<float>)l;
-  *high = (Vec<float>)h;
+FF_HD void interleave(Vector<float> a, Vector<float> b, Vector<float>* low, Vector<float>* high) {
+  Vector<int32_t> l, h;
+  interleave((Vector<int32_t>)a, (Vector<int32_t>)b, &l, &h);
+  *low = (Vector<float>)l;
+  *high = (Vector<float>)h;
 }
 
 // A square of kLanes rows. Interleaving row i with row i + half, log2 times, rotates the bits of (row, column) until
 // they have changed places.
 template <class U>
-FF_HD void transpose(Vec<U>* rows) {
+FF_HD void transpose(Vector<U>* rows) {
   constexpr int n = kLanes<U>;
-  Vec<U> other[n];
+  Vector<U> other[n];
 #pragma GCC unroll 4
   for (int stage = 1; stage < n; stage *= 2) {
 #pragma GCC unroll 16

@@ -33,12 +33,13 @@ void load_planes(const T* source, int64_t channel_stride, int channels, int lane
     }
     for (int64_t i = 0; i < cells; i += n) {
       const int64_t start = vector_start(i, cells, n);
-      Vec<U> square[n];
+      Vector<U> square[n];
       if (present == n) {
 #pragma GCC unroll 16
         for (int j = 0; j < n; ++j) square[j] = load_vec(planes + j * channel_stride + start);
       } else {
-        for (int j = 0; j < n; ++j) square[j] = j < present ? load_vec(planes + j * channel_stride + start) : Vec<U>{};
+        for (int j = 0; j < n; ++j)
+          square[j] = j < present ? load_vec(planes + j * channel_stride + start) : Vector<U>{};
       }
       transpose<U>(square);
 #pragma GCC unroll 16
@@ -69,7 +70,7 @@ void store_planes(const U* source, int channels, int lanes, int64_t cells, int64
     }
     for (int64_t i = 0; i < cells; i += n) {
       const int64_t start = vector_start(i, cells, n);
-      Vec<U> square[n];
+      Vector<U> square[n];
 #pragma GCC unroll 16
       for (int j = 0; j < n; ++j) square[j] = load_vec(source + (start + j) * lanes + c);
       transpose<U>(square);

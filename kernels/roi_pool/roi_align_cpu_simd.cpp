@@ -10,9 +10,9 @@ namespace {
 template <int n, class U>
 FF_HD void sum_bin(const Tile<const U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t p,
                    int32_t q, int64_t lane, bool fresh, U* sums) {
-  Vec<U> total[n];
+  Vector<U> total[n];
 #pragma GCC unroll 4
-  for (int v = 0; v < n; ++v) total[v] = fresh ? Vec<U>{} : load_vec(sums + v * kLanes<U>);
+  for (int v = 0; v < n; ++v) total[v] = fresh ? Vector<U>{} : load_vec(sums + v * kLanes<U>);
   for (int32_t i = rows.begin[p]; i < rows.begin[p + 1]; ++i) {
     if (rows.cells[i] < tile.row0 || rows.cells[i] >= tile.row1) continue;
     const U* row = tile.cell(rows.cells[i], tile.column0) + lane;
@@ -44,7 +44,7 @@ FF_HD void sum_all(const Tile<const U>& tile, const AxisWeights<U>& rows, const 
 template <int n, class U>
 FF_HD void scatter_bin(const Tile<U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t p,
                        int32_t q, int64_t lane, const U* grads) {
-  Vec<U> grad[n];
+  Vector<U> grad[n];
 #pragma GCC unroll 4
   for (int v = 0; v < n; ++v) grad[v] = load_vec(grads + v * kLanes<U>);
   for (int32_t i = rows.begin[p]; i < rows.begin[p + 1]; ++i) {

@@ -6,19 +6,19 @@ namespace frcnn_fast {
 namespace FF_ISA {
 namespace {
 
-FF_HD void store_index(int32_t* p, Vec<int32_t> index) { store_raw(p, index); }
-FF_HD void store_index(int32_t* p, Vec<int64_t> index) { store_raw(p, __builtin_convertvector(index, NarrowInt)); }
-FF_HD void load_index(const int32_t* p, Vec<int32_t>* index) { *index = load_raw<Vec<int32_t>>(p); }
-FF_HD void load_index(const int32_t* p, Vec<int64_t>* index) {
-  *index = __builtin_convertvector(load_raw<NarrowInt>(p), Vec<int64_t>);
+FF_HD void store_index(int32_t* p, Vector<int32_t> index) { store_raw(p, index); }
+FF_HD void store_index(int32_t* p, Vector<int64_t> index) { store_raw(p, __builtin_convertvector(index, NarrowInt)); }
+FF_HD void load_index(const int32_t* p, Vector<int32_t>* index) { *index = load_raw<Vector<int32_t>>(p); }
+FF_HD void load_index(const int32_t* p, Vector<int64_t>* index) {
+  *index = __builtin_convertvector(load_raw<NarrowInt>(p), Vector<int64_t>);
 }
 
 // One bin, n vectors of channels. Returns the lanes that have nothing above -inf.
 template <int n, bool kArgmax, class U>
 FF_HD Mask<U> pool_bin(const Tile<const U>& tile, int32_t top, int32_t bottom, int32_t left, int32_t right, int64_t W,
                        int64_t lane, bool fresh, U* best, int32_t* argmax) {
-  const Vec<U> lowest = Vec<U>{} - U(__builtin_inf());
-  Vec<U> value[n];
+  const Vector<U> lowest = Vector<U>{} - U(__builtin_inf());
+  Vector<U> value[n];
   Mask<U> index[n];
 #pragma GCC unroll 4
   for (int v = 0; v < n; ++v) {
@@ -32,7 +32,7 @@ FF_HD Mask<U> pool_bin(const Tile<const U>& tile, int32_t top, int32_t bottom, i
       const Mask<U> here = Mask<U>{} + int32_t(y * W + x);
 #pragma GCC unroll 4
       for (int v = 0; v < n; ++v) {
-        const Vec<U> candidate = load_vec(cell + v * kLanes<U>);
+        const Vector<U> candidate = load_vec(cell + v * kLanes<U>);
         const Mask<U> better = FF_MUTANT(roi_first_max, candidate > value[v], candidate >= value[v]);
         value[v] = better ? candidate : value[v];
         if (kArgmax) index[v] = better ? here : index[v];
@@ -64,7 +64,7 @@ bool pool_all(const Tile<const U>& tile, const BinEdges& edges, int64_t W, int64
       int32_t* bin_argmax = kArgmax ? argmax + (int64_t(p) * edges.Q + q) * stride : nullptr;
       if (no_rows || left >= right) {
         for (int64_t s = 0; s < lanes; s += n) {
-          store_vec(bin_best + s, Vec<U>{});
+          store_vec(bin_best + s, Vector<U>{});
           if (kArgmax) store_index(bin_argmax + s, Mask<U>{} - 1);
         }
         continue;

@@ -1,7 +1,7 @@
 // Vectors of the instruction set's own width, for *_cpu_simd.cpp files. + - * / are the compiler's; what it has no
 // operator for is here.
 #pragma once
-#include "../common/dtype.h"
+#include "dtype.h"
 #if defined(FF_X86_ISA)
 #include <immintrin.h>
 #endif
@@ -23,8 +23,10 @@ struct VectorOf {
 };
 template <class U>
 using Vector = typename VectorOf<U>::type;
+template <class U>
+constexpr int kLanes = kVectorBytes / int(sizeof(U));
 
-#define FF_SIMD static inline __attribute__((always_inline))
+#define FF_SIMD inline __attribute__((always_inline))
 
 template <class U>
 FF_SIMD Vector<U> splat(U value) {
@@ -91,12 +93,22 @@ FF_SIMD unsigned above(V a, V b) {
 #endif
 
 template <class V, class U>
-FF_SIMD V load_lanes(const U* p) {  // p: as aligned as a vector
+FF_SIMD V load_aligned(const U* p) {  // p: as aligned as a vector
   return *reinterpret_cast<const V*>(p);
 }
 template <class V, class U>
-FF_SIMD void store_lanes(U* p, V lanes) {  // any p
-  __builtin_memcpy(p, &lanes, sizeof(V));
+FF_SIMD V load_raw(const U* p) {  // any p
+  V lanes;
+  __builtin_memcpy(&lanes, p, sizeof lanes);
+  return lanes;
+}
+template <class V, class U>
+FF_SIMD void store_raw(U* p, V lanes) {
+  __builtin_memcpy(p, &lanes, sizeof lanes);
+}
+template <class U>
+FF_SIMD Vector<U> lanes_at(const U* p) {
+  return load_raw<Vector<U>>(p);
 }
 
 }  // namespace FF_ISA
