@@ -1,8 +1,8 @@
 """Tables and plots from results files: `python -m bench.report bench/results/*.json`.
 
-The tables go into the README, between <!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise bench:cuda and (from
-all files of `python -m bench.bccd` together) bench:bccd; the plots beside the files. Of several files of one backend
-the README shows the newest.
+The tables go into the README, between <!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise bench:cuda,
+bench:resources (from `python -m bench.resources`) and, from all files of `python -m bench.bccd` together, bench:bccd;
+the plots beside the files. Of several files of one kind the README shows the newest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bccd_table, schema
+from bench import bccd_table, resources, schema
 from bench.row_timing import OURS, best
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +68,7 @@ def backend_of(report: dict[str, Any]) -> str:
 
 
 def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
-    """The text with each backend's newest report between its markers, and the detectors' comparison between its own.
+    """The text with each backend's newest report between its markers, and the other kinds between theirs.
     ValueError where no marker of any is found.
     """
     bodies = {}
@@ -80,6 +80,10 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
     detectors = [report for _, report in reports if report.get("benchmark") == "bccd"]
     if detectors:
         bodies["bccd"] = bccd_table.body(detectors)
+    compiled = [pair for pair in reports if pair[1].get("benchmark") == "resources"]
+    if compiled:
+        path, report = max(compiled, key=lambda pair: pair[1]["environment"]["date"])
+        bodies["resources"] = resources.summary(_shown(path), report)
     found = False
     for name, body in bodies.items():
         opening, closing = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"

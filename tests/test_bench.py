@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import depth, environment, kernels, nsight, report, row_timing, run, schema
+from bench import depth, environment, kernels, nsight, report, resources, row_timing, run, schema
 from bench.registry import Case, Competitor, Row, rows
 from bench.workloads import FIELDS, FPN, VGG, flat_boxes, scene, snake
 from frcnn_fast import ops, reference
+from frcnn_fast._extension import extension
 
 QUICK = row_timing.Options(seconds=0.01, against=("",))
 
@@ -207,3 +209,115 @@ def test_floors_are_parsed() -> None:
     found = floors.parse(json.dumps(entry))
     assert found == {"launch_us": {"unit": "us", "p10": 1.0, "p50": 2.0, "p90": 3.0}}
     assert "launch_us" in floors.lines(found)[0]
+
+
+ENCODE = "_ZN10frcnn_fast49_GLOBAL__N__21017430_16_anchor_decode_cu_77519b1013encode_kernelIdLb1EEEvPKT_"
+USAGE = f"""
+Fatbin elf code:
+================
+arch = sm_90
+code version = [1,8]
+identifier = ../../kernels/anchor_decode/anchor_decode.cu
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function {ENCODE}:
+  REG:40 STACK:16 SHARED:1152 LOCAL:8 CONSTANT[2]:104 CONSTANT[0]:424 TEXTURE:0 SURFACE:0 SAMPLER:0
+
+Fatbin ptx code:
+================
+arch = sm_100
+"""
+ELF = f"""
+arch = sm_90
+identifier = ../../kernels/anchor_decode/anchor_decode.cu
+    c  6b9a8     9c  0  4                    CUDA_INFO       40    3       59 .nv.info.{ENCODE}
+.nv.info
+	<0x1>
+	Attribute:	EIATTR_MAX_THREADS
+	Value:	0x1 0x1 0x1
+.nv.info.{ENCODE}
+	Attribute:	EIATTR_MAXREG_COUNT
+	Format:	EIFMT_HVAL
+	Value:	0xff
+	Attribute:	EIATTR_MAX_THREADS
+	Format:	EIFMT_SVAL
+	Value:	0x80 0x2 0x1
+.nv.merc.nv.info.{ENCODE}
+	Attribute:	EIATTR_MAX_THREADS
+	Value:	0x1 0x1 0x1
+"""
+
+
+def test_resources_are_parsed() -> None:
+    key = "sm_90", "anchor_decode.cu", ENCODE
+    found = resources.parse_usage(USAGE.splitlines())
+    assert list(found) == [key]
+    wanted = {"REG": 40, "STACK": 16, "LOCAL": 8, "SHARED": 1152, "CONSTANT": 528}
+    assert {name: found[key][name] for name in wanted} == wanted
+    assert resources.parse_threads(ELF.splitlines()) == {key: 256}
+    assert resources.function_name(ENCODE) == "encode_kernel"
+    assert resources.function_name("_Z5plainPf") == "plain"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "threads", "registers", "shared", "blocks"),
+    [
+        ("sm_90", 256, 32, 0, 8),  # 64 warps of 1,024 registers: all of them
+        ("sm_90", 256, 33, 0, 6),  # 1,280 registers a warp, 12 warps a quarter: 48
+        ("sm_90", 512, 128, 512, 1),  # 4,096 a warp, 16 warps
+        ("sm_90", 1024, 64, 0, 1),  # 2,048 a warp, 32 warps
+        ("sm_90", 96, 16, 0, 21),  # 3 warps of 64
+        ("sm_90", 32, 16, 0, 32),  # the limit of blocks
+        ("sm_90", 128, 16, 48 << 10, 4),  # 49 KB of 228
+        ("sm_80", 128, 16, 48 << 10, 3),  # 49 KB of 164
+        ("sm_100", 128, 16, 227 << 10, 1),
+    ],
+)
+def test_occupancy(architecture: str, threads: int, registers: int, shared: int, blocks: int) -> None:
+    form = resources.Form("f", "f.cu", architecture, threads, registers, shared, 0, 0)
+    assert resources.blocks_at_once(form) == blocks
+    room = resources.room_for_dynamic(form)
+    assert resources.blocks_at_once(form, room) == blocks
+    most = resources.SHARED[architecture][1]
+    assert shared + room == most or resources.blocks_at_once(form, room + 1) < blocks
+
+
+def test_resources_of_a_kernel_are_the_range_over_its_forms(tmp_path: Path) -> None:
+    sizes = ((256, 32), (256, 64))
+    forms = [resources.Form("f", "f.cu", "sm_90", threads, registers, 0, 8, 400, True) for threads, registers in sizes]
+    forms.append(resources.Form("g", "f.cu", "sm_90", None, 20, 0, 0, 400))
+    f, g = resources.entries(forms)
+    assert (f["forms"], f["registers"], f["local"], f["blocks"]) == (2, [32, 64], 16, [4, 8])
+    assert f["occupancy"] == [50, 100]
+    assert f["room_for_dynamic"] == 27 * 1024 + 512  # eight blocks of 28.5 KB, of which the system keeps one
+    assert g["occupancy"] is None
+    text = "\n".join(resources.table([f, g]))
+    assert text.splitlines()[0].startswith("sm_90")
+    assert "at most 28,160 bytes" in text
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    schema.save(resources.new_report([f, g], Path(sys.executable)), path)
+    readme.write_text("<!-- bench:resources -->\n<!-- /bench:resources -->\n")
+    assert report.main([str(path), "--readme", str(readme)]) == 0
+    assert "| CUDA, sm_90 | 2 | 3 | 16 | 64 (`f`) | 50 % (`f`) |" in readme.read_text()
+    f["blocks"] = [8, 4]
+    with pytest.raises(ValueError, match=r"kernels\[0\].blocks"):
+        schema.check_report(resources.new_report([f, g], Path(sys.executable)))
+
+
+def test_resources_of_the_binary(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    try:
+        resources.find_cuobjdump()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    if not extension().build_info()["cuda"]:
+        pytest.skip("the binary has no CUDA half")
+    assert resources.main(["--json", str(tmp_path / "r.json")]) == 0
+    found = schema.load(tmp_path / "r.json")["kernels"]
+    sources = {path.name for path in environment.ROOT.glob("kernels/*/*.cu")}
+    assert {entry["source"] for entry in found} == sources
+    dynamic = {entry["kernel"] for entry in found if entry["room_for_dynamic"] is not None}
+    assert dynamic == {"pool_tile_kernel", "proposals_cluster_kernel", "select_kernel"}
+    assert all(entry["occupancy"] is None or entry["occupancy"][0] > 0 for entry in found)
+    assert "proposals_cluster_kernel" in capsys.readouterr().out
