@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import bccd_table, resources, schema
-from bench.row_timing import OURS, best
+from bench.row_timing import OURS, TRITON, best
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -119,14 +119,15 @@ def plain(version: str) -> str:
     return version.split("+", 1)[0]
 
 
-# Columns of our own times, by backend: (title, how it was measured).
+# Columns of our own times, by backend: (title, whose, how it was measured). Triton's only where it was measured.
 OUR_COLUMNS = {
-    "cpu": (("frcnn_fast", "call"),),
+    "cpu": (("frcnn_fast", OURS, "call"),),
     "cuda": (
-        ("in a graph", "graph"),
-        ("GPU time", "events, warm L2"),
-        ("GPU time, cold L2", "events, cold L2"),
-        ("call + wait", "call"),
+        ("in a graph", OURS, "graph"),
+        ("GPU time", OURS, "events, warm L2"),
+        ("GPU time, cold L2", OURS, "events, cold L2"),
+        ("call + wait", OURS, "call"),
+        ("Triton, GPU time", TRITON, "events, warm L2"),
     ),
 }
 EXPLAINED = {
@@ -138,11 +139,12 @@ EXPLAINED = {
 
 def table(report: dict[str, Any], headline: bool = True) -> list[str]:
     """A Markdown table of the headline rows, or of all."""
-    columns = OUR_COLUMNS[backend_of(report)]
-    titles = ["step", "workload", *(title for title, _ in columns), "best competitor", "times faster"]
+    measured = {t["who"] for row in report["rows"] for t in row["times"]}
+    columns = [column for column in OUR_COLUMNS[backend_of(report)] if column[1] in measured]
+    titles = ["step", "workload", *(title for title, *_ in columns), "best competitor", "times faster"]
     lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
     for row in in_order(row for row in report["rows"] if row["headline"] or not headline):
-        mine = [best([t for t in row["times"] if t["who"] == OURS and t["how"] == how]) for _, how in columns]
+        mine = [best(t for t in row["times"] if (t["who"], t["how"]) == column[1:]) for column in columns]
         theirs = best([t for t in row["times"] if t["counts"]])
         other = f"{duration(theirs['p50'])} ({theirs['who']})" if theirs else "–"
         cells = [duration(found["p50"] if found else None) for found in mine]
@@ -177,6 +179,8 @@ def duration(us: float | None) -> str:
 def footnotes(path: Path, report: dict[str, Any]) -> list[str]:
     """How it was measured, what is missing, where the rest is."""
     lines = [f"{EXPLAINED[backend_of(report)]} Every answer was compared with the reference before it was timed."]
+    if any(t["who"] == TRITON for row in report["rows"] for t in row["times"]):
+        lines.append("Triton: the same call on this library's own Triton kernels; it counts in no factor.")
     missing = report["environment"]["missing"]
     if missing:
         lines.append("Missing: " + "; ".join(missing) + ".")

@@ -1,7 +1,7 @@
 """What each kernel asks of a multiprocessor, and how much of it that fills. No GPU is needed.
 
 python -m bench.resources --json bench/results/resources-DATE.json
-python -m bench.resources --triton     also the Triton kernels of the headline rows, compiled ahead of time (minutes)
+python -m bench.resources --triton     also the Triton kernels behind the rows, compiled ahead of time (minutes)
 
 Read from the binary with cuobjdump, for every form (data type, template) of every kernel and every architecture; a line
 is a kernel function. Occupancy is what the architecture's limits allow: blocks of the largest size that the kernel may
@@ -193,11 +193,15 @@ def with_dynamic_memory() -> set[str]:
 
 
 def of_triton() -> list[Form]:
-    """The Triton kernels behind the headline rows, as a launch on these workloads would compile them."""
+    """The Triton kernels behind the headline rows and a row of every other op, as a launch on these workloads would
+    compile them.
+    """
     from bench.triton_ahead import TARGETS, compiling, resources
 
+    chosen = rows(backend="cpu", headline=True)
+    others = {row.op: row for row in rows(backend="cpu") if row.op not in {r.op for r in chosen}}
     calls = []
-    for row in rows(backend="cpu", headline=True):
+    for row in [*chosen, *others.values()]:
         with contextlib.suppress(Unavailable):
             calls.append(row.make("cpu").ours)
     forms = []

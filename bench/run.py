@@ -14,7 +14,7 @@ import torch
 
 from bench import competitors, environment, schema
 from bench.registry import Row, Unavailable, rows
-from bench.row_timing import OURS, Options, best, measure_row
+from bench.row_timing import OURS, WRONG, Options, best, measure_row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         entry = report["rows"][-1] if report["rows"] else None
         if entry and entry["op"] == row.op and entry["workload"] == row.workload:
             print(line(entry, before.get(_key(entry))), flush=True)
+        if args.json:
+            schema.save(report, args.json)
+    if args.backend == "cuda":
+        report["environment"]["nvidia_smi_after"] = environment.gpu()["nvidia_smi"]  # clocks and heat after the work
         if args.json:
             schema.save(report, args.json)
     print(f"{len(report['rows'])} rows, {len(report['wrong'])} wrong, {len(report['skipped'])} skipped")
@@ -89,7 +93,12 @@ def _one(row: Row, backend: str, options: Options, report: dict[str, Any]) -> No
     """Measures a row into the report; one that fails costs that row only."""
     place = {"op": row.op, "workload": row.workload}
     try:
-        report["rows"].append(measure_row(row, backend, options))
+        entry = measure_row(row, backend, options)
+        report["rows"].append(entry)
+        for who, note in entry["notes"].items():
+            if note.startswith(WRONG):
+                report["wrong"].append({**place, "why": f"{who}: {note}"})
+                print(f"{row.name}: {who}: {note}", file=sys.stderr)
     except Unavailable as reason:
         report["skipped"].append({**place, "why": str(reason)})
         print(f"{row.name}: skipped: {reason}", file=sys.stderr)

@@ -44,6 +44,12 @@ ENVIRONMENT = {
     "torch": str,
     "missing": list,
 }
+GPU_ENVIRONMENT = ENVIRONMENT | {
+    "gpu": str,
+    "compute_capability": str,
+    "cuda_runtime": (str, type(None)),
+    "nvidia_smi": dict,  # driver, clocks, limits, as nvidia-smi writes them; empty where it is missing
+}
 REPORT = {
     "schema": int,
     "environment": ENVIRONMENT,
@@ -135,6 +141,8 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
         return _check_resources(report)
     check(report)
     _check_version(report)
+    if any(row["backend"] == "cuda" for row in report["rows"]):
+        check(report["environment"], GPU_ENVIRONMENT, "report.environment")
     seen = set()
     for i, row in enumerate(report["rows"]):
         key = row["op"], row["workload"], row["backend"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -10,12 +11,28 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from bench import depth, environment, kernels, nsight, report, resources, row_timing, run, schema
+from bench import (
+    checks,
+    depth,
+    environment,
+    kernels,
+    measure,
+    nsight,
+    profile,
+    report,
+    resources,
+    row_timing,
+    run,
+    schema,
+)
 from bench.registry import Case, Competitor, Row, rows
 from bench.workloads import FIELDS, FPN, VGG, flat_boxes, scene, snake
 from frcnn_fast import ops, reference
 from frcnn_fast._extension import extension
+from frcnn_fast.model import build_detector, preset, save_detector
+from frcnn_fast.ops._backends import asked_for
 
 QUICK = row_timing.Options(seconds=0.01, against=("",))
 
@@ -170,6 +187,71 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path) -> None:
         report.main(arguments)
 
 
+class FakeGraph:
+    """Stands in for a captured graph where there is no GPU."""
+
+    def replay(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gpu_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every clock of a GPU reads the processor's time."""
+    monkeypatch.setattr(measure, "event_clock", lambda flush_bytes=0: measure.wall_clock)
+    monkeypatch.setattr(measure, "call_and_synchronise", measure.wall_clock)
+    monkeypatch.setattr(measure, "capture", lambda call, calls=20: measure.Replay(FakeGraph(), call(), calls))
+
+
+def triton_row(times_two: bool, headline: bool = True) -> Row:
+    """A call that answers 2 on Triton's backend where it should answer 1."""
+
+    def make(_: str) -> Case:
+        def call() -> torch.Tensor:
+            on_triton = asked_for(None) == "triton"
+            return torch.ones(1) * (2 if on_triton and times_two else 1)
+
+        rivals = {"rival": Competitor(lambda: torch.ones(1).sort())}
+        return Case(call, lambda got: checks.equal(got, torch.ones(1), "one"), rivals, bytes=4)
+
+    return Row("nms", "w", make, headline=headline)
+
+
+@pytest.mark.usefixtures("gpu_clocks")
+def test_triton_stands_beside_cuda_and_counts_in_no_ratio(tmp_path: Path) -> None:
+    entry = row_timing.measure_row(triton_row(False), "cuda", row_timing.Options(seconds=0.01))
+    assert {t["how"] for t in entry["times"] if t["who"] == "triton"} == {t["how"] for t in entry["times"]}
+    assert {t["who"] for t in entry["times"] if t["counts"]} == {"rival"}
+    assert entry["ratio"]["over"] == "rival"
+    found = run.new_report("cpu")
+    found["rows"].append(entry)
+    with pytest.raises(ValueError, match=r"report.environment: lacks .*nvidia_smi"):
+        schema.check_report(found)
+    smi = {"driver_version": "1", "clocks.sm": "1980 MHz"}
+    found["environment"] |= {"gpu": "a GPU", "compute_capability": "9.0", "cuda_runtime": "13.0", "nvidia_smi": smi}
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    schema.save(found, path)
+    readme.write_text("<!-- bench:cuda -->\n<!-- /bench:cuda -->\n")
+    assert report.main([str(path), "--readme", str(readme)]) == 0
+    assert "| Triton, GPU time |" in readme.read_text()
+    assert (tmp_path / "r-ops.png").exists()
+
+
+@pytest.mark.usefixtures("gpu_clocks")
+def test_wrong_triton_kernels_are_named_and_not_timed() -> None:
+    found = run.new_report("cpu")
+    run._one(triton_row(True), "cuda", row_timing.Options(seconds=0.01), found)
+    assert {t["who"] for t in found["rows"][0]["times"]} == {"frcnn_fast", "rival"}
+    assert "triton: WRONG: AssertionError: output 0 differs from one" in found["wrong"][0]["why"]
+
+
+@pytest.mark.usefixtures("gpu_clocks")
+@pytest.mark.parametrize(("against", "timed"), [("all", False), ("triton", True), ("", False)])
+def test_other_rows_time_triton_when_it_is_named(against: str, timed: bool) -> None:
+    options = row_timing.Options(seconds=0.01, against=(against,))
+    entry = row_timing.measure_row(triton_row(False, headline=False), "cuda", options)
+    assert ("triton" in {t["who"] for t in entry["times"]}) is timed
+
+
 def test_committed_results_fit_the_schema() -> None:
     for path in report.RESULTS.glob("*.json"):
         schema.load(path)
@@ -181,6 +263,30 @@ def test_committed_results_fit_the_schema() -> None:
 )
 def test_durations(us: float, text: str) -> None:
     assert report.duration(us) == text
+
+
+def test_the_profile_writes_table_chart_and_trace(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(profile, "SAMPLES", 2)
+    threads = torch.get_num_threads()
+    save_detector(tmp_path / "model.safetensors", build_detector(["cat"], preset("small")))
+    Image.new("RGB", (64, 48), "gray").save(tmp_path / "picture.png")
+    of_a_picture = ["--checkpoint", str(tmp_path), "--image", str(tmp_path / "picture.png")]
+    try:
+        for i, arguments in enumerate((["--shape", "fpn", "--train"], of_a_picture)):
+            out = tmp_path / str(i)
+            assert profile.main([*arguments, "--device", "cpu", "--out", str(out)]) == 0
+            stages = json.loads((out / "profile.json").read_text())["stages"]
+            assert {"top-N", "decode", "NMS", "merge"} == stages["staged"].keys()
+            assert stages["fused"]["fused"] > 0
+            assert (out / "profile.png").stat().st_size > 1000
+            with gzip.open(out / "profile-trace.json.gz") as trace:
+                names = {event.get("name") for event in json.load(trace)["traceEvents"]}
+            assert {"fused", "staged", "NMS"} <= names
+    finally:
+        torch.set_num_threads(threads)
+    assert "fpn train 2000->2000 b1 trained" in capsys.readouterr().out
 
 
 def test_kernel_names() -> None:
