@@ -184,7 +184,7 @@ def _scaling_panel(axes: Axes, quantity: str, series: dict[str, list[dict[str, A
     axes.set_xlabel(quantity)
     axes.set_ylabel("time of a call, median")
     _clean(axes, "both")
-    axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
+    axes.legend(frameon=False, fontsize=7.5, handlelength=4, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
 
 def _spread(points: Sequence[int]) -> list[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import importlib.util
 import math
 import re
@@ -283,9 +284,9 @@ def summary(path: str, report: dict[str, Any]) -> list[str]:
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in report["kernels"]:
-        language = "Triton" if entry["source"].endswith(".py") else "CUDA"
+        language = "Triton" if _is_triton(entry) else "CUDA"
         groups.setdefault((language, entry["architecture"]), []).append(entry)
-    for name, mine in groups.items():
+    for name, mine in sorted(groups.items(), key=lambda pair: pair[0][0]):
         forms, local = (sum(entry[what] for entry in mine) for what in ("forms", "local"))
         hungry = max(mine, key=lambda entry: entry["registers"][1])
         low = min((entry for entry in mine if entry["occupancy"]), key=lambda entry: entry["occupancy"][0])
@@ -293,8 +294,12 @@ def summary(path: str, report: dict[str, Any]) -> list[str]:
         cells = [", ".join(name), len(mine), forms, local, most, f"{low['occupancy'][0]:g} % (`{low['kernel']}`)"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     changed = " with changes" if e["changed"] else ""
-    built = f"nvcc {e['nvcc'] or 'unknown'}; commit {e['commit'][:10]}{changed} (`{path}`)"
-    return [f"{built}. Occupancy: what the limits allow. `python -m bench.resources` names every kernel.", "", *lines]
+    tools = f"nvcc {e['nvcc'] or 'unknown'}" + (f", Triton {e['triton']}" if e.get("triton") else "")
+    return [f"Compiled by {tools}; commit {e['commit'][:10]}{changed} (`{path}`).", "", *lines]
+
+
+def _is_triton(entry: dict[str, Any]) -> bool:
+    return entry["source"].endswith(".py")
 
 
 def new_report(found: list[dict[str, Any]], cuobjdump: Path) -> dict[str, Any]:
@@ -303,7 +308,9 @@ def new_report(found: list[dict[str, Any]], cuobjdump: Path) -> dict[str, Any]:
         nvcc = floors.find_nvcc()
     except RuntimeError:
         nvcc = ""
-    tools = {"nvcc": _release(nvcc) if nvcc else None, "cuobjdump": _release(str(cuobjdump))}
+    tools: dict[str, str | None] = {"nvcc": _release(nvcc) if nvcc else None, "cuobjdump": _release(str(cuobjdump))}
+    if any(_is_triton(entry) for entry in found):
+        tools["triton"] = importlib.metadata.version("triton")
     return {
         "schema": schema.VERSION,
         "benchmark": "resources",
