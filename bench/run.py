@@ -57,7 +57,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--headline", action="store_true", help="only the rows of the README")
     parser.add_argument("--backend", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--against", default="all", help='competitors by parts of their names, "a,b" (default all; "": none)'
+        "--against",
+        default="all",
+        help='competitors by parts of their names, "a,b" (default all; "": none); on a GPU "triton", this library\'s '
+        "Triton kernels, are one of them, otherwise timed in headline rows only",
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="about so long for each contender (default 1)")
     parser.add_argument("--minutes", type=float, help="begin no row after that time; those left are named as skipped")
