@@ -295,7 +295,14 @@ def summary(path: str, report: dict[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     changed = " with changes" if e["changed"] else ""
     tools = f"nvcc {e['nvcc'] or 'unknown'}" + (f", Triton {e['triton']}" if e.get("triton") else "")
-    return [f"Compiled by {tools}; commit {e['commit'][:10]}{changed} (`{path}`).", "", *lines]
+    return [
+        f"Compiled by {tools}; commit {e['commit'][:10]}{changed} (`{path}`).",
+        "",
+        *lines,
+        "",
+        "Local memory: of a thread, all forms together; arrays indexed at run time, and spilled registers. Occupancy: "
+        "the share of warps that registers, threads and static shared memory allow.",
+    ]
 
 
 def _is_triton(entry: dict[str, Any]) -> bool:
