@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,18 +32,20 @@ def equal(got: Any, wanted: Any, what: str) -> None:
 
 
 def equal_to_reference(call: Callable[[str | None], Any]) -> Callable[[Any], None]:
-    """A check that calls `call("reference")` and wants equality to the bit."""
+    """A check that calls `call("reference")`, once, and wants equality to the bit."""
+    wanted = functools.cache(lambda: call("reference"))
 
     def check(got: Any) -> None:
-        equal(got, call("reference"), "the reference")
+        equal(got, wanted(), "the reference")
 
     return check
 
 
 def close_to(wanted: Call, units: float = 64.0) -> Callable[[Any], None]:
     """A check for sums of floats: within so many units in the last place of the largest value, of another
-    computation.
+    computation, which is done once.
     """
+    wanted = functools.cache(wanted)
 
     def check(got: Any) -> None:
         for i, (g, w) in enumerate(zip(tensors(got), tensors(wanted()), strict=True)):

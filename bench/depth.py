@@ -21,20 +21,21 @@ def pairs(kept: int, depth: int) -> int:
     return kept * (kept - 1) // 2 + (depth - kept)
 
 
+def last_rank(scores: Tensor, keep: Tensor) -> int:
+    """How many of the best boxes had to be looked at: the rank of the last that was kept, counted from 1."""
+    order = reference.ranked(scores.cpu().numpy())
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return int(rank[keep.cpu().numpy()].max()) + 1 if len(keep) else 0
+
+
 def of_nms(boxes: Tensor, scores: Tensor, keep: Tensor, threshold: float) -> dict[str, Any]:
     """Facts about one list of boxes and what NMS kept of it: kept, depth (rank of the last kept box), and rounds (the
     longest chain of decisions that wait for each other).
     """
-    order = reference.ranked(scores.cpu().numpy())
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    depth = int(rank[keep.cpu().numpy()].max()) + 1 if len(keep) else 0
-    return {
-        "of": len(order),
-        "kept": len(keep),
-        "depth": depth,
-        "rounds": rounds(boxes.cpu().numpy()[order[:depth]], threshold),
-    }
+    depth = last_rank(scores, keep)
+    best = boxes.cpu().numpy()[reference.ranked(scores.cpu().numpy())[:depth]]
+    return {"of": len(boxes), "kept": len(keep), "depth": depth, "rounds": rounds(best, threshold)}
 
 
 def rounds(boxes: np.ndarray, threshold: float) -> int:

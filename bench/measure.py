@@ -108,14 +108,14 @@ def call_and_synchronise(call: Call, repeats: int) -> list[float]:
     return found
 
 
-def event_clock(flush: torch.Tensor | None = None) -> Clock:
+def event_clock(flush_bytes: int = 0) -> Clock:
     """GPU time between two events around a call.
 
     The GPU sleeps before the first event until the host has queued the call, so that the host's launch cost is not
     counted.
-    flush: a buffer of more than twice the L2 cache that is written before each call: the call then finds the cache
-        cold.
+    flush_bytes: so many are written before each call; at more than twice the L2 cache, the call finds the cache cold.
     """
+    flush = torch.empty(flush_bytes, dtype=torch.uint8, device="cuda") if flush_bytes else None
 
     def clock(call: Call, repeats: int) -> list[float]:
         call()

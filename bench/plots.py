@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from bench.report import FAMILIES, backend_of, duration, in_order, plain, times
-from bench.row_timing import OURS, best
+from bench.row_timing import OURS, TRITON, best
 
 INK, MUTED, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 OUR_COLOR = "#c2410c"
 COLORS = {
+    TRITON: "#ca8a04",
     "torchvision": "#1d4ed8",
     "torchvision, to the depth needed": "#93b4f5",
     "torch.compile": "#0f766e",
@@ -90,7 +91,7 @@ def ops(report: dict[str, Any]) -> Figure | None:
     rows = in_order(row for row in report["rows"] if row["headline"])
     if not rows:
         return None
-    figure, axes = plt.subplots(figsize=(10, 0.9 + 0.27 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.27 * max(len(rows), 5)), layout="constrained")
     shown: dict[str, Any] = {}
     everything: list[float] = []
     cuda = backend_of(report) == "cuda"
@@ -109,10 +110,13 @@ def ops(report: dict[str, Any]) -> Figure | None:
                 linewidths=1.2,
             )  # fmt: skip
             shown.setdefault(who, marker)
-        if cuda and (graph := _fastest(row, ("graph",)).get(OURS)):
-            everything.append(graph["p50"])
-            marker = axes.scatter(graph["p50"], y, s=34, marker="<", color="white", edgecolors=OUR_COLOR, zorder=4)
-            shown.setdefault("frcnn_fast, in a graph", marker)
+        graphs = _fastest(row, ("graph",)) if cuda else {}
+        for who, color in ((TRITON, COLORS[TRITON]), (OURS, OUR_COLOR)):
+            if who in graphs:
+                median = graphs[who]["p50"]
+                everything.append(median)
+                marker = axes.scatter(median, y, s=34, marker="<", color="white", edgecolors=color, zorder=4)
+                shown.setdefault(f"{who}, in a graph", marker)
         factor = times(row["ratio"])
         axes.text(1.01, y, f"{factor}×" if factor != "–" else "", transform=axes.get_yaxis_transform(), va="center")
     axes.set_yticks(range(len(rows)), [f"{row['op']}  {row['workload']}" for row in rows])
@@ -121,7 +125,7 @@ def ops(report: dict[str, Any]) -> Figure | None:
     axes.set_xlim(min(everything) / 1.8, max(everything) * 1.8)
     _time_axis(axes.xaxis, min(everything), max(everything))
     how = "from the call until the GPU is done" if cuda else "better of one and all threads"
-    axes.set_xlabel(f"time of a call, median with p10–p90 ({how}); hollow: not counted in the factor at the right")
+    axes.set_xlabel(f"time of a call, median with p10–p90 ({how})\nhollow: not counted in the factor at the right")
     axes.set_title(_title(report, "Time per op"), loc="left", fontweight="bold")
     _clean(axes, "x")
     names = [OURS, *sorted(set(shown) - {OURS})]
@@ -162,7 +166,7 @@ def _scaling_panel(axes: Axes, quantity: str, series: dict[str, list[dict[str, A
         lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for row in rows:
             for who, t in _fastest(row, ("graph", "call")).items():
-                if who in (OURS, "torchvision"):
+                if who in (OURS, TRITON, "torchvision"):
                     lines[who].append((row["axis"][1], t["p50"]))
         for who, line in sorted(lines.items()):
             x, y = zip(*line)
@@ -180,7 +184,7 @@ def _scaling_panel(axes: Axes, quantity: str, series: dict[str, list[dict[str, A
     axes.set_xlabel(quantity)
     axes.set_ylabel("time of a call, median")
     _clean(axes, "both")
-    axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
+    axes.legend(frameon=False, fontsize=7.5, handlelength=4, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
 
 def _spread(points: Sequence[int]) -> list[int]:

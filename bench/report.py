@@ -1,8 +1,8 @@
 """Tables and plots from results files: `python -m bench.report bench/results/*.json`.
 
-The tables go into the README, between <!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise bench:cuda and (from
-all files of `python -m bench.bccd` together) bench:bccd; the plots beside the files. Of several files of one backend
-the README shows the newest.
+The tables go into the README, between <!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise bench:cuda,
+bench:resources (from `python -m bench.resources`) and, from all files of `python -m bench.bccd` together, bench:bccd;
+the plots beside the files. Of several files of one kind the README shows the newest.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bccd_table, schema
-from bench.row_timing import OURS, best
+from bench import bccd_table, resources, schema
+from bench.row_timing import OURS, TRITON, best
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -68,7 +68,7 @@ def backend_of(report: dict[str, Any]) -> str:
 
 
 def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
-    """The text with each backend's newest report between its markers, and the detectors' comparison between its own.
+    """The text with each backend's newest report between its markers, and the other kinds between theirs.
     ValueError where no marker of any is found.
     """
     bodies = {}
@@ -80,6 +80,10 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
     detectors = [report for _, report in reports if report.get("benchmark") == "bccd"]
     if detectors:
         bodies["bccd"] = bccd_table.body(detectors)
+    compiled = [pair for pair in reports if pair[1].get("benchmark") == "resources"]
+    if compiled:
+        path, report = max(compiled, key=lambda pair: pair[1]["environment"]["date"])
+        bodies["resources"] = resources.summary(_shown(path), report)
     found = False
     for name, body in bodies.items():
         opening, closing = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
@@ -115,14 +119,15 @@ def plain(version: str) -> str:
     return version.split("+", 1)[0]
 
 
-# Columns of our own times, by backend: (title, how it was measured).
+# Columns of our own times, by backend: (title, whose, how it was measured). Triton's only where it was measured.
 OUR_COLUMNS = {
-    "cpu": (("frcnn_fast", "call"),),
+    "cpu": (("frcnn_fast", OURS, "call"),),
     "cuda": (
-        ("in a graph", "graph"),
-        ("GPU time", "events, warm L2"),
-        ("GPU time, cold L2", "events, cold L2"),
-        ("call + wait", "call"),
+        ("in a graph", OURS, "graph"),
+        ("GPU time", OURS, "events, warm L2"),
+        ("GPU time, cold L2", OURS, "events, cold L2"),
+        ("call + wait", OURS, "call"),
+        ("Triton, GPU time", TRITON, "events, warm L2"),
     ),
 }
 EXPLAINED = {
@@ -134,11 +139,12 @@ EXPLAINED = {
 
 def table(report: dict[str, Any], headline: bool = True) -> list[str]:
     """A Markdown table of the headline rows, or of all."""
-    columns = OUR_COLUMNS[backend_of(report)]
-    titles = ["step", "workload", *(title for title, _ in columns), "best competitor", "times faster"]
+    measured = {t["who"] for row in report["rows"] for t in row["times"]}
+    columns = [column for column in OUR_COLUMNS[backend_of(report)] if column[1] in measured]
+    titles = ["step", "workload", *(title for title, *_ in columns), "best competitor", "times faster"]
     lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
     for row in in_order(row for row in report["rows"] if row["headline"] or not headline):
-        mine = [best([t for t in row["times"] if t["who"] == OURS and t["how"] == how]) for _, how in columns]
+        mine = [best(t for t in row["times"] if (t["who"], t["how"]) == column[1:]) for column in columns]
         theirs = best([t for t in row["times"] if t["counts"]])
         other = f"{duration(theirs['p50'])} ({theirs['who']})" if theirs else "–"
         cells = [duration(found["p50"] if found else None) for found in mine]
@@ -173,6 +179,8 @@ def duration(us: float | None) -> str:
 def footnotes(path: Path, report: dict[str, Any]) -> list[str]:
     """How it was measured, what is missing, where the rest is."""
     lines = [f"{EXPLAINED[backend_of(report)]} Every answer was compared with the reference before it was timed."]
+    if any(t["who"] == TRITON for row in report["rows"] for t in row["times"]):
+        lines.append("Triton: the same call on this library's own Triton kernels; it counts in no factor.")
     missing = report["environment"]["missing"]
     if missing:
         lines.append("Missing: " + "; ".join(missing) + ".")

@@ -10,9 +10,12 @@ import torch
 
 from bench import checks, measure
 from bench.measure import CALLS_IN_GRAPH, EVENT_CALLS, Contender, Plan
-from bench.registry import Call, Case, Row
+from bench.registry import Call, Case, Competitor, Row
+from frcnn_fast import use_backend
 
 OURS = "frcnn_fast"
+TRITON = "triton"  # this library's Triton kernels, beside its CUDA kernels
+WRONG = "WRONG"
 L2_FLUSH_BYTES = 256 << 20  # more than twice the largest L2 there is
 WARM = 50
 SINGLE = "graph of one + synchronise"
@@ -29,6 +32,12 @@ class Options:
         """Whether to time this competitor."""
         return "all" in self.against or any(wish and wish in name for wish in self.against)
 
+    def wants_triton(self, row: Row) -> bool:
+        """Whether to time the Triton kernels: of a row that is not a headline only where they are named, since they
+        must be compiled first.
+        """
+        return self.wants(TRITON) and (row.headline or "all" not in self.against)
+
 
 def measure_row(row: Row, backend: str, options: Options) -> dict[str, Any]:
     """The row's entry in the report. AssertionError where the answer is wrong or not repeatable: it then has no
@@ -40,6 +49,8 @@ def measure_row(row: Row, backend: str, options: Options) -> dict[str, Any]:
     for _ in range(3):
         checks.equal(case.ours(), first, "its own first answer")
     case.competitors = {name: c for name, c in case.competitors.items() if options.wants(name)}
+    if backend == "cuda" and options.wants_triton(row):
+        case.competitors[TRITON] = _on_triton(case)
     notes = {name: c.note for name, c in case.competitors.items() if c.note}
     notes |= _drop_broken(case)
     times = (_on_cuda if backend == "cuda" else _on_cpu)(case, options, notes)
@@ -59,16 +70,28 @@ def measure_row(row: Row, backend: str, options: Options) -> dict[str, Any]:
     }
 
 
+def _on_triton(case: Case) -> Competitor:
+    def call() -> Any:
+        with use_backend("triton"):
+            return case.ours()
+
+    return Competitor(call, "this library's own Triton kernels", capturable=case.fixed_shape)
+
+
 def _drop_broken(case: Case) -> dict[str, str]:
-    """Calls each competitor once; takes those that cannot run off the list, and says why."""
+    """Calls each competitor once; takes those that cannot run off the list, and says why. Triton kernels must be as
+    right as the others.
+    """
     broken = {}
     for name, competitor in list(case.competitors.items()):
         try:
-            competitor.call()
+            result = competitor.call()
+            if name == TRITON:
+                case.check(result)
         except Exception as error:
-            broken[name] = (
-                f"missing: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-            )
+            kind = WRONG if name == TRITON and not isinstance(error, ImportError) else "missing"
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            broken[name] = f"{kind}: {type(error).__name__}: {first}"
             del case.competitors[name]
     return broken
 
@@ -112,7 +135,6 @@ def _on_cuda(case: Case, options: Options, notes: dict[str, str]) -> list[dict[s
     contenders = {name: Contender(call) for name, call in calls.items()}
     wall = Plan(seconds=options.seconds, least=10, most=200, warm=WARM)
     events = Plan(seconds=options.seconds / 2, least=2, most=200 // EVENT_CALLS, warm=2)
-    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     times: list[dict[str, Any]] = []
 
     def add(how: str, timings: dict[str, Any], counts: bool = False) -> None:
@@ -120,7 +142,7 @@ def _on_cuda(case: Case, options: Options, notes: dict[str, str]) -> list[dict[s
 
     add("call", measure.interleaved(contenders, measure.call_and_synchronise, wall), counts=True)
     add("events, warm L2", measure.interleaved(contenders, measure.event_clock(), events))
-    add("events, cold L2", measure.interleaved(contenders, measure.event_clock(flush), events))
+    add("events, cold L2", measure.interleaved(contenders, measure.event_clock(L2_FLUSH_BYTES), events))
     capturable = {name: c.call for name, c in case.competitors.items() if c.capturable}
     if case.fixed_shape:
         capturable = {OURS: case.ours, **capturable}
@@ -138,7 +160,7 @@ def _graphs(who: str, call: Call, events: Plan, wall: Plan) -> list[dict[str, An
     """GPU time a call within a graph of many, and what a caller waits for who replays a graph of one."""
     eager = call()
     many, one = measure.capture(call), measure.capture(call, 1)
-    if who == OURS:
+    if who in (OURS, TRITON):
         for replay in (many, one):
             checks.equal(replay.result, eager, "the eager answer, when replayed")
     per_graph = measure.interleaved({who: Contender(many.graph.replay)}, measure.event_clock(), events)[who]

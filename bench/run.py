@@ -14,7 +14,7 @@ import torch
 
 from bench import competitors, environment, schema
 from bench.registry import Row, Unavailable, rows
-from bench.row_timing import OURS, Options, best, measure_row
+from bench.row_timing import OURS, WRONG, Options, best, measure_row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line(entry, before.get(_key(entry))), flush=True)
         if args.json:
             schema.save(report, args.json)
+    if args.backend == "cuda":
+        report["environment"]["nvidia_smi_after"] = environment.gpu()["nvidia_smi"]  # clocks and heat after the work
+        if args.json:
+            schema.save(report, args.json)
     print(f"{len(report['rows'])} rows, {len(report['wrong'])} wrong, {len(report['skipped'])} skipped")
     return 1 if report["wrong"] else 0
 
@@ -53,7 +57,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--headline", action="store_true", help="only the rows of the README")
     parser.add_argument("--backend", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--against", default="all", help='competitors by parts of their names, "a,b" (default all; "": none)'
+        "--against",
+        default="all",
+        help='competitors by parts of their names, "a,b" (default all; "": none); on a GPU "triton", this library\'s '
+        "Triton kernels, are one of them, otherwise timed in headline rows only",
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="about so long for each contender (default 1)")
     parser.add_argument("--minutes", type=float, help="begin no row after that time; those left are named as skipped")
@@ -89,7 +96,12 @@ def _one(row: Row, backend: str, options: Options, report: dict[str, Any]) -> No
     """Measures a row into the report; one that fails costs that row only."""
     place = {"op": row.op, "workload": row.workload}
     try:
-        report["rows"].append(measure_row(row, backend, options))
+        entry = measure_row(row, backend, options)
+        report["rows"].append(entry)
+        for who, note in entry["notes"].items():
+            if note.startswith(WRONG):
+                report["wrong"].append({**place, "why": f"{who}: {note}"})
+                print(f"{row.name}: {who}: {note}", file=sys.stderr)
     except Unavailable as reason:
         report["skipped"].append({**place, "why": str(reason)})
         print(f"{row.name}: skipped: {reason}", file=sys.stderr)

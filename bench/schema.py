@@ -44,6 +44,12 @@ ENVIRONMENT = {
     "torch": str,
     "missing": list,
 }
+GPU_ENVIRONMENT = ENVIRONMENT | {
+    "gpu": str,
+    "compute_capability": str,
+    "cuda_runtime": (str, type(None)),
+    "nvidia_smi": dict,  # driver, clocks, limits, as nvidia-smi writes them; empty where it is missing
+}
 REPORT = {
     "schema": int,
     "environment": ENVIRONMENT,
@@ -70,6 +76,30 @@ BCCD_ACCURACY = {
 }
 BCCD_TIMING = {**BCCD, "ratio": {"iteration": NUMBER, "picture": NUMBER}}  # torchvision's median over ours
 
+# bench.resources; a list is the least and the most over the forms of a kernel function
+RESOURCES = {
+    "schema": int,
+    "benchmark": str,  # resources
+    "environment": ENVIRONMENT | {"nvcc": (str, type(None)), "cuobjdump": str},
+    "kernels": [
+        {
+            "kernel": str,
+            "source": str,  # .cu, or .py for Triton
+            "architecture": str,
+            "forms": int,
+            "threads": (list, type(None)),  # a block
+            "registers": list,  # a thread
+            "shared": list,  # static, bytes a block
+            "local": int,  # bytes a thread, all forms together: indexed arrays, and spilled registers
+            "constant": (list, type(None)),  # bytes
+            "blocks": (list, type(None)),  # a multiprocessor
+            "warps": (list, type(None)),
+            "occupancy": (list, type(None)),  # percent of the warps there can be
+            "room_for_dynamic": (int, type(None)),  # bytes a block; null: uses no dynamic shared memory
+        }
+    ],
+}
+
 
 def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
     """ValueError with the path of the first part that does not fit. Extra keys are allowed at the top and in
@@ -90,7 +120,7 @@ def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
         if absent:
             raise ValueError(f"{path}: lacks {', '.join(sorted(absent))}")
         extra = value.keys() - spec.keys()
-        if extra and spec is not REPORT and spec is not ENVIRONMENT:
+        if extra and spec is not REPORT and not ENVIRONMENT.keys() <= spec.keys():
             raise ValueError(f"{path}: has unknown {', '.join(sorted(extra))}")
         for key, inner in spec.items():
             check(value[key], inner, f"{path}.{key}")
@@ -107,8 +137,12 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
     """The report, if it fits: shape, version, order of the quantiles, no row twice."""
     if report.get("benchmark") == "bccd":
         return _check_bccd(report)
+    if report.get("benchmark") == "resources":
+        return _check_resources(report)
     check(report)
     _check_version(report)
+    if any(row["backend"] == "cuda" for row in report["rows"]):
+        check(report["environment"], GPU_ENVIRONMENT, "report.environment")
     seen = set()
     for i, row in enumerate(report["rows"]):
         key = row["op"], row["workload"], row["backend"]
@@ -128,6 +162,16 @@ def _check_bccd(report: dict[str, Any]) -> dict[str, Any]:
     _check_version(report)
     for system, times in report["times"].items():
         check(times, {"iteration": QUANTILES, "picture": QUANTILES}, f"report.times.{system}")
+    return report
+
+
+def _check_resources(report: dict[str, Any]) -> dict[str, Any]:
+    check(report, RESOURCES)
+    _check_version(report)
+    for i, kernel in enumerate(report["kernels"]):
+        for name, value in kernel.items():
+            if isinstance(value, list) and not (len(value) == 2 and 0 <= value[0] <= value[1]):
+                raise ValueError(f"report.kernels[{i}].{name}: expected the least and the most, got {value}")
     return report
 
 

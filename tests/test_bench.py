@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from bench import depth, environment, kernels, nsight, report, row_timing, run, schema
+from bench import (
+    checks,
+    depth,
+    environment,
+    kernels,
+    measure,
+    nsight,
+    profile,
+    report,
+    resources,
+    row_timing,
+    run,
+    schema,
+)
 from bench.registry import Case, Competitor, Row, rows
 from bench.workloads import FIELDS, FPN, VGG, flat_boxes, scene, snake
 from frcnn_fast import ops, reference
+from frcnn_fast._extension import extension
+from frcnn_fast.model import build_detector, preset, save_detector
+from frcnn_fast.ops._backends import asked_for
 
 QUICK = row_timing.Options(seconds=0.01, against=("",))
 
@@ -168,6 +187,71 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path) -> None:
         report.main(arguments)
 
 
+class FakeGraph:
+    """Stands in for a captured graph where there is no GPU."""
+
+    def replay(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gpu_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every clock of a GPU reads the processor's time."""
+    monkeypatch.setattr(measure, "event_clock", lambda flush_bytes=0: measure.wall_clock)
+    monkeypatch.setattr(measure, "call_and_synchronise", measure.wall_clock)
+    monkeypatch.setattr(measure, "capture", lambda call, calls=20: measure.Replay(FakeGraph(), call(), calls))
+
+
+def triton_row(times_two: bool, headline: bool = True) -> Row:
+    """A call that answers 2 on Triton's backend where it should answer 1."""
+
+    def make(_: str) -> Case:
+        def call() -> torch.Tensor:
+            on_triton = asked_for(None) == "triton"
+            return torch.ones(1) * (2 if on_triton and times_two else 1)
+
+        rivals = {"rival": Competitor(lambda: torch.ones(1).sort())}
+        return Case(call, lambda got: checks.equal(got, torch.ones(1), "one"), rivals, bytes=4)
+
+    return Row("nms", "w", make, headline=headline)
+
+
+@pytest.mark.usefixtures("gpu_clocks")
+def test_triton_stands_beside_cuda_and_counts_in_no_ratio(tmp_path: Path) -> None:
+    entry = row_timing.measure_row(triton_row(False), "cuda", row_timing.Options(seconds=0.01))
+    assert {t["how"] for t in entry["times"] if t["who"] == "triton"} == {t["how"] for t in entry["times"]}
+    assert {t["who"] for t in entry["times"] if t["counts"]} == {"rival"}
+    assert entry["ratio"]["over"] == "rival"
+    found = run.new_report("cpu")
+    found["rows"].append(entry)
+    with pytest.raises(ValueError, match=r"report.environment: lacks .*nvidia_smi"):
+        schema.check_report(found)
+    smi = {"driver_version": "1", "clocks.sm": "1980 MHz"}
+    found["environment"] |= {"gpu": "a GPU", "compute_capability": "9.0", "cuda_runtime": "13.0", "nvidia_smi": smi}
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    schema.save(found, path)
+    readme.write_text("<!-- bench:cuda -->\n<!-- /bench:cuda -->\n")
+    assert report.main([str(path), "--readme", str(readme)]) == 0
+    assert "| Triton, GPU time |" in readme.read_text()
+    assert (tmp_path / "r-ops.png").exists()
+
+
+@pytest.mark.usefixtures("gpu_clocks")
+def test_wrong_triton_kernels_are_named_and_not_timed() -> None:
+    found = run.new_report("cpu")
+    run._one(triton_row(True), "cuda", row_timing.Options(seconds=0.01), found)
+    assert {t["who"] for t in found["rows"][0]["times"]} == {"frcnn_fast", "rival"}
+    assert "triton: WRONG: AssertionError: output 0 differs from one" in found["wrong"][0]["why"]
+
+
+@pytest.mark.usefixtures("gpu_clocks")
+@pytest.mark.parametrize(("against", "timed"), [("all", False), ("triton", True), ("", False)])
+def test_other_rows_time_triton_when_it_is_named(against: str, timed: bool) -> None:
+    options = row_timing.Options(seconds=0.01, against=(against,))
+    entry = row_timing.measure_row(triton_row(False, headline=False), "cuda", options)
+    assert ("triton" in {t["who"] for t in entry["times"]}) is timed
+
+
 def test_committed_results_fit_the_schema() -> None:
     for path in report.RESULTS.glob("*.json"):
         schema.load(path)
@@ -179,6 +263,30 @@ def test_committed_results_fit_the_schema() -> None:
 )
 def test_durations(us: float, text: str) -> None:
     assert report.duration(us) == text
+
+
+def test_the_profile_writes_table_chart_and_trace(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(profile, "SAMPLES", 2)
+    threads = torch.get_num_threads()
+    save_detector(tmp_path / "model.safetensors", build_detector(["cat"], preset("small")))
+    Image.new("RGB", (64, 48), "gray").save(tmp_path / "picture.png")
+    of_a_picture = ["--checkpoint", str(tmp_path), "--image", str(tmp_path / "picture.png")]
+    try:
+        for i, arguments in enumerate((["--shape", "fpn", "--train"], of_a_picture)):
+            out = tmp_path / str(i)
+            assert profile.main([*arguments, "--device", "cpu", "--out", str(out)]) == 0
+            stages = json.loads((out / "profile.json").read_text())["stages"]
+            assert {"top-N", "decode", "NMS", "merge"} == stages["staged"].keys()
+            assert stages["fused"]["fused"] > 0
+            assert (out / "profile.png").stat().st_size > 1000
+            with gzip.open(out / "profile-trace.json.gz") as trace:
+                names = {event.get("name") for event in json.load(trace)["traceEvents"]}
+            assert {"fused", "staged", "NMS"} <= names
+    finally:
+        torch.set_num_threads(threads)
+    assert "fpn train 2000->2000 b1 trained" in capsys.readouterr().out
 
 
 def test_kernel_names() -> None:
@@ -207,3 +315,115 @@ def test_floors_are_parsed() -> None:
     found = floors.parse(json.dumps(entry))
     assert found == {"launch_us": {"unit": "us", "p10": 1.0, "p50": 2.0, "p90": 3.0}}
     assert "launch_us" in floors.lines(found)[0]
+
+
+ENCODE = "_ZN10frcnn_fast49_GLOBAL__N__21017430_16_anchor_decode_cu_77519b1013encode_kernelIdLb1EEEvPKT_"
+USAGE = f"""
+Fatbin elf code:
+================
+arch = sm_90
+code version = [1,8]
+identifier = ../../kernels/anchor_decode/anchor_decode.cu
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function {ENCODE}:
+  REG:40 STACK:16 SHARED:1152 LOCAL:8 CONSTANT[2]:104 CONSTANT[0]:424 TEXTURE:0 SURFACE:0 SAMPLER:0
+
+Fatbin ptx code:
+================
+arch = sm_100
+"""
+ELF = f"""
+arch = sm_90
+identifier = ../../kernels/anchor_decode/anchor_decode.cu
+    c  6b9a8     9c  0  4                    CUDA_INFO       40    3       59 .nv.info.{ENCODE}
+.nv.info
+	<0x1>
+	Attribute:	EIATTR_MAX_THREADS
+	Value:	0x1 0x1 0x1
+.nv.info.{ENCODE}
+	Attribute:	EIATTR_MAXREG_COUNT
+	Format:	EIFMT_HVAL
+	Value:	0xff
+	Attribute:	EIATTR_MAX_THREADS
+	Format:	EIFMT_SVAL
+	Value:	0x80 0x2 0x1
+.nv.merc.nv.info.{ENCODE}
+	Attribute:	EIATTR_MAX_THREADS
+	Value:	0x1 0x1 0x1
+"""
+
+
+def test_resources_are_parsed() -> None:
+    key = "sm_90", "anchor_decode.cu", ENCODE
+    found = resources.parse_usage(USAGE.splitlines())
+    assert list(found) == [key]
+    wanted = {"REG": 40, "STACK": 16, "LOCAL": 8, "SHARED": 1152, "CONSTANT": 528}
+    assert {name: found[key][name] for name in wanted} == wanted
+    assert resources.parse_threads(ELF.splitlines()) == {key: 256}
+    assert resources.function_name(ENCODE) == "encode_kernel"
+    assert resources.function_name("_Z5plainPf") == "plain"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "threads", "registers", "shared", "blocks"),
+    [
+        ("sm_90", 256, 32, 0, 8),  # 64 warps of 1,024 registers: all of them
+        ("sm_90", 256, 33, 0, 6),  # 1,280 registers a warp, 12 warps a quarter: 48
+        ("sm_90", 512, 128, 512, 1),  # 4,096 a warp, 16 warps
+        ("sm_90", 1024, 64, 0, 1),  # 2,048 a warp, 32 warps
+        ("sm_90", 96, 16, 0, 21),  # 3 warps of 64
+        ("sm_90", 32, 16, 0, 32),  # the limit of blocks
+        ("sm_90", 128, 16, 48 << 10, 4),  # 49 KB of 228
+        ("sm_80", 128, 16, 48 << 10, 3),  # 49 KB of 164
+        ("sm_100", 128, 16, 227 << 10, 1),
+    ],
+)
+def test_occupancy(architecture: str, threads: int, registers: int, shared: int, blocks: int) -> None:
+    form = resources.Form("f", "f.cu", architecture, threads, registers, shared, 0, 0)
+    assert resources.blocks_at_once(form) == blocks
+    room = resources.room_for_dynamic(form)
+    assert resources.blocks_at_once(form, room) == blocks
+    most = resources.SHARED[architecture][1]
+    assert shared + room == most or resources.blocks_at_once(form, room + 1) < blocks
+
+
+def test_resources_of_a_kernel_are_the_range_over_its_forms(tmp_path: Path) -> None:
+    sizes = ((256, 32), (256, 64))
+    forms = [resources.Form("f", "f.cu", "sm_90", threads, registers, 0, 8, 400, True) for threads, registers in sizes]
+    forms.append(resources.Form("g", "f.cu", "sm_90", None, 20, 0, 0, 400))
+    f, g = resources.entries(forms)
+    assert (f["forms"], f["registers"], f["local"], f["blocks"]) == (2, [32, 64], 16, [4, 8])
+    assert f["occupancy"] == [50, 100]
+    assert f["room_for_dynamic"] == 27 * 1024 + 512  # eight blocks of 28.5 KB, of which the system keeps one
+    assert g["occupancy"] is None
+    text = "\n".join(resources.table([f, g]))
+    assert text.splitlines()[0].startswith("sm_90")
+    assert "at most 28,160 bytes" in text
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    schema.save(resources.new_report([f, g], Path(sys.executable)), path)
+    readme.write_text("<!-- bench:resources -->\n<!-- /bench:resources -->\n")
+    assert report.main([str(path), "--readme", str(readme)]) == 0
+    assert "| CUDA, sm_90 | 2 | 3 | 16 | 64 (`f`) | 50 % (`f`) |" in readme.read_text()
+    f["blocks"] = [8, 4]
+    with pytest.raises(ValueError, match=r"kernels\[0\].blocks"):
+        schema.check_report(resources.new_report([f, g], Path(sys.executable)))
+
+
+def test_resources_of_the_binary(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    try:
+        resources.find_cuobjdump()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    if not extension().build_info()["cuda"]:
+        pytest.skip("the binary has no CUDA half")
+    assert resources.main(["--json", str(tmp_path / "r.json")]) == 0
+    found = schema.load(tmp_path / "r.json")["kernels"]
+    sources = {path.name for path in environment.ROOT.glob("kernels/*/*.cu")}
+    assert {entry["source"] for entry in found} == sources
+    dynamic = {entry["kernel"] for entry in found if entry["room_for_dynamic"] is not None}
+    assert dynamic == {"pool_tile_kernel", "proposals_cluster_kernel", "select_kernel"}
+    assert all(entry["occupancy"] is None or entry["occupancy"][0] > 0 for entry in found)
+    assert "proposals_cluster_kernel" in capsys.readouterr().out

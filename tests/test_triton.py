@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from tests.triton_ahead import TARGETS, compiling, resources
+from bench.triton_ahead import TARGETS, compiling, resources
 
 LONG = bool(os.environ.get("FRCNN_LONG"))
 KNOWN: dict[str, set] = {}

@@ -51,7 +51,7 @@ def _batched_nms(N: int, classes: int) -> Callable[[str], Case]:
         count = torch.bincount(ids, minlength=classes).tolist()
         kept = torch.bincount(ids[keep], minlength=classes).tolist()
         flops = depth.PAIR_FLOPS * sum(map(depth.pairs, kept, count))
-        facts = {"of": N, "kept": len(keep), "classes": classes}
+        facts = {"of": N, "kept": len(keep), "depth": depth.last_rank(scores, keep), "classes": classes}
         return Case(run, equal_to_reference(run), against, 28 * N + 8 * len(keep), flops, facts, fixed_shape=False)
 
     return make
