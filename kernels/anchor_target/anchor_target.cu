@@ -76,7 +76,8 @@ __device__ __forceinline__ OverlapBits<U> reduce_peaks(const AnchorScene<U>& sce
     const OverlapBits<U>* parts = scene.peaks + (image * scene.gt.G + g) * shares;
     OverlapBits<U> peak = 0;
 #pragma unroll 4
-    for (int64_t s = lane_id(); s < shares; s += kWarp) peak = maximum(peak, parts[s]);
+    for (int64_t s = lane_id(); s < FF_MUTANT(target_parts, shares, int64_t(1)); s += kWarp)
+      peak = maximum(peak, parts[s]);
     peak = warp_maximum(peak);
     if (lane_id() == 0) reduced[g] = peak;
     if (is_peak(bits_overlap(peak), bits_overlap(peak)) && peak < least) least = peak;

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(128)
   SampleAxis<U> axis = of_rows ? rows : columns;
   const U factor = of_rows ? sample_share(rows, columns) : U(1);
   if (roi_image(roi, s.B) < 0 || !roi_is_finite(roi) || level.H == 0 || level.W == 0) axis.count = 0;
-  const AxisTable<U>& table = of_rows ? out.rows : out.columns;
+  const AxisTable<U> table = of_rows ? out.rows : out.columns;  // a copy: a reference would put both into local memory
 
   if (axis.count > 0)
     for (int32_t bin = 0; bin < table.bins; ++bin)

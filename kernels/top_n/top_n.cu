@@ -78,15 +78,16 @@ __global__ void __launch_bounds__(kSelectThreads)
 
 // No segment has a score.
 template <class T>
-__global__ void write_empty_kernel(int64_t count, int64_t n, Output<T> output) {
+__global__ void __launch_bounds__(256) write_empty_kernel(int64_t count, int64_t n, Output<T> output) {
   const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at < count) output.write_count(at, 0);
   if (at < count * n) output.write(at, nullptr, false, 0);
 }
 
 template <class T>
-__global__ void write_kernel(const __grid_constant__ ScoreSegments<T> segments, int room, int64_t n,
-                             Candidates<RankKey<Compute<T>>> candidates, int64_t size, Output<T> output) {
+__global__ void __launch_bounds__(256)
+    write_kernel(const __grid_constant__ ScoreSegments<T> segments, int room, int64_t n,
+                 Candidates<RankKey<Compute<T>>> candidates, int64_t size, Output<T> output) {
   const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= size) return;
   const int segment = int(at / n);
