@@ -60,11 +60,6 @@ __device__ __forceinline__ int fill_tile(Tile<U>& tile, const DeviceGroundTruth<
   return total;
 }
 
-__device__ __forceinline__ unsigned warp_maximum(unsigned value) { return __reduce_max_sync(kFullMask, value); }
-__device__ __forceinline__ unsigned long long warp_maximum(unsigned long long value) {
-  return warp_reduce(value, Larger());
-}
-
 // The smallest box around those of the warp that take part; what takes no part begins at +inf and ends at -inf.
 template <class U>
 __device__ __forceinline__ Box<U> warp_hull(const Box<U>& box, bool takes_part) {

@@ -40,6 +40,11 @@ __device__ __forceinline__ T warp_reduce(T value, Op op) {
   return value;
 }
 
+__device__ __forceinline__ unsigned warp_maximum(unsigned value) { return __reduce_max_sync(kFullMask, value); }
+__device__ __forceinline__ unsigned long long warp_maximum(unsigned long long value) {
+  return warp_reduce(value, Larger());
+}
+
 // op over lanes 0..l, for an associative op.
 template <class T, class Op>
 __device__ __forceinline__ T warp_inclusive_scan(T value, Op op) {

@@ -50,7 +50,7 @@ template <class U>
 __device__ __forceinline__ int32_t longest_bin(const BinAxis<U>& axis, int32_t bins) {
   int32_t longest = 0;
   for (int32_t bin = lane_id(); bin < bins; bin += kWarp) longest = maximum(longest, axis.end(bin) - axis.begin(bin));
-  return warp_reduce(longest, Larger());
+  return int32_t(warp_maximum(unsigned(longest)));
 }
 
 // Whether a RoI's part is packed. The whole warp, for one RoI. (One number leaves no room for the mark.)
@@ -71,6 +71,12 @@ __device__ __forceinline__ Int32* mark_of(Int32* part, const PoolShape& s) {
   return part + s.C * s.P * s.Q - 1;
 }
 
+// Where a bin begins and ends along one axis: begin | end << 16.
+template <class U>
+__device__ __forceinline__ uint32_t edges(const BinAxis<U>& axis, int32_t bin) {
+  return uint32_t(axis.begin(bin)) | uint32_t(axis.end(bin)) << 16;
+}
+
 // One bin's cells.
 struct BinCells {
   int32_t top, bottom, left, right;
@@ -80,6 +86,12 @@ struct BinCells {
       : top(bins.rows.begin(p)), bottom(bins.rows.end(p)), left(bins.columns.begin(q)), right(bins.columns.end(q)) {
     if (!bins.present) bottom = top;
   }
+  // From edges(), for maps of less than 65536 cells a side.
+  __device__ __forceinline__ BinCells(uint32_t rows, uint32_t columns)
+      : top(int32_t(rows & 0xffffu)),
+        bottom(int32_t(rows >> 16)),
+        left(int32_t(columns & 0xffffu)),
+        right(int32_t(columns >> 16)) {}
   __device__ __forceinline__ bool empty() const { return top >= bottom || left >= right; }
   // Of the map: the cell that is number `order` in the bin.
   __device__ __forceinline__ int32_t place(int32_t order, int32_t W) const {
@@ -98,23 +110,25 @@ __device__ __forceinline__ void keep_argmax(int32_t* part, int64_t i, bool packe
     part[i] = cells.place(order, W);
 }
 
-// A bin's maxima in n channels: best[j] and its number within the bin. value(y, x, j) reads a cell. An empty bin: 0,
-// -1.
-template <int n, class U, class Value>
-__device__ __forceinline__ void find_maxima(const BinCells& cells, const Value& value, U (&best)[n],
+// A bin's maxima in n channels: best[j] and its number within the bin. values(y, x, found) reads a cell's n channels.
+// An empty bin: 0, -1.
+template <int n, class U, class Values>
+__device__ __forceinline__ void find_maxima(const BinCells& cells, const Values& values, U (&best)[n],
                                             int32_t (&order)[n]) {
 #pragma unroll
   for (int j = 0; j < n; ++j) best[j] = U(-INFINITY), order[j] = -1;
   int32_t here = 0;
   for (int32_t y = cells.top; y < cells.bottom; ++y)
-    for (int32_t x = cells.left; x < cells.right; ++x, ++here)
+    for (int32_t x = cells.left; x < cells.right; ++x, ++here) {
+      U found[n];
+      values(y, x, found);
 #pragma unroll
       for (int j = 0; j < n; ++j) {
-        const U found = value(y, x, j);
-        if (!FF_MUTANT(roi_first_max, found > best[j], found >= best[j])) continue;
-        best[j] = found;
+        if (!FF_MUTANT(roi_first_max, found[j] > best[j], found[j] >= best[j])) continue;
+        best[j] = found[j];
         order[j] = here;
       }
+    }
   bool unset = false;
 #pragma unroll
   for (int j = 0; j < n; ++j) unset |= order[j] < 0;
@@ -123,12 +137,13 @@ __device__ __forceinline__ void find_maxima(const BinCells& cells, const Value& 
   // then has one comparison a cell.
   here = 0;
   for (int32_t y = cells.top; y < cells.bottom; ++y)
-    for (int32_t x = cells.left; x < cells.right; ++x, ++here)
+    for (int32_t x = cells.left; x < cells.right; ++x, ++here) {
+      U found[n];
+      values(y, x, found);
 #pragma unroll
-      for (int j = 0; j < n; ++j) {
-        const U found = value(y, x, j);
-        if (order[j] < 0 && FF_MUTANT(roi_minus_inf, found == found, false)) order[j] = here;
-      }
+      for (int j = 0; j < n; ++j)
+        if (order[j] < 0 && FF_MUTANT(roi_minus_inf, found[j] == found[j], false)) order[j] = here;
+    }
 #pragma unroll
   for (int j = 0; j < n; ++j)
     if (order[j] < 0) best[j] = cells.empty() ? U(0) : FF_MUTANT(roi_all_nan, U(NAN), best[j]);

@@ -25,8 +25,10 @@ __global__ void __launch_bounds__(256, 3)  // 80 registers: left to itself ptxas
   int32_t order[n];
   find_maxima(
       cells,
-      [&](int32_t y, int32_t x, int j) {
-        return load(map + (int64_t(y) * s.W + x) * s.map.cell + work.channel_in(j, s.C) * s.map.channel);
+      [&](int32_t y, int32_t x, U(&found)[n]) {
+        const T* const cell = map + (int64_t(y) * s.W + x) * s.map.cell;
+#pragma unroll
+        for (int j = 0; j < n; ++j) found[j] = load(cell + work.channel_in(j, s.C) * s.map.channel);
       },
       best, order);
   const int64_t first = work.bin * s.out.cell;
@@ -49,7 +51,7 @@ Status pool(const RoiPoolShape& shape, const void* input, const void* rois, doub
   const T* const from = static_cast<const T*>(input);
   const U* const boxes = static_cast<const U*>(rois);
   T* const to = static_cast<T*>(output);
-  if (const TilePlan tile = choose_tile(shape, sizeof(T)); tile.channels > 0) {
+  if (const TilePlan tile = choose_tile(shape, sizeof(T)); tile.quads > 0) {
     const auto kernel = argmax ? &pool_tile_kernel<T, true> : &pool_tile_kernel<T, false>;
     FF_TRY(allow_dynamic_shared(kernel, tile.bytes));
     FF_LAUNCH(kernel, dim3(unsigned(shape.B * tile.slices * tile.shares)), dim3(kTileThreads), tile.bytes, stream, s,

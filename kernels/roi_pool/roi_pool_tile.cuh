@@ -2,78 +2,111 @@
 // number of bins that read it.
 //
 // A block: a slice of the channels of one image, and a share of its RoIs; a warp: one RoI at a time, which it claims
-// from the block's counter, so that large and small RoIs even out; a lane: bins lane, lane + 32, ... of that RoI, each
-// for all channels of the slice, kTogether at a time. So the lanes of a store are neighbouring numbers of the output.
-// Shared memory: the slice, [channels][H][W] in the map's own type and order. One barrier, after it was filled.
+// from the block's counter, so that large and small RoIs even out; a lane: a bin of that RoI in four channels, the
+// lanes that follow the same bin in the slice's other channels. So a cell is read by neighbouring lanes from
+// neighbouring addresses, a warp waits for the largest of a few bins only, and stores fill whole sectors: eight bins of
+// a channel, where a slice has 16 channels.
+// Shared memory: the slice, [H * W][channels] in the map's own type, four channels an element. One barrier, after it
+// was filled. A RoI's edges are worked out once, a lane a row and a column of bins, and handed around by shuffles.
 //
 // Only for contiguous maps. With channels last a warp of the other kernel has one bin and whole lines of channels: it
 // loads and stores nothing but lines already, and all its lanes have a bin of the same size.
 //
-// Planted mistakes: roi_tile_room, roi_tile_rest, roi_tile_empty.
+// Planted mistakes: roi_tile_room, roi_tile_rest, roi_tile_empty, roi_tile_reciprocal.
 #pragma once
 #include "roi_bins.cuh"
 
 namespace frcnn_fast {
 
 constexpr int kTileThreads = 512;
-constexpr int kTogether = 8;               // channels whose maxima a thread finds at once
-constexpr int64_t kCounterBytes = 128;     // of shared memory, besides the tile
-constexpr int64_t kMostTileChannels = 16;  // wider slices would only make each block load more before it begins
+constexpr int kQuad = 4;                // channels of an element of the tile
+constexpr int64_t kCounterBytes = 128;  // of shared memory, besides the tile
+constexpr int64_t kMostTileQuads = 4;   // wider slices would only make each block load more before it begins
+
+// n / by for n below 2^16, by 1 ... 2^16: two instructions where a division takes twenty.
+struct Divisor {
+  int32_t by;
+  uint32_t reciprocal;
+
+  static Divisor of(int64_t by) {
+    return {int32_t(by), uint32_t((uint64_t(1) << 32) / uint64_t(by) + FF_MUTANT(roi_tile_reciprocal, 1, 0))};
+  }
+  __device__ __forceinline__ int32_t divide(int32_t n) const {
+    return by > 1 ? int32_t(__umulhi(unsigned(n), reciprocal)) : n;
+  }
+};
 
 struct TilePlan {
-  int32_t channels;  // of a slice; 0: read the map through the caches
-  int32_t slices;    // of an image
-  int32_t shares;    // blocks that share the RoIs of one image and slice
+  int32_t quads;   // of a slice; 0: read the map through the caches
+  int32_t slices;  // of an image
+  int32_t shares;  // blocks that share the RoIs of one image and slice
+  Divisor by_quads, by_columns;
   size_t bytes;
 };
 
+// Four channels of a cell, loaded and stored at once.
+template <class T>
+struct alignas(kQuad * sizeof(T) > 16 ? 16 : kQuad * sizeof(T)) Quad {
+  T of[kQuad];
+};
+
 // The one place that decides how the map is read. As many channels as the device's shared memory takes, in equal
-// slices; none where the map is too large even for one, or where the RoIs are so few that to load the whole map costs
+// slices; none where the map is too large even for four, or where the RoIs are so few that to load the whole map costs
 // more than it saves.
 inline TilePlan choose_tile(const RoiPoolShape& s, size_t element) {
   constexpr int64_t kWorthLoading = 16;  // RoIs an image
   if (s.channels_last || s.K < kWorthLoading * s.B || s.K > INT32_MAX - kWarp) return {};
-  const int64_t plane = s.H * s.W * int64_t(element);
+  if (s.P > kWarp || s.Q > kWarp || s.H > 0xffff || s.W > 0xffff) return {};  // edges have no room
+  const int64_t plane = s.H * s.W * int64_t(kQuad * element), quads = (s.C + kQuad - 1) / kQuad;
   const int64_t room = int64_t(max_dynamic_shared()) - FF_MUTANT(roi_tile_room, kCounterBytes, 0);
-  const int64_t most = plane > 0 ? minimum(minimum(room / plane, kMostTileChannels), s.C) : 0;
+  const int64_t most = plane > 0 ? minimum(minimum(room / plane, kMostTileQuads), quads) : 0;
   if (most <= 0) return {};
   TilePlan plan{};
-  plan.slices = int32_t((s.C + most - 1) / most);
-  plan.channels = int32_t((s.C + plan.slices - 1) / plan.slices);
+  plan.slices = int32_t((quads + most - 1) / most);
+  plan.quads = int32_t((quads + plan.slices - 1) / plan.slices);
   const int64_t blocks = s.B * plan.slices;
   const int64_t warps = kTileThreads / kWarp, useful = (s.K / s.B + warps - 1) / warps;
   plan.shares = int32_t(maximum(int64_t(1), minimum(int64_t(multiprocessors()) / blocks, useful)));
-  plan.bytes = size_t(plane * plan.channels);
+  plan.by_quads = Divisor::of(plan.quads);
+  plan.by_columns = Divisor::of(maximum(s.Q, int64_t(1)));
+  plan.bytes = size_t(plane * plan.quads);
   return plan;
 }
 
 // All bins of one RoI for the slice's channels c0 ... c0 + channels - 1. The whole warp.
 template <class T, bool kArgmax>
-__device__ __forceinline__ void pool_roi(const PoolShape& s, const T* tile, int32_t c0, int32_t channels, int64_t k,
-                                         const Compute<T>* roi, Compute<T> scale, T* output, int32_t* argmax) {
+__device__ __forceinline__ void pool_roi(const PoolShape& s, const TilePlan& plan, const Quad<T>* tile, int32_t c0,
+                                         int32_t channels, int64_t k, const Compute<T>* roi, Compute<T> scale,
+                                         T* output, int32_t* argmax) {
   using U = Compute<T>;
   const RoiBins<U> bins(s, roi, scale);
   const bool packed = kArgmax && packs(bins, s);
-  const int32_t size = s.P * s.Q, plane = s.H * s.W;
+  const int32_t size = s.P * s.Q, items = size * plan.quads;
   T* const to = output + (k * s.C + c0) * size;
   int32_t* const part = kArgmax ? part_of(argmax, s, k) : nullptr;
   if (packed && c0 == 0 && lane_id() == 0) *mark_of(part, s) = kPackedPart;
-  for (int32_t bin = lane_id(); bin < size; bin += kWarp) {
-    const BinCells cells(bins, bin / s.Q, bin % s.Q);
-    for (int32_t c = 0; c < channels; c += kTogether) {
-      const T* const from = tile + c * plane;
-      const int32_t last = channels - 1 - c;  // beyond it: computed, not stored
-      U best[kTogether];
-      int32_t order[kTogether];
-      find_maxima(
-          cells, [&](int32_t y, int32_t x, int j) { return load(from + minimum(j, last) * plane + y * s.W + x); }, best,
-          order);
+  const uint32_t my_row = bins.present ? edges(bins.rows, lane_id()) : 0;  // beyond the last bin: not asked for
+  const uint32_t my_column = edges(bins.columns, lane_id());
+  for (int32_t first = 0; first < items; first += kWarp) {
+    const int32_t item = minimum(first + lane_id(), items - 1);  // beyond the last: found again, not stored
+    const int32_t bin = plan.by_quads.divide(item), quad = item - bin * plan.quads, c = quad * kQuad;
+    const int32_t p = plan.by_columns.divide(bin), q = bin - p * s.Q;
+    const BinCells cells(__shfl_sync(kFullMask, my_row, p), __shfl_sync(kFullMask, my_column, q));
+    U best[kQuad];
+    int32_t order[kQuad];
+    find_maxima(
+        cells,
+        [&](int32_t y, int32_t x, U(&found)[kQuad]) {
+          const Quad<T> cell = tile[(y * s.W + x) * plan.quads + quad];
 #pragma unroll
-      for (int j = 0; j < kTogether; ++j) {
-        if (j > last) continue;
-        store(to + (c + j) * size + bin, best[j]);
-        if (kArgmax) keep_argmax(part, int64_t(c0 + c + j) * size + bin, packed, order[j], cells, s.W);
-      }
+          for (int j = 0; j < kQuad; ++j) found[j] = load(&cell.of[j]);
+        },
+        best, order);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      if (first + lane_id() >= items || c + j >= channels) continue;
+      store(to + (c + j) * size + bin, best[j]);
+      if (kArgmax) keep_argmax(part, int64_t(c0 + c + j) * size + bin, packed, order[j], cells, s.W);
     }
   }
 }
@@ -83,17 +116,23 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     pool_tile_kernel(PoolShape s, TilePlan plan, int32_t K, const T* __restrict__ input,
                      const Compute<T>* __restrict__ rois, Compute<T> scale, T* __restrict__ output,
                      int32_t* __restrict__ argmax) {
-  FF_DYN_SHARED(T, tile);
+  FF_DYN_SHARED(Quad<T>, tile);
   FF_SHARED(int32_t, claimed, );
   const int32_t share = int32_t(blockIdx.x % unsigned(plan.shares));
   const int32_t slice = int32_t(blockIdx.x / unsigned(plan.shares) % unsigned(plan.slices));
   const int64_t image = int64_t(blockIdx.x / unsigned(plan.shares) / unsigned(plan.slices));
-  const int32_t c0 = slice * plan.channels;
-  const int32_t channels = FF_MUTANT(roi_tile_rest, minimum(plan.channels, int32_t(s.C) - c0), plan.channels);
+  const int32_t c0 = slice * plan.quads * kQuad, plane = s.H * s.W;
+  const int32_t wide = plan.quads * kQuad;
+  const int32_t channels = FF_MUTANT(roi_tile_rest, minimum(wide, int32_t(s.C) - c0), wide);
 
-  const T* const map = input + (image * s.C + c0) * s.H * s.W;
-#pragma unroll 8
-  for (int32_t i = int32_t(threadIdx.x); i < channels * s.H * s.W; i += kTileThreads) tile[i] = map[i];
+  const T* const map = input + (image * s.C + c0) * plane;
+#pragma unroll 4
+  for (int32_t i = int32_t(threadIdx.x); i < plane * plan.quads; i += kTileThreads) {
+    const int32_t cell = i / plan.quads, c = (i - cell * plan.quads) * kQuad;
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j)  // beyond the last channel: read again, never stored
+      tile[i].of[j] = map[minimum(c + j, channels - 1) * plane + cell];
+  }
   if (threadIdx.x == 0) claimed = 0;
   __syncthreads();  // the tile is whole
 
@@ -115,7 +154,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     for (seen += __popc(all); wanted < seen; wanted = claim()) {
       const unsigned found = __ballot_sync(kFullMask, here && rank == wanted);
       const int64_t k = base + __ffs(int(found)) - 1;
-      pool_roi<T, kArgmax>(s, tile, c0, channels, k, rois + k * kRoiFields, scale, output, argmax);
+      pool_roi<T, kArgmax>(s, plan, tile, c0, channels, k, rois + k * kRoiFields, scale, output, argmax);
     }
   }
 }

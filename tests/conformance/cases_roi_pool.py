@@ -79,6 +79,8 @@ def _common_cases() -> Iterator[tuple[str, Callable[[], Args], bool]]:
     yield "K300-C64", lambda: _pool((2, 64, 38, 50), 300), False
     for size in (1, (2, 2), (3, 5), 14):
         yield f"bins-{size}".replace(" ", ""), lambda s=size: _pool(size=s), True
+    for size in ((33, 2), (1, 40)):  # more bins a side than a warp has lanes
+        yield f"bins-{size}".replace(" ", ""), lambda s=size: _pool((1, 5, 9, 11), 20, s), True
     for C in (1, 31, 33, 64):
         yield f"C{C}", lambda C=C: _pool((1, C, 9, 9), 6, 2), True
     yield "C40-channels_last", lambda: _pool((1, 40, 9, 9), 6, 2, layout="channels_last"), True
@@ -141,7 +143,7 @@ def _pool_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Ca
         many = {"K": 40, "size": 3, "rois": "odd", "values": values}
         yield Case(f"many-boxes-{values}", lambda m=many: make(_pool((1, 31, 9, 14), **m)), small=True)
         yield Case(f"many-boxes-{values}-f64", lambda m=many: make(_pool(dtype=torch.float64, **m)), small=True)
-    yield Case("a-map-as-large-as-shared-memory", lambda: make(_pool((1, 1, 144, 176), 16, 2, scale=1.0)), small=True)
+    yield Case("a-map-as-large-as-shared-memory", lambda: make(_pool((1, 3, 72, 88), 16, 2, scale=1.0)), small=True)
     for copies in (1, 4):
         yield Case(f"largest-bins-x{copies}", lambda n=copies: make(_growing(n)), small=True)
     yield Case("one-number", lambda: make(_growing(1, C=1)), small=True)
