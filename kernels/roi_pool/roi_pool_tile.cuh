@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   const T* const map = input + (image * s.C + c0) * plane;
 #pragma unroll 4
   for (int32_t i = int32_t(threadIdx.x); i < plane * plan.quads; i += kTileThreads) {
-    const int32_t cell = i / plan.quads, c = (i - cell * plan.quads) * kQuad;
+    const int32_t cell = plan.by_quads.divide(i), c = (i - cell * plan.quads) * kQuad;
 #pragma unroll
     for (int j = 0; j < kQuad; ++j)  // beyond the last channel: read again, never stored
       tile[i].of[j] = map[minimum(c + j, channels - 1) * plane + cell];
