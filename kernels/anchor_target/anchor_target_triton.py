@@ -222,7 +222,7 @@ def assign_anchors(
     )  # fmt: skip
     launch(
         label_kernel, (blocks_for(A, block), B), *source, A, gt_boxes, gt_counts, G, double_bits(positive_iou),
-        double_bits(negative_iou), tallies, best, labels, matched, like=gt_boxes, warps=WARPS, LEGACY=legacy,
+        double_bits(negative_iou), tallies, best, labels, matched, like=gt_boxes, warps=WARPS, registers=64, LEGACY=legacy,
         LOW_QUALITY=low_quality, BLOCK=block,
     )  # fmt: skip
 
@@ -244,7 +244,7 @@ def sample_anchors(
         )  # fmt: skip
     launch(
         sample_kernel, (programs_for(A, SAMPLE_BLOCK), B), labels, A, tallies, rng, stream, batch_size,
-        min(max_positive, batch_size), items, winners, indices, sampled, counts, like=labels, warps=WARPS,
+        min(max_positive, batch_size), items, winners, indices, sampled, counts, like=labels, warps=WARPS, registers=128,
         BLOCK=SAMPLE_BLOCK,
     )  # fmt: skip
 

@@ -150,7 +150,7 @@ def roi_pool(
 ) -> None:  # fmt: skip
     B, C, H, W = input.shape
     K, _, P, Q = output.shape
-    check_size([input], P, Q)
+    check_size({"input": input}, P, Q)
     if K * C:
         tile = BinTile.of(output)
         launch(
@@ -165,7 +165,7 @@ def roi_pool_backward(
     grad_input: Tensor,
 ) -> None:  # fmt: skip
     K, _, P, Q = grad.shape
-    check_size([grad_input], P, Q)
+    check_size({"input": grad_input}, P, Q)
     if grad_input.numel():
         tables = Tables.empty(rois, [grad_input])
         tile = AxisTile.of(P, Q)

@@ -1,6 +1,6 @@
 """roi.h in Triton, and what the RoI kernels share: tiles of outputs, and levels as arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import triton
@@ -142,7 +142,7 @@ class BinTile(NamedTuple):
         few = 32 * 4 // max(output.element_size(), 4)
         most = 2 * few if is_channels_last(output) else few
         bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(most, triton.next_power_of_2(C))
-        return cls(max(1, BINS * few // (bins * channels)), bins, channels)
+        return cls(max(1, min(BINS * few // channels, 2 * BINS) // bins), bins, channels)
 
     def programs(self, output: Tensor) -> int:
         K, C, P, Q = output.shape
@@ -154,16 +154,21 @@ def level_sides(maps: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...
     return tuple(odd(m.shape[2]) for m in maps), tuple(odd(m.shape[3]) for m in maps)
 
 
-def check_size(maps: Sequence[Tensor], P: int, Q: int) -> None:
-    """ValueError for what no block and no 32-bit offset holds."""
-    C = maps[0].shape[1]
-    if max(P, Q) > MAX_BINS or C * P * Q >= 2**31:
-        raise ValueError(
-            f"output_size: {P} x {Q} bins of {C} channels are too many, expected at most {MAX_BINS} a side"
-        )
-    for level, m in enumerate(maps):
-        if m.shape[2] * m.shape[3] >= 2**31:
-            raise ValueError(f"features[{level}]: a map of {m.shape[2]} x {m.shape[3]} cells is too large")
+def check_size(maps: Mapping[str, Tensor], P: int, Q: int) -> None:
+    """ValueError for what no block and no 32-bit offset holds. maps: by the names that the user knows."""
+    C = next(iter(maps.values())).shape[1]
+    if max(P, Q) > MAX_BINS:
+        raise ValueError(f"output_size: expected at most {MAX_BINS} bins a side, got {P} x {Q}")
+    if C * P * Q >= 2**31:
+        raise ValueError(f"output_size: expected fewer than 2^31 numbers a RoI, got {P} x {Q} bins of {C} channels")
+    for name, m in maps.items():
+        H, W = m.shape[2:]
+        if H * W >= 2**31:
+            raise ValueError(f"{name}: expected fewer than 2^31 cells, got a map of {H} x {W}")
+
+
+def levels_by_name(maps: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"features[{level}]": m for level, m in enumerate(maps)}
 
 
 def largest(maps: Sequence[Tensor]) -> tuple[int, int]:
