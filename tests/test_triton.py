@@ -92,7 +92,7 @@ def test_roi_limits_of_gradients(op: str) -> None:
                 function(grad, rois, shape, (False,), (1.0,), *scalars[1:], 224.0, 4, "triton")
 
     name = r"features\[0\]" if op == "multiscale_roi_align" else "input"
-    with pytest.raises(ValueError, match=f"output_size: expected at most 1024 bins a side, got 1025 x 1"):
+    with pytest.raises(ValueError, match="output_size: expected at most 1024 bins a side, got 1025 x 1"):
         backward(grad)
     with pytest.raises(ValueError, match=rf"{name}: expected fewer than 2\^31 cells, got a map of 65536 x 32768"):
         backward(grad[:, :, :7])

@@ -1,4 +1,4 @@
-"""Which RoIs belong on which level of a pyramid. No torch, no Triton: the ops layer works out the same for CPU and CUDA."""
+"""Which RoIs belong on which level of a pyramid. Not of Triton alone: every launcher is handed them."""
 
 from __future__ import annotations
 
