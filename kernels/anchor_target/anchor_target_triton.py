@@ -267,6 +267,6 @@ def rpn_targets(
     launch(
         target_kernel, (programs_for(A, block), B), *found, object, rng, stream, batch_size,
         min(max_positive, batch_size), *map(double_bits, weights), kinds, items, matched.new_empty((B, batch_size)),
-        indices, labels, targets, matched, counts, like=gt_boxes, warps=WARPS, LEGACY=legacy, LOW_QUALITY=low_quality,
-        BLOCK=block,
+        indices, labels, targets, matched, counts, like=gt_boxes, warps=WARPS, registers=96, LEGACY=legacy,
+        LOW_QUALITY=low_quality, BLOCK=block,
     )  # fmt: skip
