@@ -12,7 +12,8 @@ from ..common.launch_triton import blocks_for, odd
 from ..common.numeric_triton import scalar
 
 ROI_FIELDS = tl.constexpr(5)  # image, x1, y1, x2, y2
-BINS = 64  # of a tile at most
+BINS = 64  # of a RoI in a tile, at most
+MOST_BINS = 128  # of a tile with several RoIs
 MAX_BINS = 1024  # along one axis, in one block
 
 
@@ -129,8 +130,8 @@ class AxisTile(NamedTuple):
 
 
 class BinTile(NamedTuple):
-    """Output numbers as work: with several RoIs in a program only where their bins and channels are few. A thread then
-    has up to 32 numbers, whose loads are in flight together."""
+    """Output numbers as work: with several RoIs in a program only where their bins and channels are few. A thread has
+    up to 32 numbers, whose loads are in flight together, but of few bins: each has edges to keep."""
 
     ROIS: int
     BINS: int
@@ -142,7 +143,7 @@ class BinTile(NamedTuple):
         few = 32 * 4 // max(output.element_size(), 4)
         most = 2 * few if is_channels_last(output) else few
         bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(most, triton.next_power_of_2(C))
-        return cls(max(1, min(BINS * few // channels, 2 * BINS) // bins), bins, channels)
+        return cls(max(1, min(BINS * few // channels, MOST_BINS) // bins), bins, channels)
 
     def programs(self, output: Tensor) -> int:
         K, C, P, Q = output.shape
