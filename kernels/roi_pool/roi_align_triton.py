@@ -1,5 +1,5 @@
 """roi_align.h and roi_align.cu in Triton: one launch writes each RoI's weights along both axes, cell by cell; a second
-one sums up (forward, see roi_triton.roi_tile) or gathers (backward, see roi_gather_triton.py). Both multiply and add in
+one sums up (forward, see roi_triton.BinTile) or gathers (backward, see roi_gather_triton.py). Both multiply and add in
 the order of roi_align.h.
 
 Weights are dense, as on CUDA: of bin b at cell i, at (roi * bins + b) * stride + i; first all rows', then all columns'.
@@ -253,7 +253,7 @@ def write_weights(
     """The row and column weights of all RoIs; fills spans (forward) or tables (backward)."""
     B, K, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
     weights = rois.new_empty(K * P * H), rois.new_empty(K * Q * W)
-    tile = AxisTile.of(P, Q)
+    tile = AxisTile.of(rois, P, Q)
     lists, lists_and_bins = (len(maps) * B, tables[3:]) if tables else (0, (None,) * 4)
     launch(
         weights_kernel, (lists + tile.programs(K),), rois, level_sides(maps), tuple(map(double_bits, scales)),

@@ -119,11 +119,13 @@ class AxisTile(NamedTuple):
     ROIS: int
     BINS: int
     CELLS: int
+    registers: int  # see launch
 
     @classmethod
-    def of(cls, P: int, Q: int) -> "AxisTile":
+    def of(cls, rois: Tensor, P: int, Q: int) -> "AxisTile":
         bins = triton.next_power_of_2(max(P, Q))
-        return cls(max(1, 128 // bins), bins, 8)
+        double = rois.element_size() == 8  # divisions are calls with much to save
+        return cls(max(1, 128 // bins), bins, 4 if double else 8, 128 if double else 0)
 
     def programs(self, K: int) -> int:
         return 2 * blocks_for(K, self.ROIS)
@@ -136,6 +138,7 @@ class BinTile(NamedTuple):
     ROIS: int
     BINS: int
     CHANNELS: int
+    registers: int  # see launch
 
     @classmethod
     def of(cls, output: Tensor) -> "BinTile":
@@ -143,7 +146,8 @@ class BinTile(NamedTuple):
         few = 32 * 4 // max(output.element_size(), 4)
         most = 2 * few if is_channels_last(output) else few
         bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(most, triton.next_power_of_2(C))
-        return cls(max(1, min(BINS * few // channels, MOST_BINS) // bins), bins, channels)
+        rois = max(1, min(BINS * few // channels, MOST_BINS) // bins)
+        return cls(rois, bins, channels, 255 if rois > 1 else 0)
 
     def programs(self, output: Tensor) -> int:
         K, C, P, Q = output.shape
