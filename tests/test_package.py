@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,13 @@ def test_the_core_import_needs_torch_and_numpy_only() -> None:
     loaded = set(python(code).stdout.split()) - set(sys.stdlib_module_names)
     assert "frcnn_fast" in loaded
     assert loaded.isdisjoint({"PIL", "sklearn", "tqdm", "matplotlib", "safetensors", "triton", "cupy", "scipy"})
+
+
+def test_kernels_import_nothing_of_the_layers_above() -> None:
+    files = sorted((ROOT / "kernels").glob("*/*.py"))
+    assert files
+    above = [str(f) for f in files if re.search(r"^\s*(from|import) frcnn_fast\b|^from \.{3}", f.read_text(), re.M)]
+    assert not above
 
 
 @pytest.mark.skipif(not shutil.which("ldd"), reason="needs ldd")

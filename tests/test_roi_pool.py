@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import ops, use_backend
-from frcnn_fast.ops.roi_pyramid import level_thresholds
+from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
 
 OPS = ("roi_pool", "roi_align", "multiscale_roi_align")
 LAST = torch.channels_last

@@ -7,7 +7,9 @@ import os
 import re
 
 import pytest
+import torch
 
+from frcnn_fast import ops
 from tests.conformance.harness import Op, inputs, to_device
 from tests.conformance.suite import OPS
 
@@ -44,3 +46,53 @@ def test_compiles_ahead(op: Op, target: str) -> None:
             fused = re.findall(r"\bfma\.\S+", kernel.asm["ptx"])
             assert not fused, f"{kernel.name} on {target} has fused multiply-adds: {set(fused)}"
             assert "div.full" not in kernel.asm["ptx"], f"{kernel.name} on {target} divides approximately"
+
+
+def pooled(op: str, features: torch.Tensor, size: tuple[int, int]) -> None:
+    """No RoI of any image, so that nothing is as large as it says."""
+    rois = features.new_empty((0, 5))
+    with compiling(TARGETS["sm_90"]):
+        if op == "multiscale_roi_align":
+            ops.multiscale_roi_align([features[..., :1, :1], features], rois, (0.5, 0.25), size, 2)
+        else:
+            getattr(ops, op)(features, rois, size)
+
+
+@pytest.mark.parametrize("op", ["roi_pool", "roi_align", "multiscale_roi_align"])
+def test_roi_limits(op: str) -> None:
+    """The largest sizes are served, and what is larger is refused by name."""
+    name = r"features\[1\]" if op == "multiscale_roi_align" else "input"
+    pooled(op, torch.empty(0, 2047, 1, 1), (1024, 1024))
+    pooled(op, torch.empty(0, 3, 2**31 - 1, 1), (1, 1))
+    for size in ((1025, 1), (7, 1025)):
+        message = f"output_size: expected at most 1024 bins a side, got {size[0]} x {size[1]}"
+        with pytest.raises(ValueError, match=message):
+            pooled(op, torch.empty(0, 3, 1, 1), size)
+    message = r"output_size: expected fewer than 2\^31 numbers a RoI, got 1024 x 1024 bins of 2048 channels"
+    with pytest.raises(ValueError, match=message):
+        pooled(op, torch.empty(0, 2048, 1, 1), (1024, 1024))
+    message = rf"{name}: expected fewer than 2\^31 cells, got a map of 65536 x 32768"
+    with pytest.raises(ValueError, match=message):
+        pooled(op, torch.empty(0, 3, 65536, 32768), (7, 7))
+
+
+@pytest.mark.parametrize("op", ["roi_pool", "roi_align", "multiscale_roi_align"])
+def test_roi_limits_of_gradients(op: str) -> None:
+    rois, grad = torch.empty(0, 5), torch.empty(0, 3, 1025, 1)
+    shape, scalars = (0, 3, 65536, 32768), (1.0, 2, False)
+
+    def backward(grad: torch.Tensor) -> None:
+        function = getattr(torch.ops.frcnn_fast, f"{op}_backward").default
+        with compiling(TARGETS["sm_90"]):
+            if op == "roi_pool":
+                function(grad, grad.int(), rois, *shape, False, 1.0, "triton")
+            elif op == "roi_align":
+                function(grad, rois, *shape, False, *scalars, "triton")
+            else:
+                function(grad, rois, shape, (False,), (1.0,), *scalars[1:], 224.0, 4, "triton")
+
+    name = r"features\[0\]" if op == "multiscale_roi_align" else "input"
+    with pytest.raises(ValueError, match="output_size: expected at most 1024 bins a side, got 1025 x 1"):
+        backward(grad)
+    with pytest.raises(ValueError, match=rf"{name}: expected fewer than 2\^31 cells, got a map of 65536 x 32768"):
+        backward(grad[:, :, :7])

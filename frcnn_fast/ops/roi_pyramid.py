@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from frcnn_fast import reference as oracle
 from frcnn_fast._extension import extension
+from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._backends import asked_for
 from frcnn_fast.ops._operator import Operator, plain_eager
@@ -63,25 +63,6 @@ class _ToLevels(Operator):
 
     def _fake(self, *args: Any) -> list[Tensor]:
         return list(self.outputs(*args[:-1]))
-
-
-@functools.lru_cache(maxsize=64)
-def level_thresholds(
-    spatial_scales: tuple[float, ...], canonical_scale: float, canonical_level: int
-) -> tuple[float, ...]:
-    """The least areas (squared pixels) of all levels but the finest.
-
-    Level canonical_level + floor(log2(sqrt(area) / canonical_scale)), with torchvision's 1e-6 of tolerance.
-    """
-    finest, coarsest = (-round(math.log2(scale)) for scale in (spatial_scales[0], spatial_scales[-1]))
-    if coarsest - finest >= len(spatial_scales):
-        raise ValueError(
-            f"spatial_scales: expected neighbouring powers of two, finest first, got {list(spatial_scales)}: "
-            f"{len(spatial_scales)} levels cannot serve the scales 2^-{finest} to 2^-{coarsest}"
-        )
-    return tuple(
-        (canonical_scale * 2.0 ** (level - canonical_level - 1e-6)) ** 2 for level in range(finest + 1, coarsest + 1)
-    )
 
 
 def _pyramid_outputs(features: Sequence[Tensor], rois: Tensor, height: int, width: int, *_: Any) -> tuple[Tensor]:

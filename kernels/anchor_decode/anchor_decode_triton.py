@@ -117,6 +117,7 @@ def decode_clip_kernel(
     deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
     boxes, valid, LEGACY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """boxes: pointer or None."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     image = tl.program_id(1).to(tl.int64)
     mask = index < A
@@ -124,7 +125,8 @@ def decode_clip_kernel(
         deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
         image, index, mask, LEGACY,
     )  # fmt: skip
-    store_box(boxes, image * A + index, x1, y1, x2, y2, mask)
+    if boxes is not None:
+        store_box(boxes, image * A + index, x1, y1, x2, y2, mask)
     tl.store(valid + image * A + index, fit, mask=mask)
 
 

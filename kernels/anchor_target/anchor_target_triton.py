@@ -9,18 +9,19 @@ barrier; the programs that draw have WARPS. tallies [B, TALLY + G]: sample_trito
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..anchor_decode.anchor_decode_triton import encode_boxes, scalars4
-from ..common.box_triton import anchor_at, is_finite_box, load_box, store_box
+from ..anchor_decode.anchor_decode_triton import scalars4
+from ..common.box_triton import anchor_at, is_finite_box, load_box
 from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch, num_anchors
 from ..common.numeric_triton import compute_type, scalar
 from .overlap_triton import has_peak, is_inside, is_positive, match_objects, on_crowd
-from .sample_triton import NEGATIVES, ROWS, TALLY, draw, draw_item, enlist, is_last, is_likely, seats
+from .sample_triton import NEGATIVES, ROWS, TALLY, draw, draw_item, enlist, is_last, is_likely, seats, store_targets
 
 PEAKS = TALLY
 # In place of a best overlap.
@@ -136,10 +137,7 @@ def target_kernel(
             chosen = tl.load(object + image * A + winner, mask=is_object, other=-1)
             gt_box = load_box(gt_boxes, image * G + chosen, is_object)
             anchor = anchor_at(*source, image, tl.where(is_object, winner, 0), is_object)
-            t1, t2, t3, t4 = encode_boxes(*gt_box, *anchor, scalars4(wx, wy, ww, wh, U), LEGACY)
-            t1, t2 = tl.where(is_object, t1, 0.0), tl.where(is_object, t2, 0.0)
-            t3, t4 = tl.where(is_object, t3, 0.0), tl.where(is_object, t4, 0.0)
-            store_box(targets, row, t1, t2, t3, t4, mask)
+            store_targets(targets, row, gt_box, anchor, scalars4(wx, wy, ww, wh, U), is_object, mask, LEGACY)
             tl.store(indices + row, winner, mask=mask)
             tl.store(labels + row, tl.where(is_object, 1, tl.where(is_drawn, 0, -1)).to(tl.int8), mask=mask)
             tl.store(matched + row, chosen, mask=mask)
@@ -192,17 +190,21 @@ def programs_for(candidates: int, each: int) -> int:
 
 
 def find_overlaps(
-    source: tuple, gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None, image_sizes: Tensor | None,
-    positive_iou: float, negative_iou: float, crowd_overlap: float, legacy: bool, tallies: Tensor, best: Tensor,
+    anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None,
+    image_sizes: Tensor | None, positive_iou: float, negative_iou: float, crowd_overlap: float, legacy: bool,
     object: Tensor,
-) -> None:  # fmt: skip
-    B, A = best.shape
+) -> tuple[Any, ...]:  # fmt: skip
+    """The first arguments of label_kernel and of target_kernel. Fills object [B, A]."""
+    (B, A), G = object.shape, gt_boxes.shape[1]
+    source, ious = anchor_source(anchors, grid, offset), (double_bits(positive_iou), double_bits(negative_iou))
+    tallies, best = new_tallies(B, G, gt_boxes), gt_boxes.new_empty((B, A))
     if A:
         launch(
-            overlap_kernel, (blocks_for(A, OVERLAP_BLOCK), B), *source, A, gt_boxes, gt_counts, crowd,
-            gt_boxes.shape[1], image_sizes, *map(double_bits, (positive_iou, negative_iou, crowd_overlap)), tallies,
-            best, object, like=gt_boxes, warps=1, LEGACY=legacy, BLOCK=OVERLAP_BLOCK,
+            overlap_kernel, (blocks_for(A, OVERLAP_BLOCK), B), *source, A, gt_boxes, gt_counts, crowd, G, image_sizes,
+            *ious, double_bits(crowd_overlap), tallies, best, object, like=gt_boxes, warps=1, LEGACY=legacy,
+            BLOCK=OVERLAP_BLOCK,
         )  # fmt: skip
+    return *source, A, gt_boxes, gt_counts, G, *ious, tallies, best
 
 
 def assign_anchors(
@@ -213,17 +215,14 @@ def assign_anchors(
     B, A = labels.shape
     if not B * A:
         return
-    G, block = gt_boxes.shape[1], label_block(gt_boxes)
-    source = anchor_source(anchors, grid, offset)
-    tallies, best = new_tallies(B, G, gt_boxes), gt_boxes.new_empty((B, A))
-    find_overlaps(
-        source, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou, crowd_overlap, legacy, tallies,
-        best, matched,
+    found = find_overlaps(
+        anchors, grid, offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou, crowd_overlap,
+        legacy, matched,
     )  # fmt: skip
+    block = label_block(gt_boxes)
     launch(
-        label_kernel, (blocks_for(A, block), B), *source, A, gt_boxes, gt_counts, G, double_bits(positive_iou),
-        double_bits(negative_iou), tallies, best, labels, matched, like=gt_boxes, warps=WARPS, LEGACY=legacy,
-        LOW_QUALITY=low_quality, BLOCK=block,
+        label_kernel, (blocks_for(A, block), B), *found, labels, matched, like=gt_boxes, warps=WARPS, registers=64,
+        LEGACY=legacy, LOW_QUALITY=low_quality, BLOCK=block,
     )  # fmt: skip
 
 
@@ -245,7 +244,7 @@ def sample_anchors(
     launch(
         sample_kernel, (programs_for(A, SAMPLE_BLOCK), B), labels, A, tallies, rng, stream, batch_size,
         min(max_positive, batch_size), items, winners, indices, sampled, counts, like=labels, warps=WARPS,
-        BLOCK=SAMPLE_BLOCK,
+        registers=128, BLOCK=SAMPLE_BLOCK,
     )  # fmt: skip
 
 
@@ -255,22 +254,19 @@ def rpn_targets(
     crowd_overlap: float, batch_size: int, max_positive: int, weights: Sequence[float], legacy: bool, stream: int,
     indices: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, counts: Tensor,
 ) -> None:  # fmt: skip
-    B, G, _ = gt_boxes.shape
+    B, A = gt_boxes.shape[0], num_anchors(anchors, grid)
     if not B:
         return
-    source = anchor_source(anchors, grid, offset)
-    A, block = num_anchors(anchors, grid), label_block(gt_boxes)
-    tallies, best = new_tallies(B, G, gt_boxes), gt_boxes.new_empty((B, A))
     object = gt_boxes.new_empty((B, A), dtype=torch.int32)
-    kinds, items = labels.new_empty((B, A)), indices.new_empty((B, A))
-    winners = matched.new_empty((B, batch_size))
-    find_overlaps(
-        source, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou, crowd_overlap, legacy, tallies,
-        best, object,
+    found = find_overlaps(
+        anchors, grid, offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou, crowd_overlap,
+        legacy, object,
     )  # fmt: skip
+    block = label_block(gt_boxes)
+    kinds, items = labels.new_empty((B, A)), indices.new_empty((B, A))
     launch(
-        target_kernel, (programs_for(A, block), B), *source, A, gt_boxes, gt_counts, G,
-        double_bits(positive_iou), double_bits(negative_iou), tallies, best, object, rng, stream, batch_size,
-        min(max_positive, batch_size), *map(double_bits, weights), kinds, items, winners, indices, labels, targets,
-        matched, counts, like=gt_boxes, warps=WARPS, LEGACY=legacy, LOW_QUALITY=low_quality, BLOCK=block,
+        target_kernel, (programs_for(A, block), B), *found, object, rng, stream, batch_size,
+        min(max_positive, batch_size), *map(double_bits, weights), kinds, items, matched.new_empty((B, batch_size)),
+        indices, labels, targets, matched, counts, like=gt_boxes, warps=WARPS, registers=96, LEGACY=legacy,
+        LOW_QUALITY=low_quality, BLOCK=block,
     )  # fmt: skip

@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..anchor_decode.anchor_decode_triton import encode_boxes, scalars4
+from ..anchor_decode.anchor_decode_triton import scalars4
 from ..common.box_triton import is_finite_box, load_box, store_box
 from ..common.launch_triton import double_bits, launch
 from ..common.numeric_triton import compute_type, scalar
 from .anchor_target_triton import new_tallies, programs_for
 from .overlap_triton import gt_count, is_positive, match_objects, on_crowd
-from .sample_triton import ROWS, TALLY, draw, draw_item, enlist, is_last, seats
+from .sample_triton import ROWS, TALLY, draw, draw_item, enlist, is_last, seats, store_targets
 
 BLOCK = 128
 WARPS = 4
@@ -76,11 +76,8 @@ def roi_kernel(
             chosen = tl.load(object + image * M + winner, mask=is_object, other=-1)
             gt_box = load_box(gt_boxes, image * G + chosen, is_object)
             roi = load_candidate(proposals, N, gt_boxes, G, image, winner, is_drawn)
-            t1, t2, t3, t4 = encode_boxes(*gt_box, *roi, scalars4(wx, wy, ww, wh, U), LEGACY)
-            t1, t2 = tl.where(is_object, t1, 0.0), tl.where(is_object, t2, 0.0)
-            t3, t4 = tl.where(is_object, t3, 0.0), tl.where(is_object, t4, 0.0)
             store_box(rois, row, *roi, mask)
-            store_box(targets, row, t1, t2, t3, t4, mask)
+            store_targets(targets, row, gt_box, roi, scalars4(wx, wy, ww, wh, U), is_object, mask, LEGACY)
             label = tl.load(gt_labels + image * G + chosen, mask=is_object, other=0)
             tl.store(labels + row, tl.where(is_drawn, label, -1), mask=mask)
             tl.store(matched + row, chosen, mask=mask)

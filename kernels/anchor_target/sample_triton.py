@@ -12,6 +12,8 @@ An image's tally, zero before: candidates that may be negative, length of both l
 import triton
 import triton.language as tl
 
+from ..anchor_decode.anchor_decode_triton import encode_boxes
+from ..common.box_triton import store_box
 from ..common.philox_triton import sampling_key
 
 NEGATIVES, LISTED, DONE, TALLY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -140,3 +142,12 @@ def seats(winners, start, drawn):
         before += tl.sum((other[:, None] < winner[None, :]).to(tl.int32), axis=0)
     index = tl.where(is_drawn, winner & 0x7FFFFFFF, -1)
     return tl.where(is_drawn, before, i), index.to(tl.int64), is_drawn & (winner < 0), is_drawn
+
+
+@triton.jit
+def store_targets(targets, row, gt_box, box, weights, is_object, mask, LEGACY: tl.constexpr):
+    """The deltas that take each box to its object; 0 where it has none."""
+    t1, t2, t3, t4 = encode_boxes(*gt_box, *box, weights, LEGACY)
+    t1, t2 = tl.where(is_object, t1, 0.0), tl.where(is_object, t2, 0.0)
+    t3, t4 = tl.where(is_object, t3, 0.0), tl.where(is_object, t4, 0.0)
+    store_box(targets, row, t1, t2, t3, t4, mask)

@@ -1,6 +1,6 @@
 """proposals.cu in Triton: a fixed chain of launches over all images and levels.
 
-judge     (filter_first only) an element of a block is an anchor: does it decode to a box that may compete?
+judge     (filter_first only) does an anchor decode to a box that may compete? (kernels/anchor_decode)
 top-N     every (image, level) segment's best pre_nms_top_n, in order (kernels/top_n)
 decode    an element is a selected anchor: decode, clip, judge, count in each block what may compete
 compact   (not filter_first: there all may) a block of ranks moves up by what the blocks before it have dropped
@@ -16,37 +16,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..anchor_decode.anchor_decode_triton import decode_at
+from ..anchor_decode.anchor_decode_triton import BLOCK, decode_at, decode_clip_kernel
 from ..common.box_triton import load_box, store_box
 from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch
 from ..common.numeric_triton import widen
 from ..nms.nms_triton import nms_sorted_segments
 from ..top_n.top_n_triton import select_segments
 
-BLOCK = 256  # a power of two, as the rest
+# Powers of two.
 RANKS = 128  # that a program decodes or moves: the deltas come from anywhere, so many small programs
 KEPT = 128  # kept boxes that a program merges
 
-SCALARS = ["image_stride", "offset", "wx", "wy", "ww", "wh", "clamp", "min_size", "A"]
 
-
-@triton.jit(do_not_specialize=SCALARS)
-def judge_kernel(
-    deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
-    valid, LEGACY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """valid [B, A]."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    image = tl.program_id(1).to(tl.int64)
-    mask = index < A
-    _, _, _, _, fit = decode_at(
-        deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
-        image, index, mask, LEGACY,
-    )  # fmt: skip
-    tl.store(valid + image * A + index, fit.to(tl.uint8), mask=mask)
-
-
-@triton.jit(do_not_specialize=[*SCALARS, "L", "n"])
+@triton.jit(do_not_specialize=["image_stride", "offset", "wx", "wy", "ww", "wh", "clamp", "min_size", "A", "L", "n"])
 def decode_kernel(
     deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
     scores, selected, num_selected, L, n, boxes, rankings, valid, num_valid, LEGACY: tl.constexpr, RANKS: tl.constexpr,
@@ -175,7 +157,10 @@ def rpn_proposals(
     valid = None
     if filter_first:
         valid = integers(B, A, dtype=torch.uint8)
-        launch(judge_kernel, (blocks_for(A, BLOCK), B), *decoding, valid, like=scores, LEGACY=legacy, BLOCK=BLOCK)
+        launch(
+            decode_clip_kernel, (blocks_for(A, BLOCK), B), *decoding, None, valid, like=scores, LEGACY=legacy,
+            BLOCK=BLOCK,
+        )  # fmt: skip
 
     selected, num_selected = integers(S, n), integers(S)
     select_segments(scores, list(accumulate(level_sizes, initial=0)), n, valid, selected, num_selected)

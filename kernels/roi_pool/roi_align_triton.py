@@ -1,5 +1,5 @@
 """roi_align.h and roi_align.cu in Triton: one launch writes each RoI's weights along both axes, cell by cell; a second
-one sums up (forward, see roi_triton.roi_tile) or gathers (backward, see roi_gather_triton.py). Both multiply and add in
+one sums up (forward, see roi_triton.BinTile) or gathers (backward, see roi_gather_triton.py). Both multiply and add in
 the order of roi_align.h.
 
 Weights are dense, as on CUDA: of bin b at cell i, at (roi * bins + b) * stride + i; first all rows', then all columns'.
@@ -14,12 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from frcnn_fast.ops.roi_pyramid import level_thresholds
-
 from ..common.box_triton import is_finite_box
 from ..common.launch_triton import double_bits, launch
 from ..common.numeric_triton import compute_type, divide, narrow, scalar, widen
 from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
+from .roi_levels import level_thresholds
 from .roi_triton import (
     AxisTile,
     BinTile,
@@ -29,6 +28,7 @@ from .roi_triton import (
     is_channels_last,
     largest,
     level_sides,
+    levels_by_name,
     load_roi,
     map_strides,
     of_level,
@@ -253,7 +253,7 @@ def write_weights(
     """The row and column weights of all RoIs; fills spans (forward) or tables (backward)."""
     B, K, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
     weights = rois.new_empty(K * P * H), rois.new_empty(K * Q * W)
-    tile = AxisTile.of(P, Q)
+    tile = AxisTile.of(rois, P, Q)
     lists, lists_and_bins = (len(maps) * B, tables[3:]) if tables else (0, (None,) * 4)
     launch(
         weights_kernel, (lists + tile.programs(K),), rois, level_sides(maps), tuple(map(double_bits, scales)),
@@ -269,7 +269,6 @@ def align(
 ) -> None:  # fmt: skip
     """thresholds: see roi_triton.roi_level."""
     K, C, P, Q = output.shape
-    check_size(maps, P, Q)
     if K * C == 0:
         return
     spans = torch.empty(2 * K * (P + Q), dtype=torch.int32, device=rois.device)
@@ -286,10 +285,9 @@ def align_backward(
     grad_output: Tensor, rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int, aligned: bool,
     grads: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    P, Q = grad_output.shape[2:]
-    check_size(grads, P, Q)
     if sum(g.numel() for g in grads) == 0:
         return
+    P, Q = grad_output.shape[2:]
     tables = Tables.empty(rois, grads)
     weights = write_weights(grads, rois, scales, thresholds, ratio, aligned, P, Q, None, tables)
     gather(weights_of_roi, owed_by_weight, grad_output, weights, tables, grads)
@@ -298,6 +296,7 @@ def align_backward(
 def roi_align(
     input: Tensor, rois: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool, output: Tensor
 ) -> None:
+    check_size({"input": input}, height, width)
     align((input,), rois, (scale,), (), ratio, aligned, output)
 
 
@@ -305,6 +304,7 @@ def roi_align_backward(
     grad: Tensor, rois: Tensor, B: int, C: int, H: int, W: int, last: bool, scale: float, ratio: int, aligned: bool,
     grad_input: Tensor,
 ) -> None:  # fmt: skip
+    check_size({"input": grad_input}, *grad.shape[2:])
     align_backward(grad, rois, (scale,), (), ratio, aligned, (grad_input,))
 
 
@@ -312,6 +312,7 @@ def multiscale_roi_align(
     features: Sequence[Tensor], rois: Tensor, height: int, width: int, scales: Sequence[float], ratio: int,
     aligned: bool, canonical_scale: float, canonical_level: int, output: Tensor,
 ) -> None:  # fmt: skip
+    check_size(levels_by_name(features), height, width)
     thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
     align(features, rois, scales, thresholds, ratio, aligned, output)
 
@@ -320,5 +321,6 @@ def multiscale_roi_align_backward(
     grad: Tensor, rois: Tensor, shapes: Sequence[int], layouts: Sequence[bool], scales: Sequence[float], ratio: int,
     aligned: bool, canonical_scale: float, canonical_level: int, *grads: Tensor,
 ) -> None:  # fmt: skip
+    check_size(levels_by_name(grads), *grad.shape[2:])
     thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
     align_backward(grad, rois, scales, thresholds, ratio, aligned, grads)

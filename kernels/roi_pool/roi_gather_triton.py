@@ -184,13 +184,14 @@ class CellTile(NamedTuple):
     CHANNELS: int
     AT_ONCE: int  # bins of a cell
     warps: int
+    registers: int = 0  # see launch
 
     @classmethod
     def of(cls, grads: Sequence[Tensor]) -> "CellTile":
         channels = triton.next_power_of_2(grads[0].shape[1])
         words = max(grads[0].element_size(), 4) // 4  # of a sum
         if channels <= 8:
-            return cls(16 // words, 32, channels, 2, 8)
+            return cls(64 // max(channels, 4) // words, 32, channels, 2, 8, 128)
         if is_channels_last(grads[0]):
             return cls(2, 2, min(channels, 64 // words), 4, 1)
         return cls(2, 8, min(channels, 16), 4, 1)

@@ -76,26 +76,27 @@ def pool_kernel(
     left, right = bin_edges(start_x, size_x, bin % Q, W)
     real = (k < K) & (bin < P * Q)
     present = real & (image >= 0) & (top < bottom) & (left < right)
-    bottom, right = tl.where(present, bottom, top), tl.where(present, right, left)
+    height, width = tl.where(present, bottom - top, 0), tl.where(present, right - left, 0)
     channel_step, cell_step = map_strides(0, H, W, C, (LAST,))
     cells = input + image * C * H * W + channel.to(tl.int64) * channel_step
 
     # NaN: nothing yet, so that -inf counts and NaN does not.
     best = tl.where(present, float("nan"), tl.zeros((bin + channel).shape, compute_type(T)))
     place = tl.full(best.shape, -1, tl.int32)
-    rows, columns = tl.max(bottom - top), tl.max(right - left)
+    rows, columns = tl.max(height), tl.max(width)
+    row = top * W + left
     i = 0
     while i < rows:
-        row = (top + i) * W + left
         j = 0
         while j < columns:
-            inside = (top + i < bottom) & (left + j < right)
+            inside = (i < height) & (j < width)
             at = cells + (row + j).to(tl.int64) * cell_step
             value = widen(tl.load(at, mask=inside & (channel < C), other=0.0))
             better = inside & ((value > best) | ((best != best) & (value == value)))
             best = tl.where(better, value, best)
             place = tl.where(better, row + j, place)
             j += 1
+        row += W
         i += 1
 
     step: tl.constexpr = 1 if LAST else P * Q
@@ -150,7 +151,7 @@ def roi_pool(
 ) -> None:  # fmt: skip
     B, C, H, W = input.shape
     K, _, P, Q = output.shape
-    check_size([input], P, Q)
+    check_size({"input": input}, P, Q)
     if K * C:
         tile = BinTile.of(output)
         launch(
@@ -165,10 +166,10 @@ def roi_pool_backward(
     grad_input: Tensor,
 ) -> None:  # fmt: skip
     K, _, P, Q = grad.shape
-    check_size([grad_input], P, Q)
+    check_size({"input": grad_input}, P, Q)
     if grad_input.numel():
         tables = Tables.empty(rois, [grad_input])
-        tile = AxisTile.of(P, Q)
+        tile = AxisTile.of(rois, P, Q)
         launch(
             tables_kernel, (B + tile.programs(K),), rois, double_bits(spatial_scale), B, *tables,
             like=rois, P=P, Q=Q, MEMBERS=MEMBERS, **tile._asdict(),

@@ -1,6 +1,6 @@
 """roi.h in Triton, and what the RoI kernels share: tiles of outputs, and levels as arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import triton
@@ -12,7 +12,8 @@ from ..common.launch_triton import blocks_for, odd
 from ..common.numeric_triton import scalar
 
 ROI_FIELDS = tl.constexpr(5)  # image, x1, y1, x2, y2
-BINS = 64  # of a tile at most
+BINS = 64  # of a RoI in a tile, at most
+MOST_BINS = 128  # of a tile with several RoIs
 MAX_BINS = 1024  # along one axis, in one block
 
 
@@ -118,23 +119,26 @@ class AxisTile(NamedTuple):
     ROIS: int
     BINS: int
     CELLS: int
+    registers: int  # see launch
 
     @classmethod
-    def of(cls, P: int, Q: int) -> "AxisTile":
+    def of(cls, rois: Tensor, P: int, Q: int) -> "AxisTile":
         bins = triton.next_power_of_2(max(P, Q))
-        return cls(max(1, 128 // bins), bins, 8)
+        double = rois.element_size() == 8  # divisions are calls with much to save
+        return cls(max(1, 128 // bins), bins, 4 if double else 8, 128 if double else 0)
 
     def programs(self, K: int) -> int:
         return 2 * blocks_for(K, self.ROIS)
 
 
 class BinTile(NamedTuple):
-    """Output numbers as work: with several RoIs in a program only where their bins and channels are few. A thread then
-    has up to 32 numbers, whose loads are in flight together."""
+    """Output numbers as work: with several RoIs in a program only where their bins and channels are few. A thread has
+    up to 32 numbers, whose loads are in flight together, but of few bins: each has edges to keep."""
 
     ROIS: int
     BINS: int
     CHANNELS: int
+    registers: int  # see launch
 
     @classmethod
     def of(cls, output: Tensor) -> "BinTile":
@@ -142,7 +146,8 @@ class BinTile(NamedTuple):
         few = 32 * 4 // max(output.element_size(), 4)
         most = 2 * few if is_channels_last(output) else few
         bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(most, triton.next_power_of_2(C))
-        return cls(max(1, BINS * few // (bins * channels)), bins, channels)
+        rois = max(1, min(BINS * few // channels, MOST_BINS) // bins)
+        return cls(rois, bins, channels, 255 if rois > 1 else 0)
 
     def programs(self, output: Tensor) -> int:
         K, C, P, Q = output.shape
@@ -154,16 +159,21 @@ def level_sides(maps: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...
     return tuple(odd(m.shape[2]) for m in maps), tuple(odd(m.shape[3]) for m in maps)
 
 
-def check_size(maps: Sequence[Tensor], P: int, Q: int) -> None:
-    """ValueError for what no block and no 32-bit offset holds."""
-    C = maps[0].shape[1]
-    if max(P, Q) > MAX_BINS or C * P * Q >= 2**31:
-        raise ValueError(
-            f"output_size: {P} x {Q} bins of {C} channels are too many, expected at most {MAX_BINS} a side"
-        )
-    for level, m in enumerate(maps):
-        if m.shape[2] * m.shape[3] >= 2**31:
-            raise ValueError(f"features[{level}]: a map of {m.shape[2]} x {m.shape[3]} cells is too large")
+def check_size(maps: Mapping[str, Tensor], P: int, Q: int) -> None:
+    """ValueError for what no block and no 32-bit offset holds. maps: by the names that the user knows."""
+    C = next(iter(maps.values())).shape[1]
+    if max(P, Q) > MAX_BINS:
+        raise ValueError(f"output_size: expected at most {MAX_BINS} bins a side, got {P} x {Q}")
+    if C * P * Q >= 2**31:
+        raise ValueError(f"output_size: expected fewer than 2^31 numbers a RoI, got {P} x {Q} bins of {C} channels")
+    for name, m in maps.items():
+        H, W = m.shape[2:]
+        if H * W >= 2**31:
+            raise ValueError(f"{name}: expected fewer than 2^31 cells, got a map of {H} x {W}")
+
+
+def levels_by_name(maps: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"features[{level}]": m for level, m in enumerate(maps)}
 
 
 def largest(maps: Sequence[Tensor]) -> tuple[int, int]:
