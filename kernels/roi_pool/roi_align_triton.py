@@ -198,7 +198,9 @@ def align_kernel(
     # Where the RoI names no image, its bins touch no cell.
     cells = of_level(maps, level) + roi_image(image, B) * C * height * width + channel.to(tl.int64) * channel_step
 
-    real = (k < K) & (bin < P * Q)
+    real = bin < P * Q
+    if ROIS > 1:  # else every program has a RoI
+        real &= k < K
     p, q = bin // Q, bin % Q
     spans += 2 * k * (P + Q)
     top, bottom = tl.load(spans + 2 * p, mask=real, other=0), tl.load(spans + 2 * p + 1, mask=real, other=-1)

@@ -74,8 +74,11 @@ def pool_kernel(
     image, start_y, size_y, start_x, size_x = load_bins(rois, k, K, scale, B, P, Q)
     top, bottom = bin_edges(start_y, size_y, bin // Q, H)
     left, right = bin_edges(start_x, size_x, bin % Q, W)
-    real = (k < K) & (bin < P * Q)
-    present = real & (image >= 0) & (top < bottom) & (left < right)
+    real = bin < P * Q
+    if ROIS > 1:  # else every program has a RoI
+        real &= k < K
+    # Not image >= 0 & ...: it may be a scalar, and of that and a block the interpreter makes integers.
+    present = tl.where(image >= 0, real & (top < bottom) & (left < right), False)
     height, width = tl.where(present, bottom - top, 0), tl.where(present, right - left, 0)
     channel_step, cell_step = map_strides(0, H, W, C, (LAST,))
     cells = input + image * C * H * W + channel.to(tl.int64) * channel_step

@@ -83,6 +83,8 @@ def _common_cases() -> Iterator[tuple[str, Callable[[], Args], bool]]:
         yield f"bins-{size}".replace(" ", ""), lambda s=size: _pool((1, 5, 9, 11), 20, s), True
     for C in (1, 31, 33, 64):
         yield f"C{C}", lambda C=C: _pool((1, C, 9, 9), 6, 2), True
+    for layout in ("contiguous", "channels_last"):  # channels enough to fill a program with one RoI
+        yield f"C65-{layout}", lambda y=layout: _pool((1, 65, 5, 5), 3, (4, 9), layout=y), True
     yield "C40-channels_last", lambda: _pool((1, 40, 9, 9), 6, 2, layout="channels_last"), True
     for name, dtype in DTYPES.items():
         yield name, lambda d=dtype: _pool(dtype=d), True
