@@ -12,8 +12,7 @@ from ..common.launch_triton import blocks_for, odd
 from ..common.numeric_triton import scalar
 
 ROI_FIELDS = tl.constexpr(5)  # image, x1, y1, x2, y2
-BINS = 64  # of a RoI in a tile, at most
-MOST_BINS = 128  # of a tile with several RoIs
+BINS = 64  # in a tile, of one RoI or several
 MAX_BINS = 1024  # along one axis, in one block
 
 
@@ -132,8 +131,8 @@ class AxisTile(NamedTuple):
 
 
 class BinTile(NamedTuple):
-    """Output numbers as work: with several RoIs in a program only where their bins and channels are few. A thread has
-    up to 32 numbers, whose loads are in flight together, but of few bins: each has edges to keep."""
+    """Output numbers as work: with several RoIs in a program only where their bins are few. A thread has up to 16
+    numbers (of several RoIs 8), whose loads are in flight together."""
 
     ROIS: int
     BINS: int
@@ -144,9 +143,8 @@ class BinTile(NamedTuple):
     def of(cls, output: Tensor) -> "BinTile":
         _, C, P, Q = output.shape
         few = 32 * 4 // max(output.element_size(), 4)
-        most = 2 * few if is_channels_last(output) else few
-        bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(most, triton.next_power_of_2(C))
-        rois = max(1, min(BINS * few // channels, MOST_BINS) // bins)
+        bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(few, triton.next_power_of_2(C))
+        rois = max(1, min(BINS, 1024 // channels) // bins)  # more numbers have no room beside each RoI's edges
         return cls(rois, bins, channels, 255 if rois > 1 else 0)
 
     def programs(self, output: Tensor) -> int:
