@@ -42,7 +42,7 @@ def patch_torchvision() -> TorchvisionPatch:
 
     Replaced are, in training and in evaluation, forward and backward:
 
-    - `nms`, `batched_nms`, `box_iou`, `roi_pool`, `roi_align` of torchvision.ops, by whatever name torchvision's modules
+    - `nms`, `batched_nms`, `box_iou`, `roi_pool`, `roi_align` of torchvision.ops, by whatever name its modules
       know them: so also in `RoIAlign`, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, FCOS;
     - decoding and `filter_proposals` of RegionProposalNetwork: `ops.rpn_proposals`;
     - `RegionProposalNetwork.assign_targets_to_anchors`: `ops.assign_anchors`, without a matrix of anchors x boxes;
@@ -54,17 +54,18 @@ def patch_torchvision() -> TorchvisionPatch:
     matcher or level mapper that a subclass has changed; a proposal network with a score threshold; thresholds and
     numbers of boxes that are negative; scales that are not successive halves; detections that a gradient is to flow
     through (evaluate under torch.no_grad()); everything under torch.compile, torch.export, tracing and functorch.
-    torch.jit.script does not know the replacements: script, and pickle whole detectors, while nothing is patched; what
-    was scripted before is not affected.
+    torch.jit.script does not know the replacements: build, script and pickle whole detectors while nothing is patched;
+    what was scripted before is not affected.
 
-    Indices and labels are torchvision's, and floats are within rounding (exp, softmax and sums are rounded otherwise),
-    deterministic and on every backend the same. By design it differs where torchvision's answer is arbitrary:
+    Indices and labels are torchvision's; floats are within rounding (exp, softmax and sums are rounded otherwise), and
+    the same to the bit run after run. By design it differs where torchvision's answer is arbitrary:
 
     - a box with a NaN score or a non-finite corner is never selected and never matched (torchvision ranks NaN first); a
       RoIPool bin of NaNs gives NaN;
     - a ground-truth box that no anchor overlaps makes no anchor an object (torchvision: every anchor that overlaps no
       box at all);
-    - equal scores go by the lower index, where torch.topk takes any;
+    - equal scores go by the lower index, where torchvision takes any; proposals of one level by the logit, also where
+      sigmoids are equal;
     - the fused steps compare boxes of several levels or classes where they lie; of up to 1,000 boxes (on a GPU 25,000)
       torchvision moves them apart first, which rounds them. An IoU, a score or a region's size within rounding of a
       threshold, or two scores within rounding of each other, can so be decided otherwise.
@@ -74,7 +75,8 @@ def patch_torchvision() -> TorchvisionPatch:
 
     Raises:
         ImportError: torchvision is not installed, or is of a version that lacks what would be replaced.
-        A replaced function raises ValueError for a region of an image that is not there, which torchvision reads.
+        A replaced function raises ValueError for a region of an image that is not there, which torchvision reads, and
+        RuntimeError on a GPU that no backend serves.
     """
     global _handles, _replaced
     with _lock:
@@ -221,7 +223,7 @@ def _iou_threshold(boxes: Tensor, threshold: float) -> float:
         return float(nearest)
     if boxes.dtype == torch.float64:
         return threshold
-    return float(nearest if nearest <= threshold else np.nextafter(nearest, np.float32(-1)))
+    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-1)))
 
 
 # Functions
@@ -366,8 +368,8 @@ def _proposals(
     ):
         return None
     alike = B == 1 or type(rpn.anchor_generator) is AnchorGenerator
-    # torchvision ranks by the logit within a level, but by its sigmoid among levels, where other logits tie: then the
-    # lower level is first. So the best of several levels are taken afterwards.
+    # torchvision takes the best of a level by the logit, but ranks those of several levels by its sigmoid, where other
+    # logits tie; it sorts the ties as below, and a sampler draws by position. So several levels are cut afterwards.
     levels = len(level_sizes)
     most = after if levels == 1 else sum(min(before, size) for size in level_sizes)
     boxes, kept, indices, counts = ops.rpn_proposals(
@@ -388,9 +390,10 @@ def _proposals(
     if levels == 1:
         return found
     ends = torch.tensor(level_sizes, device=indices.device).cumsum(0)
+    stable = most <= _MOVED[boxes.device.type]
     for b, rows in enumerate(found):
         order = torch.bucketize(indices[b, : len(rows)], ends, right=True).argsort(stable=True)
-        order = order[kept[b][order].sigmoid().argsort(stable=True, descending=True)]
+        order = order[kept[b][order].sigmoid().argsort(stable=stable, descending=True)]
         found[b] = rows[order[:after]]
     return found
 
