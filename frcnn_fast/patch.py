@@ -18,7 +18,7 @@ from frcnn_fast import ops
 from frcnn_fast._extras import require
 from frcnn_fast.ops._checks import INTEGERS
 from frcnn_fast.ops._operator import plain_eager
-from frcnn_fast.ops.anchor_grids import MOST_LEVELS
+from frcnn_fast.ops.anchor_grids import MOST_LEVELS, AnchorGrids
 
 _lock = threading.Lock()
 _handles = 0  # patches that have not been undone
@@ -44,16 +44,17 @@ def patch_torchvision() -> TorchvisionPatch:
 
     - `nms`, `batched_nms`, `box_iou`, `roi_pool`, `roi_align` of torchvision.ops, by whatever name its modules
       know them: so also in `RoIAlign`, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, FCOS;
-    - decoding and `filter_proposals` of RegionProposalNetwork: `ops.rpn_proposals`;
+    - making anchors, decoding and `filter_proposals` of RegionProposalNetwork: `ops.rpn_proposals`;
     - `RegionProposalNetwork.assign_targets_to_anchors`: `ops.assign_anchors`, without a matrix of anchors x boxes;
     - `RoIHeads.postprocess_detections`: `ops.detections`;
     - the pooling of MultiScaleRoIAlign: `ops.multiscale_roi_align`.
 
     A call that these do not serve runs torchvision's own code: inputs other than plain tensors of one dtype, float32 or
-    float64, on a CPU or a GPU (so the halves of autocast); integer boxes and other box formats; a method, box coder,
-    matcher or level mapper that a subclass has changed; a proposal network with a score threshold; thresholds and
-    numbers of boxes that are negative; scales that are not successive halves; detections that a gradient is to flow
-    through (evaluate under torch.no_grad()); everything under torch.compile, torch.export, tracing and functorch.
+    float64, on a CPU or a GPU (so the halves of autocast); integer boxes and other box formats; a method, anchor
+    generator, box coder, matcher or level mapper that is not torchvision's own; a proposal network with a score
+    threshold; thresholds and numbers of boxes that are negative; scales that are not successive halves; detections that
+    a gradient is to flow through (evaluate under torch.no_grad()); everything under torch.compile, torch.export,
+    tracing and functorch.
     torch.jit.script does not know the replacements: build, script and pickle whole detectors while nothing is patched;
     what was scripted before is not affected.
 
@@ -326,22 +327,37 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
     from torchvision.models.detection._utils import BoxCoder
     from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 
+    maps = list(features.values())
     if not (
-        _served(*features.values())
+        _served(*maps)
         and _unchanged(self, RegionProposalNetwork, "filter_proposals", "_get_top_n_idx")
         and type(self.box_coder) is BoxCoder
         and getattr(self, "score_thresh", 0.0) <= 0.0
+        and min(self.nms_thresh, self.min_size) >= 0
+        and min(self.pre_nms_top_n(), self.post_nms_top_n()) > 0
         and not (self.training and targets is None)
     ):
         return NotImplemented
-    maps = list(features.values())
+    grids = _anchor_grids(self.anchor_generator, images.tensors, maps)
+    if grids is None:
+        return NotImplemented
     logits, deltas = self.head(maps)
-    anchors = self.anchor_generator(images, maps)
     level_sizes = [level[0].numel() for level in logits]
     logits, deltas = concat_box_prediction_layers(logits, deltas)
-    boxes = _proposals(self, logits.detach(), deltas.detach(), anchors, images.image_sizes, level_sizes)
-    if boxes is None:
-        decoded = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
+    B, A = len(images.image_sizes), grids.num_anchors
+    served = (
+        _served(logits, deltas, grids.cells)
+        and level_sizes == grids.level_sizes
+        and (logits.numel(), deltas.numel()) == (B * A, 4 * B * A)
+    )
+    # The table of anchors, which the kernels need not.
+    anchors = self.anchor_generator(images, maps) if self.training or not served else []
+    if served:
+        boxes = _proposals(
+            self, logits.detach().reshape(B, A), deltas.detach().reshape(B, A, 4), grids, images.image_sizes
+        )
+    else:
+        decoded = self.box_coder.decode(deltas.detach(), anchors).view(B, -1, 4)
         boxes = self.filter_proposals(decoded, logits, images.image_sizes, level_sizes)[0]
     if not self.training:
         return boxes, {}
@@ -350,32 +366,33 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
     return boxes, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses))
 
 
-def _proposals(
-    rpn: Any, logits: Tensor, deltas: Tensor, anchors: list[Tensor], image_sizes: Any, level_sizes: list[int]
-) -> list[Tensor] | None:
-    """The boxes of each image; None for what is not served."""
+def _anchor_grids(generator: Any, pictures: Tensor, maps: list[Tensor]) -> AnchorGrids | None:
+    """The anchors of torchvision's own generator; None for another one."""
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-    B, A = len(anchors), sum(level_sizes)
-    before, after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
+    sizes = [tuple(m.shape[-2:]) for m in maps]
     if not (
-        _served(logits, deltas, *anchors)
-        and (logits.numel(), deltas.numel()) == (B * A, 4 * B * A)
-        and all(a.shape == (A, 4) for a in anchors)
-        and len(level_sizes) <= MOST_LEVELS
-        and min(A, before, after) > 0
-        and min(rpn.nms_thresh, rpn.min_size) >= 0
+        _unchanged(generator, AnchorGenerator, "forward", "grid_anchors", "set_cell_anchors")
+        and not (generator._forward_hooks or generator._forward_pre_hooks)
+        and len(generator.cell_anchors) == len(maps) <= MOST_LEVELS
+        and all(0 < h <= pictures.shape[-2] and 0 < w <= pictures.shape[-1] for h, w in sizes)
     ):
         return None
-    alike = B == 1 or type(rpn.anchor_generator) is AnchorGenerator
+    strides = [(pictures.shape[-2] // h, pictures.shape[-1] // w) for h, w in sizes]
+    return AnchorGrids([(cells.to(maps[0]), *level) for cells, *level in zip(generator.cell_anchors, sizes, strides)])
+
+
+def _proposals(rpn: Any, logits: Tensor, deltas: Tensor, grids: AnchorGrids, image_sizes: Any) -> list[Tensor]:
+    """The boxes of each image."""
     # torchvision takes the best of a level by the logit, but ranks those of several levels by its sigmoid, where other
     # logits tie; it sorts the ties as below, and a sampler draws by position. So several levels are cut afterwards.
-    levels = len(level_sizes)
-    most = after if levels == 1 else sum(min(before, size) for size in level_sizes)
+    before, after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
+    levels = len(grids.level_sizes)
+    most = after if levels == 1 else sum(min(before, size) for size in grids.level_sizes)
     boxes, kept, indices, counts = ops.rpn_proposals(
-        logits.reshape(B, A),
-        deltas.reshape(B, A, 4),
-        anchors[0] if alike else torch.stack(anchors),
+        logits,
+        deltas,
+        grids,
         image_sizes,
         pre_nms_top_n=before,
         post_nms_top_n=most,
@@ -384,12 +401,11 @@ def _proposals(
         filter_order="after_top_n",
         weights=rpn.box_coder.weights,
         clamp=rpn.box_coder.bbox_xform_clip,
-        level_sizes=level_sizes,
     )
     found = [rows[:count] for rows, count in zip(boxes, counts.tolist())]
     if levels == 1:
         return found
-    ends = torch.tensor(level_sizes, device=indices.device).cumsum(0)
+    ends = torch.tensor(grids.level_sizes, device=indices.device).cumsum(0)
     stable = most <= _MOVED[boxes.device.type]
     for b, rows in enumerate(found):
         order = torch.bucketize(indices[b, : len(rows)], ends, right=True).argsort(stable=True)

@@ -25,6 +25,7 @@ if not torchvision_missing:
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.models.detection.image_list import ImageList
     from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
     from torchvision.models.detection.roi_heads import RoIHeads
@@ -568,6 +569,82 @@ class TestDetectors:
             close(detect(model), theirs)
         assert seen == ["filter", "detections"] * 2
         assert "rpn_proposals" not in served
+
+    def test_anchors_of_ones_own(self, served: set[str]) -> None:
+        model = detector()
+
+        class Shifted(AnchorGenerator):
+            def forward(self, *args: Any) -> list[Tensor]:
+                return [anchors + 3 for anchors in super().forward(*args)]
+
+        model.rpn.anchor_generator.__class__ = Shifted
+        theirs = detect(model)
+        with frcnn_fast.patch_torchvision():
+            close(detect(model), theirs)
+        assert "rpn_proposals" not in served
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_a_head_in_another_type(self, training: bool, served: set[str]) -> None:
+        """What turns out when the head has run already."""
+        model = detector().rpn.train(training)
+        head = model.head
+        model.head = nn.Sequential(head)
+        model.head.forward = lambda maps: tuple([x.bfloat16() for x in of] for of in head(maps))  # type: ignore
+        images = ImageList(torch.empty(2, 3, 128, 160), [(128, 160), (120, 150)])
+        g = torch.Generator().manual_seed(2)
+        maps = {str(i): torch.randn(2, 256, 32 >> i, 40 >> i, generator=g) for i in range(5)}
+        targets = [{"boxes": some_boxes(3)}, {"boxes": torch.empty(0, 4)}] if training else None
+
+        def run() -> Any:
+            torch.manual_seed(4)
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(images, maps, targets)
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            equal(run(), theirs)
+        assert served.isdisjoint({"rpn_proposals", "detections"})
+
+    @pytest.mark.parametrize("before", [150, 600])
+    def test_logits_with_equal_sigmoids(self, before: int, served: set[str]) -> None:
+        """All are 1: torchvision takes the best of each level by the logit, then boxes level after level."""
+        generator = AnchorGenerator(((8,), (16,), (32,)), ((0.5, 1.0, 2.0),) * 3)
+        top_n = {"training": 1, "testing": before}, {"training": 1, "testing": 120}
+        rpn = RegionProposalNetwork(generator, None, 0.7, 0.3, 256, 0.5, *top_n, 0.7).eval()
+        g = torch.Generator().manual_seed(6)
+        maps = {str(i): torch.empty(2, 1, 24 >> i, 32 >> i) for i in range(3)}
+        logits = [20 + 20 * torch.rand(2, 3, 24 >> i, 32 >> i, generator=g) for i in range(3)]
+        deltas = [torch.randn(2, 12, 24 >> i, 32 >> i, generator=g) * 0.3 for i in range(3)]
+        rpn.head = nn.Identity()
+        rpn.head.forward = lambda maps: (logits, deltas)  # type: ignore[method-assign]
+        images = ImageList(torch.empty(2, 3, 96, 128), [(96, 128), (90, 100)])
+
+        theirs = rpn(images, maps)
+        assert [len(boxes) for boxes in theirs[0]] == [120, 120]
+        with frcnn_fast.patch_torchvision():
+            close(rpn(images, maps), theirs)
+        assert served == {"rpn_proposals"}
+
+    def test_tiny_huge_and_unevenly_many_detections(self, served: set[str]) -> None:
+        """On the last step alone: sides about 0.01 pixels, deltas beyond the clamp, another number for each picture."""
+        heads = RoIHeads(None, None, None, 0.5, 0.5, 128, 0.25, (10.0, 10.0, 5.0, 5.0), 0.05, 0.5, 30)
+        proposals = [some_boxes(30), some_boxes(0), some_boxes(17, seed=1)]
+        g = torch.Generator().manual_seed(5)
+        logits, deltas = torch.randn(47, 4, generator=g) * 2, torch.randn(47, 16, generator=g)
+        deltas[::3, 2::4] = 5 * torch.log(0.01 * torch.linspace(0.5, 1.5, 16) / 20)[:, None]
+        deltas[1::5, 3::4] = 30.0
+        sizes = [(90, 100), (80, 80), (100, 60)]
+
+        def run() -> Any:
+            return heads.postprocess_detections(logits, deltas, proposals, sizes)
+
+        theirs = run()
+        assert [len(labels) for labels in theirs[2]] == [30, 0, 21]
+        with frcnn_fast.patch_torchvision():
+            close(run(), theirs)
+        assert served == {"detections"}
+        widths = torch.cat([boxes[:, 2] - boxes[:, 0] for boxes in theirs[0]])
+        assert float(widths.min()) < 0.02, "some of the tiny ones are kept"
 
     def test_detections_that_carry_a_gradient(self, served: set[str]) -> None:
         model = detector().double()
