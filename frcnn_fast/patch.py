@@ -219,6 +219,7 @@ def _iou_threshold(boxes: Tensor, threshold: float) -> float:
     On a CPU it compares an IoU with a float64, so with float32 boxes as with the next float32 below; on a GPU with a
     float32.
     """
+    threshold = float(threshold)
     nearest = np.float32(threshold)
     if boxes.is_cuda:
         return float(nearest)
@@ -306,7 +307,7 @@ def _multiscale_roi_align(
         and 1 < len(x_filtered) <= MOST_LEVELS  # one level: roi_align
         and _served(*x_filtered)
         and _served_rois(x_filtered[0], boxes)
-        and boxes[0].dtype == x_filtered[0].dtype
+        and not isinstance(boxes, Tensor)
         and all(x.dim() == 4 and x.shape[:2] == x_filtered[0].shape[:2] for x in x_filtered)
         and len(scales) == len(x_filtered)
         and list(scales) == [2.0**-k for k in range(mapper.k_min, mapper.k_max + 1)]
