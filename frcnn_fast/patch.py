@@ -1,0 +1,504 @@
+"""Our steps under torchvision's two-stage detectors, without a change of their code."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frcnn_fast import ops
+from frcnn_fast._extras import require
+from frcnn_fast.ops._checks import INTEGERS
+from frcnn_fast.ops._operator import plain_eager
+from frcnn_fast.ops.anchor_grids import MOST_LEVELS, AnchorGrids
+
+_lock = threading.Lock()
+_handles = 0  # patches that have not been undone
+_replaced: _Replaced | None = None  # while there are any
+
+
+def patch_torchvision() -> TorchvisionPatch:
+    """Puts the fast steps under torchvision's detectors, until it is undone.
+
+        with frcnn_fast.patch_torchvision():
+            detections = model(images)
+
+        patch = frcnn_fast.patch_torchvision()
+        ...
+        patch.undo()
+
+    It changes torchvision's modules and classes, so it holds for the whole process: every thread, and detectors built
+    before as after. Patches count: torchvision is itself again when all of them are undone, in whatever order; leaving
+    the block undoes its patch, by an exception too. A name that other code imported from torchvision before
+    (`from torchvision.ops import nms`) stays what it was.
+
+    Replaced are, in training and in evaluation, forward and backward:
+
+    - `nms`, `batched_nms`, `box_iou`, `roi_pool`, `roi_align` of torchvision.ops, by whatever name its modules
+      know them: so also in `RoIAlign`, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, FCOS;
+    - making anchors, decoding and `filter_proposals` of RegionProposalNetwork: `ops.rpn_proposals`;
+    - `RegionProposalNetwork.assign_targets_to_anchors`: `ops.assign_anchors`, without a matrix of anchors x boxes;
+    - `RoIHeads.postprocess_detections`: `ops.detections`;
+    - the pooling of MultiScaleRoIAlign: `ops.multiscale_roi_align`.
+
+    A call that these do not serve runs torchvision's own code: inputs other than plain tensors of one dtype, float32 or
+    float64, on a CPU or a GPU (so the halves of autocast); integer boxes and other box formats; a method, anchor
+    generator, box coder, matcher or level mapper that is not torchvision's own; a proposal network with a score
+    threshold; thresholds and numbers of boxes that are negative; scales that are not successive halves; detections that
+    a gradient is to flow through (evaluate under torch.no_grad()); everything under torch.compile, torch.export,
+    tracing and functorch.
+    torch.jit.script does not know the replacements: build, script and pickle whole detectors while nothing is patched;
+    what was scripted before is not affected.
+
+    Indices and labels are torchvision's; floats are within rounding (exp, softmax and sums are rounded otherwise), and
+    the same to the bit run after run. By design it differs where torchvision's answer is arbitrary:
+
+    - a box with a NaN score or a non-finite corner is never selected and never matched (torchvision ranks NaN first); a
+      RoIPool bin of NaNs gives NaN;
+    - a ground-truth box that no anchor overlaps makes no anchor an object (torchvision: every anchor that overlaps no
+      box at all);
+    - equal scores go by the lower index, where torchvision takes any; proposals of one level by the logit, also where
+      sigmoids are equal;
+    - the fused steps compare boxes of several levels or classes where they lie; of up to 1,000 boxes (on a GPU 25,000)
+      torchvision moves them apart first, which rounds them. An IoU, a score or a region's size within rounding of a
+      threshold, or two scores within rounding of each other, can so be decided otherwise.
+
+    Returns:
+        The patch, with `undo()` (once is enough; more do nothing); also a context manager.
+
+    Raises:
+        ImportError: torchvision is not installed, or is of a version that lacks what would be replaced.
+        A replaced function raises ValueError for a region of an image that is not there, which torchvision reads, and
+        RuntimeError on a GPU that no backend serves.
+    """
+    global _handles, _replaced
+    with _lock:
+        if not _handles:
+            replaced = _Replaced(_pairs())
+            replaced.put()
+            _replaced = replaced
+        _handles += 1
+    return TorchvisionPatch()
+
+
+class TorchvisionPatch:
+    """What `patch_torchvision` returns."""
+
+    def __init__(self) -> None:
+        self._undone = False
+
+    def undo(self) -> None:
+        """Takes this patch back; torchvision is itself again when no other is left."""
+        global _handles, _replaced
+        with _lock:
+            if self._undone:
+                return
+            self._undone = True
+            _handles -= 1
+            if not _handles and _replaced is not None:
+                _replaced.restore()
+                _replaced = None
+
+    def __enter__(self) -> TorchvisionPatch:
+        if self._undone:
+            raise RuntimeError("this patch has been undone; call patch_torchvision() again")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+class _Replaced:
+    """torchvision's functions and methods, each with what stands in its place.
+
+    pairs: (class, or None for a function; torchvision's; ours, which returns NotImplemented where it does not serve).
+    """
+
+    def __init__(self, pairs: Iterable[tuple[type | None, FunctionType, Callable[..., Any]]]) -> None:
+        self.active = False
+        self.functions: list[tuple[FunctionType, FunctionType]] = []
+        self.methods: list[tuple[type, FunctionType, FunctionType]] = []
+        for owner, theirs, ours in pairs:
+            if owner is None:
+                self.functions.append((theirs, self._in_place_of(theirs, ours)))
+            else:
+                self.methods.append((owner, theirs, self._in_place_of(theirs, ours)))
+
+    def _in_place_of(self, theirs: FunctionType, ours: Callable[..., Any]) -> FunctionType:
+        @functools.wraps(theirs)
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            # A detector built while patched keeps box_iou in an attribute.
+            result = ours(*args, **kwargs) if self.active else NotImplemented
+            return theirs(*args, **kwargs) if result is NotImplemented else result
+
+        return replacement  # type: ignore[return-value]
+
+    def put(self) -> None:
+        self.active = True
+        _rename(self.functions)
+        for owner, theirs, replacement in self.methods:
+            setattr(owner, theirs.__name__, replacement)
+
+    def restore(self) -> None:
+        self.active = False
+        # Modules first imported while patched have the replacements, too.
+        _rename([(replacement, theirs) for theirs, replacement in self.functions])
+        for owner, theirs, replacement in self.methods:
+            if vars(owner).get(theirs.__name__) is replacement:  # else somebody has patched it since
+                setattr(owner, theirs.__name__, theirs)
+
+
+def _rename(pairs: Sequence[tuple[FunctionType, FunctionType]]) -> None:
+    """Puts the second of each pair wherever a module of torchvision has the first."""
+    new = {id(old): new for old, new in pairs}
+    for module_name, module in list(sys.modules.items()):
+        if module_name == "torchvision" or module_name.startswith("torchvision."):
+            for name, value in list(vars(module).items()):
+                if id(value) in new:
+                    setattr(module, name, new[id(value)])
+
+
+def _pairs() -> list[tuple[type | None, FunctionType, Callable[..., Any]]]:
+    """Looks up what is to be replaced, and whether it takes the arguments that are known here."""
+    version = require("torchvision", "torchvision").__version__
+    pairs: list[tuple[type | None, FunctionType, Callable[..., Any]]] = []
+    for path, ours in _INSTEAD_OF.items():
+        module, *names = path.split(":")
+        found: list[Any] = [require(f"torchvision.{module}", "torchvision")]
+        for name in names:
+            found.append(getattr(found[-1], name, None))
+        theirs = found[-1]
+        if not isinstance(theirs, FunctionType):
+            raise ImportError(f"torchvision {version} has no function {path}, which patch_torchvision() would replace")
+        unknown = set(inspect.signature(theirs).parameters) - set(inspect.signature(ours).parameters)
+        if unknown:
+            raise ImportError(
+                f"torchvision {version}: {path} takes {', '.join(sorted(unknown))}, unknown to patch_torchvision()"
+            )
+        pairs.append((found[-2] if len(names) > 1 else None, theirs, ours))
+    return pairs
+
+
+# What calls have in common
+
+
+def _served(*tensors: Any) -> bool:
+    """Plain tensors of one dtype that torchvision, too, computes in as it is, on one device that has kernels."""
+    if not tensors or not plain_eager(tensors):
+        return False
+    dtype, device = tensors[0].dtype, tensors[0].device
+    return (
+        dtype in (torch.float32, torch.float64)
+        and device.type in ("cpu", "cuda")
+        and all(t.dtype == dtype and t.device == device for t in tensors)
+    )
+
+
+def _are_boxes(*tensors: Tensor) -> bool:
+    return all(t.dim() == 2 and t.shape[1] == 4 for t in tensors)
+
+
+def _unchanged(value: object, owner: type, *names: str) -> bool:
+    """Whether the object has these methods from that class."""
+    return all(getattr(type(value), n, None) is getattr(owner, n, None) and n not in vars(value) for n in names)
+
+
+def _iou_threshold(boxes: Tensor, threshold: float) -> float:
+    """The threshold against which our comparison, in the type of the boxes, decides as torchvision's.
+
+    On a CPU it compares an IoU with a float64, so with float32 boxes as with the next float32 below; on a GPU with a
+    float32.
+    """
+    threshold = float(threshold)
+    nearest = np.float32(threshold)
+    if boxes.is_cuda:
+        return float(nearest)
+    if boxes.dtype == torch.float64:
+        return threshold
+    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-1)))
+
+
+# Functions
+
+
+def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Any:
+    if not (_served(boxes, scores) and _are_boxes(boxes) and scores.shape == boxes.shape[:1] and iou_threshold >= 0):
+        return NotImplemented
+    return ops.nms(boxes, scores, _iou_threshold(boxes, iou_threshold))
+
+
+# Up to so many boxes, batched_nms moves the boxes of each class away from the others', which rounds them, and calls nms
+# once: that call is ours. Beyond, it goes class by class.
+_MOVED = {"cpu": 1000, "cuda": 25_000}
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Any:
+    if not (
+        _served(boxes, scores)
+        and plain_eager((idxs,))
+        and _are_boxes(boxes)
+        and len(boxes) > _MOVED[boxes.device.type]
+        and scores.shape == idxs.shape == boxes.shape[:1]
+        and idxs.device == boxes.device
+        and idxs.dtype in INTEGERS
+        and iou_threshold >= 0
+    ):
+        return NotImplemented
+    return ops.batched_nms(boxes, scores, idxs, _iou_threshold(boxes, iou_threshold))
+
+
+def _box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Any:
+    if not (fmt == "xyxy" and _served(boxes1, boxes2) and _are_boxes(boxes1, boxes2)):
+        return NotImplemented
+    return ops.box_iou(boxes1, boxes2)
+
+
+def _served_rois(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> bool:
+    if isinstance(boxes, Tensor):
+        return _served(input, boxes) and input.dim() == 4 and boxes.dim() == 2 and boxes.shape[1] == 5
+    return (
+        isinstance(boxes, (list, tuple))
+        and _served(input, *boxes)
+        and input.dim() == 4
+        and len(boxes) == input.shape[0]
+        and _are_boxes(*boxes)
+    )
+
+
+# torchvision's results are contiguous; ours are stored as the features are.
+
+
+def _roi_pool(input: Tensor, boxes: Any, output_size: Any, spatial_scale: float = 1.0) -> Any:
+    if not _served_rois(input, boxes):
+        return NotImplemented
+    return ops.roi_pool(input, boxes, output_size, spatial_scale).contiguous()
+
+
+def _roi_align(
+    input: Tensor,
+    boxes: Any,
+    output_size: Any,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Any:
+    if not _served_rois(input, boxes):
+        return NotImplemented
+    return ops.roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned).contiguous()
+
+
+def _multiscale_roi_align(
+    x_filtered: list[Tensor], boxes: list[Tensor], output_size: Any, sampling_ratio: int, scales: Any, mapper: Any
+) -> Any:
+    from torchvision.ops.poolers import LevelMapper
+
+    if not (
+        type(mapper) is LevelMapper
+        and 1 < len(x_filtered) <= MOST_LEVELS  # one level: roi_align
+        and _served(*x_filtered)
+        and _served_rois(x_filtered[0], boxes)
+        and not isinstance(boxes, Tensor)
+        and all(x.dim() == 4 and x.shape[:2] == x_filtered[0].shape[:2] for x in x_filtered)
+        and len(scales) == len(x_filtered)
+        and list(scales) == [2.0**-k for k in range(mapper.k_min, mapper.k_max + 1)]
+        and mapper.eps == 1e-6
+        and mapper.s0 > 0
+    ):
+        return NotImplemented
+    pooled = ops.multiscale_roi_align(
+        x_filtered, boxes, scales, output_size, sampling_ratio, canonical_scale=mapper.s0, canonical_level=mapper.lvl0
+    )
+    return pooled.contiguous()
+
+
+# RegionProposalNetwork
+
+
+def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: Any = None) -> Any:
+    from torchvision.models.detection._utils import BoxCoder
+    from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+
+    maps = list(features.values())
+    if not (
+        _served(*maps)
+        and _unchanged(self, RegionProposalNetwork, "filter_proposals", "_get_top_n_idx")
+        and type(self.box_coder) is BoxCoder
+        and getattr(self, "score_thresh", 0.0) <= 0.0
+        and min(self.nms_thresh, self.min_size) >= 0
+        and min(self.pre_nms_top_n(), self.post_nms_top_n()) > 0
+        and not (self.training and targets is None)
+    ):
+        return NotImplemented
+    grids = _anchor_grids(self.anchor_generator, images.tensors, maps)
+    if grids is None:
+        return NotImplemented
+    logits, deltas = self.head(maps)
+    level_sizes = [level[0].numel() for level in logits]
+    logits, deltas = concat_box_prediction_layers(logits, deltas)
+    B, A = len(images.image_sizes), grids.num_anchors
+    served = (
+        _served(logits, deltas, grids.cells)
+        and level_sizes == grids.level_sizes
+        and (logits.numel(), deltas.numel()) == (B * A, 4 * B * A)
+    )
+    # The table of anchors, which the kernels need not.
+    anchors = self.anchor_generator(images, maps) if self.training or not served else []
+    if served:
+        boxes = _proposals(
+            self, logits.detach().reshape(B, A), deltas.detach().reshape(B, A, 4), grids, images.image_sizes
+        )
+    else:
+        decoded = self.box_coder.decode(deltas.detach(), anchors).view(B, -1, 4)
+        boxes = self.filter_proposals(decoded, logits, images.image_sizes, level_sizes)[0]
+    if not self.training:
+        return boxes, {}
+    labels, matched = self.assign_targets_to_anchors(anchors, targets)
+    losses = self.compute_loss(logits, deltas, labels, self.box_coder.encode(matched, anchors))
+    return boxes, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses))
+
+
+def _anchor_grids(generator: Any, pictures: Tensor, maps: list[Tensor]) -> AnchorGrids | None:
+    """The anchors of torchvision's own generator; None for another one."""
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    sizes = [tuple(m.shape[-2:]) for m in maps]
+    if not (
+        _unchanged(generator, AnchorGenerator, "forward", "grid_anchors", "set_cell_anchors")
+        and not (generator._forward_hooks or generator._forward_pre_hooks)
+        and len(generator.cell_anchors) == len(maps) <= MOST_LEVELS
+        and all(0 < h <= pictures.shape[-2] and 0 < w <= pictures.shape[-1] for h, w in sizes)
+    ):
+        return None
+    strides = [(pictures.shape[-2] // h, pictures.shape[-1] // w) for h, w in sizes]
+    return AnchorGrids([(cells.to(maps[0]), *level) for cells, *level in zip(generator.cell_anchors, sizes, strides)])
+
+
+def _proposals(rpn: Any, logits: Tensor, deltas: Tensor, grids: AnchorGrids, image_sizes: Any) -> list[Tensor]:
+    """The boxes of each image."""
+    # torchvision takes the best of a level by the logit, but ranks those of several levels by its sigmoid, where other
+    # logits tie; it sorts the ties as below, and a sampler draws by position. So several levels are cut afterwards.
+    before, after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
+    levels = len(grids.level_sizes)
+    most = after if levels == 1 else sum(min(before, size) for size in grids.level_sizes)
+    boxes, kept, indices, counts = ops.rpn_proposals(
+        logits,
+        deltas,
+        grids,
+        image_sizes,
+        pre_nms_top_n=before,
+        post_nms_top_n=most,
+        iou_threshold=_iou_threshold(deltas, rpn.nms_thresh),
+        min_size=rpn.min_size,
+        filter_order="after_top_n",
+        weights=rpn.box_coder.weights,
+        clamp=rpn.box_coder.bbox_xform_clip,
+    )
+    found = [rows[:count] for rows, count in zip(boxes, counts.tolist())]
+    if levels == 1:
+        return found
+    ends = torch.tensor(grids.level_sizes, device=indices.device).cumsum(0)
+    stable = most <= _MOVED[boxes.device.type]
+    for b, rows in enumerate(found):
+        order = torch.bucketize(indices[b, : len(rows)], ends, right=True).argsort(stable=True)
+        order = order[kept[b][order].sigmoid().argsort(stable=stable, descending=True)]
+        found[b] = rows[order[:after]]
+    return found
+
+
+def _assign_targets_to_anchors(self: Any, anchors: list[Tensor], targets: list[dict[str, Tensor]]) -> Any:
+    from torchvision.models.detection._utils import Matcher
+    from torchvision.ops.boxes import box_iou
+
+    matcher = self.proposal_matcher
+    gt_boxes = [target["boxes"] for target in targets]
+    if not (
+        type(matcher) is Matcher
+        and inspect.unwrap(self.box_similarity) is inspect.unwrap(box_iou)
+        and 0 <= matcher.low_threshold <= matcher.high_threshold > 0
+        and len(anchors) == len(gt_boxes)
+        and all(_served(a, gt) and _are_boxes(a) and len(a) for a, gt in zip(anchors, gt_boxes))
+        and all(_are_boxes(gt) for gt in gt_boxes if gt.numel())
+    ):
+        return NotImplemented
+    labels, matched = [], []
+    for a, gt in zip(anchors, gt_boxes):
+        if not gt.numel():
+            labels.append(a.new_zeros(len(a), dtype=torch.float32))
+            matched.append(a.new_zeros(a.shape, dtype=torch.float32))
+            continue
+        label, index = ops.assign_anchors(
+            a,
+            gt[None],
+            torch.full((1,), len(gt), device=gt.device),
+            positive_iou=matcher.high_threshold,
+            negative_iou=matcher.low_threshold,
+            low_quality=matcher.allow_low_quality_matches,
+        )
+        labels.append(label[0].float())
+        matched.append(gt[index[0].clamp(min=0)])  # the first box stands where there is none
+    return labels, matched
+
+
+# RoIHeads
+
+
+def _postprocess_detections(
+    self: Any, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: Any
+) -> Any:
+    from torchvision.models.detection._utils import BoxCoder
+
+    lengths = [len(p) for p in proposals]
+    if not (
+        type(self.box_coder) is BoxCoder
+        and _served(class_logits, box_regression, *proposals)
+        and not (torch.is_grad_enabled() and (class_logits.requires_grad or box_regression.requires_grad))
+        and _are_boxes(*proposals)
+        and class_logits.dim() == 2
+        and class_logits.shape[0] == sum(lengths)
+        and class_logits.shape[1] > 0
+        and box_regression.shape == (sum(lengths), 4 * class_logits.shape[1])
+        and len(image_shapes) == len(proposals) > 0
+        and min(self.score_thresh, self.nms_thresh, self.detections_per_img) >= 0
+    ):
+        return NotImplemented
+
+    def padded(rows: Sequence[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+    boxes, scores, labels, counts = ops.detections(
+        padded(class_logits.split(lengths)),
+        padded(box_regression.split(lengths)),
+        padded(proposals),
+        torch.tensor(lengths, device=class_logits.device),
+        image_shapes,
+        score_threshold=self.score_thresh,
+        iou_threshold=_iou_threshold(class_logits, self.nms_thresh),
+        max_detections=self.detections_per_img,
+        min_size=1e-2,  # torchvision's, a constant
+        weights=self.box_coder.weights,
+        clamp=self.box_coder.bbox_xform_clip,
+    )
+    return tuple([rows[:count] for rows, count in zip(of, counts.tolist())] for of in (boxes, scores, labels))
+
+
+_INSTEAD_OF: dict[str, Callable[..., Any]] = {
+    "ops:nms": _nms,
+    "ops:batched_nms": _batched_nms,
+    "ops:box_iou": _box_iou,
+    "ops:roi_pool": _roi_pool,
+    "ops:roi_align": _roi_align,
+    "ops.poolers:_multiscale_roi_align": _multiscale_roi_align,
+    "models.detection.rpn:RegionProposalNetwork:forward": _rpn_forward,
+    "models.detection.rpn:RegionProposalNetwork:assign_targets_to_anchors": _assign_targets_to_anchors,
+    "models.detection.roi_heads:RoIHeads:postprocess_detections": _postprocess_detections,
+}

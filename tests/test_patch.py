@@ -1,0 +1,687 @@
+"""torchvision's detectors with our steps under them: the same answers, and torchvision is itself again afterwards."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import frcnn_fast
+from bench.competitors import torchvision_missing
+from frcnn_fast import ops
+from frcnn_fast.patch import _iou_threshold, _Replaced
+
+needs_torchvision = pytest.mark.skipif(bool(torchvision_missing), reason=torchvision_missing or "torchvision is there")
+if not torchvision_missing:
+    import torchvision
+    from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.models.detection.image_list import ImageList
+    from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+    from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+    from torchvision.models.detection.roi_heads import RoIHeads
+    from torchvision.models.detection.rpn import RegionProposalNetwork
+    from torchvision.ops import MultiScaleRoIAlign
+
+FUSED = ("rpn_proposals", "assign_anchors", "detections", "multiscale_roi_align")
+SERVED = (*FUSED, "nms", "batched_nms", "box_iou", "roi_pool", "roi_align")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_patched() -> Iterator[None]:
+    yield
+    assert frcnn_fast.patch._handles == 0
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of our ops that have been called."""
+    called: set[str] = set()
+
+    def spy(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called.add(name)
+            return op(*args, **kwargs)
+
+        return call
+
+    for name in SERVED:
+        monkeypatch.setattr(ops, name, spy(name, getattr(ops, name)))
+    return called
+
+
+# Without torchvision
+
+
+def test_a_missing_torchvision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ImportError, match=r"torchvision is needed here .* pip install 'frcnn_fast\[torchvision\]'"):
+        frcnn_fast.patch_torchvision()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1 / 3, 0.1])
+def test_the_threshold_decides_as_a_float64_does(threshold: float) -> None:
+    near = np.float32(threshold)
+    for iou in (np.nextafter(near, np.float32(-1)), near, np.nextafter(near, np.float32(2))):
+        ours = np.float32(_iou_threshold(torch.empty(0), threshold))
+        assert (iou > ours) == (float(iou) > threshold)
+        assert ours == _iou_threshold(torch.empty(0), threshold), "a float32 already"
+    assert _iou_threshold(torch.empty(0, dtype=torch.float64), threshold) == threshold
+
+
+def test_what_is_replaced_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a package of our own by torchvision's name."""
+
+    def half(x: int) -> int:
+        return x // 2
+
+    class Net:
+        def forward(self, x: int) -> str:
+            return "theirs"
+
+        def loss(self) -> str:
+            return "theirs"
+
+    forward, loss = Net.forward, Net.loss
+    first, late, other = ModuleType("torchvision.first"), ModuleType("torchvision.late"), ModuleType("another")
+    first.half = first.renamed = other.half = half  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision.first", first)
+    monkeypatch.setitem(sys.modules, "another", other)
+    replaced = _Replaced(
+        [
+            (None, half, lambda x: NotImplemented if x % 2 else -x),
+            (Net, forward, lambda self, x: "ours"),
+            (Net, loss, lambda self: "ours"),
+        ]
+    )
+    replaced.put()
+    assert first.half is first.renamed
+    assert other.half is half
+    assert (first.half(4), first.half(x=5), Net().forward(1)) == (-4, 2, "ours")
+    late.half = kept = first.half  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision.late", late)
+    somebody_elses = Net.loss = lambda self: "somebody else's"  # type: ignore[method-assign]
+    replaced.restore()
+    assert first.half is first.renamed is late.half is half
+    assert Net.forward is forward
+    assert Net.loss is somebody_elses
+    assert kept(4) == 2
+
+
+# The patch itself
+
+
+def _names() -> dict[str, Any]:
+    """Everything that can be replaced, by where it is."""
+    names = {}
+    for module_name, module in list(sys.modules.items()):
+        if module_name.split(".")[0] == "torchvision":
+            for name, value in vars(module).items():
+                if name in (*SERVED, "_multiscale_roi_align") and callable(value):
+                    names[f"{module_name}.{name}"] = value
+    for owner in (RegionProposalNetwork, RoIHeads):
+        names.update({f"{owner.__name__}.{name}": value for name, value in vars(owner).items()})
+    return names
+
+
+@needs_torchvision
+class TestPatch:
+    def test_every_name_is_replaced_and_comes_back(self) -> None:
+        before = _names()
+        with frcnn_fast.patch_torchvision():
+            changed = {name for name, value in _names().items() if value is not before[name]}
+        assert changed - {"torchvision.transforms.v2._geometry.box_iou"} == {  # where it has been imported
+            *(f"torchvision.ops.{name}" for name in SERVED if name not in FUSED),
+            *(f"torchvision.ops.boxes.{name}" for name in ("nms", "batched_nms", "box_iou")),
+            "torchvision.ops.roi_pool.roi_pool",
+            "torchvision.ops.roi_align.roi_align",
+            "torchvision.ops.poolers.roi_align",
+            "torchvision.ops.poolers._multiscale_roi_align",
+            "torchvision.models.detection.roi_heads.roi_align",
+            "RegionProposalNetwork.forward",
+            "RegionProposalNetwork.assign_targets_to_anchors",
+            "RoIHeads.postprocess_detections",
+        }
+        assert _names() == before
+
+    def test_patches_count(self) -> None:
+        theirs = torchvision.ops.nms
+        first = frcnn_fast.patch_torchvision()
+        ours = torchvision.ops.nms
+        assert ours is not theirs
+        with frcnn_fast.patch_torchvision():
+            assert torchvision.ops.nms is ours
+            first.undo()
+            first.undo()
+            assert torchvision.ops.nms is ours
+        assert torchvision.ops.nms is theirs
+        with pytest.raises(RuntimeError, match="has been undone"), first:
+            pass
+
+    def test_an_exception_undoes_it(self) -> None:
+        before = _names()
+        with pytest.raises(KeyError), frcnn_fast.patch_torchvision():
+            raise KeyError
+        assert _names() == before
+
+    def test_a_version_that_lacks_something_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr("torchvision.ops.poolers._multiscale_roi_align")
+        before = _names()
+        with pytest.raises(ImportError, match=r"has no function ops\.poolers:_multiscale_roi_align"):
+            frcnn_fast.patch_torchvision()
+        assert _names() == before
+
+    def test_a_version_with_other_arguments_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, soft: bool = False) -> None:
+            pass
+
+        monkeypatch.setattr("torchvision.ops.nms", nms)
+        with pytest.raises(ImportError, match="ops:nms takes soft, unknown"):
+            frcnn_fast.patch_torchvision()
+
+    def test_a_detector_built_while_patched_outlives_it(self, served: set[str]) -> None:
+        with frcnn_fast.patch_torchvision():
+            rpn = RegionProposalNetwork(None, None, 0.7, 0.3, 256, 0.5, {}, {}, 0.7)
+        anchors, targets = [some_boxes(50)], [{"boxes": some_boxes(3, seed=1)}]
+        theirs = rpn.assign_targets_to_anchors(anchors, targets)
+        assert served == set()
+        with frcnn_fast.patch_torchvision():
+            equal(rpn.assign_targets_to_anchors(anchors, targets), theirs)
+        assert served == {"assign_anchors"}
+
+
+# The functions
+
+
+def some_boxes(n: int, seed: int = 0, side: float = 100.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    corner, size = torch.rand(n, 2, generator=g, dtype=dtype), torch.rand(n, 2, generator=g, dtype=dtype)
+    return torch.cat([corner, corner + 0.02 + 0.3 * size], 1) * side
+
+
+def some_scores(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """All different."""
+    return (torch.randperm(n, generator=torch.Generator().manual_seed(7)).to(dtype) + 0.5) / n
+
+
+def equal(a: Any, b: Any) -> None:
+    """To the bit, types and shapes too."""
+    if isinstance(a, Tensor):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        equal(list(a.values()), list(b.values()))
+    else:
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            equal(x, y)
+
+
+@needs_torchvision
+class TestFunctions:
+    @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("n", [0, 1, 300, 1500])
+    def test_nms_and_batched_nms_keep_the_same(
+        self, n: int, dtype: torch.dtype, threshold: float, served: set[str]
+    ) -> None:
+        boxes, scores, classes = some_boxes(n, dtype=dtype), some_scores(n, dtype), torch.arange(n) % 7 - 3
+
+        def keep() -> list[Tensor]:
+            return [
+                torchvision.ops.nms(boxes, scores, threshold),
+                torchvision.ops.batched_nms(boxes, scores, classes, threshold),
+                torchvision.ops.batched_nms(boxes, scores, iou_threshold=threshold, idxs=classes.int()),
+            ]
+
+        theirs = keep()
+        with frcnn_fast.patch_torchvision():
+            equal(keep(), theirs)
+        assert served == ({"nms", "batched_nms"} if n > 1000 else {"nms"})
+
+    def test_an_iou_on_the_threshold(self, served: set[str]) -> None:
+        """float32(0.3) is above 0.3: torchvision drops the second box."""
+        boxes, scores = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]]), torch.tensor([0.9, 0.8])
+        theirs = torchvision.ops.nms(boxes, scores, 0.3)
+        assert theirs.tolist() == [0]
+        with frcnn_fast.patch_torchvision():
+            equal(torchvision.ops.nms(boxes, scores, 0.3), theirs)
+        assert served == {"nms"}
+        assert ops.nms(boxes, scores, 0.3).tolist() == [0, 1]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_box_iou(self, dtype: torch.dtype, served: set[str]) -> None:
+        boxes = some_boxes(30, dtype=dtype).requires_grad_()
+        others = some_boxes(20, seed=1, dtype=dtype).requires_grad_()
+
+        def run() -> tuple[Tensor, ...]:
+            iou = torchvision.ops.box_iou(boxes, others)
+            return iou.detach(), *torch.autograd.grad(iou.square().sum(), (boxes, others))
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {"box_iou"}
+        equal(ours[0], theirs[0])
+        torch.testing.assert_close(ours, theirs)
+
+    @pytest.mark.parametrize("as_list", [True, False])
+    @pytest.mark.parametrize("channels_last", [True, False])
+    @pytest.mark.parametrize("name", ["roi_pool", "roi_align", "RoIPool", "RoIAlign"])
+    def test_roi_ops(self, name: str, channels_last: bool, as_list: bool, served: set[str]) -> None:
+        features = torch.rand(2, 5, 20, 24, generator=torch.Generator().manual_seed(3))
+        if channels_last:
+            features = features.contiguous(memory_format=torch.channels_last)
+        features.requires_grad_()
+        of_images = [some_boxes(9, side=90.0), some_boxes(6, seed=1, side=90.0)]
+        rows = torch.cat([nn.functional.pad(b, (1, 0), value=float(i)) for i, b in enumerate(of_images)])
+        boxes = of_images if as_list else rows
+
+        def run() -> tuple[Tensor, ...]:
+            if name[0] == "R":
+                module = getattr(torchvision.ops, name)
+                pool = module((3, 4), 0.25, 2) if name == "RoIAlign" else module((3, 4), 0.25)
+                pooled = pool(features, boxes)
+            else:
+                pooled = getattr(torchvision.ops, name)(features, boxes, output_size=(3, 4), spatial_scale=0.25)
+            return pooled.view(15, -1), *torch.autograd.grad(pooled.square().sum(), features)
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {"roi_pool" if "ool" in name else "roi_align"}
+        torch.testing.assert_close(ours, theirs)
+
+    @pytest.mark.parametrize("n", [0, 40])
+    def test_multiscale_roi_align(self, n: int, served: set[str]) -> None:
+        g = torch.Generator().manual_seed(3)
+        maps = {str(i): torch.rand(2, 4, 64 >> i, 80 >> i, generator=g, requires_grad=True) for i in range(4)}
+        boxes = [some_boxes(n, side=s) for s in (250.0, 60.0)]
+        with torch.no_grad():
+            for b in boxes:
+                b[: n // 2, 2:] = b[: n // 2, :2] + torch.linspace(5, 600, n // 2)[:, None]  # every level
+
+        def run() -> tuple[Tensor, ...]:
+            pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 3, 2, canonical_scale=200)
+            pooled = pool(maps, boxes, [(250, 310), (256, 320)])
+            return pooled.detach(), *torch.autograd.grad(pooled.square().sum(), tuple(maps.values()))
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {"multiscale_roi_align"}
+        torch.testing.assert_close(ours, theirs)
+
+    def test_what_is_not_served_runs_torchvisions_code(self, served: set[str]) -> None:
+        boxes, scores = some_boxes(20), some_scores(20)
+        features = torch.rand(1, 2, 9, 9)
+        maps, rois = {"0": features, "1": features[..., ::3, ::3]}, [boxes / 10]
+        calls: dict[str, Callable[[], Any]] = {
+            "integers": lambda: torchvision.ops.box_iou(boxes.long(), boxes.long()),
+            "halves": lambda: torchvision.ops.box_iou(boxes.half(), boxes.half()),
+            "another format": lambda: torchvision.ops.box_iou(boxes, boxes, fmt="xywh"),
+            "a batch": lambda: torchvision.ops.box_iou(boxes[None], boxes[None]),
+            "mixed types": lambda: torchvision.ops.box_iou(boxes, boxes.double()),
+            "a negative threshold": lambda: torchvision.ops.nms(boxes, scores, -0.1),
+            "a list that is too short": lambda: torchvision.ops.roi_align(
+                features.expand(2, -1, -1, -1), rois, 2, sampling_ratio=1
+            ),
+            "scales that are no halves": lambda: MultiScaleRoIAlign(["0", "1"], 2, 2)(maps, rois, [(9, 9)]),
+            "functorch": lambda: torch.func.vmap(lambda b: torchvision.ops.box_iou(b, boxes))(boxes.view(2, 10, 4)),
+            "tracing": lambda: torch.jit.trace(lambda b: torchvision.ops.box_iou(b, b), boxes, check_trace=False)(
+                boxes
+            ),
+        }
+        for what, call in calls.items():
+            theirs = call()
+            with frcnn_fast.patch_torchvision():
+                torch.testing.assert_close(call(), theirs, equal_nan=True)
+            # Inside torchvision's own pooling of several levels.
+            assert served == ({"roi_align"} if what == "scales that are no halves" else set()), what
+            served.clear()
+
+    @pytest.mark.parametrize("wrong", [torch.rand(5, 3), torch.rand(4)])
+    def test_errors_are_torchvisions(self, wrong: Tensor) -> None:
+        with pytest.raises(Exception) as theirs:  # noqa: PT011
+            torchvision.ops.nms(wrong, torch.rand(5), 0.5)
+        with frcnn_fast.patch_torchvision(), pytest.raises(type(theirs.value)) as ours:
+            torchvision.ops.nms(wrong, torch.rand(5), 0.5)
+        assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
+
+
+# Detectors
+
+
+def pictures(model: Any) -> list[Tensor]:
+    """Two, in the model's type."""
+    g, dtype = torch.Generator().manual_seed(1), next(model.parameters()).dtype
+    return [
+        nn.functional.interpolate(torch.rand(1, 3, 9, 9, generator=g), size, mode="bicubic")[0].to(dtype)
+        for size in ((180, 220), (210, 200))
+    ]
+
+
+def ground_truth(model: Any) -> list[dict[str, Tensor]]:
+    """The second picture has none."""
+    boxes = torch.tensor(
+        [[20.0, 30, 90, 120], [60, 60, 200, 150], [70, 65, 190, 140]], dtype=next(model.parameters()).dtype
+    )
+    masks = torch.zeros(3, 180, 220, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
+        mask[y1:y2, x1:x2] = 1
+    corners = torch.stack([boxes[:, :2], boxes[:, 2:]], 1) * 0.9 + 5
+    keypoints = torch.cat([corners, torch.ones(3, 2, 1)], 2)
+    full = {"boxes": boxes, "labels": torch.tensor([1, 3, 2]), "masks": masks, "keypoints": keypoints}
+    return [full, {name: value[:0] for name, value in full.items()}]
+
+
+def detector(kind: Any = None, **settings: Any) -> Any:
+    """ResNet-18 with a pyramid and small heads; random weights, so scaled that scores and boxes spread."""
+    torch.manual_seed(0)
+    trunk = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
+    model = (kind or FasterRCNN)(
+        trunk,
+        min_size=200,
+        max_size=300,
+        rpn_post_nms_top_n_test=300,
+        box_head=TwoMLPHead(256 * 7 * 7, 64),
+        box_predictor=FastRCNNPredictor(64, 5),
+        box_batch_size_per_image=64,
+        **settings,
+    ).eval()
+    predictor = model.roi_heads.box_predictor
+    with torch.no_grad():
+        for layer, factor in (
+            (model.rpn.head.cls_logits, 30),
+            (model.rpn.head.bbox_pred, 4),
+            (predictor.cls_score, 15),
+            (predictor.bbox_pred, 5),
+        ):
+            layer.weight *= factor
+    return model
+
+
+def one_level() -> Any:
+    torch.manual_seed(0)
+    trunk = torchvision.models.squeezenet1_1(weights=None).features[:6]
+    trunk.out_channels = 128
+    model = FasterRCNN(
+        trunk,
+        min_size=200,
+        max_size=300,
+        rpn_anchor_generator=AnchorGenerator(((16, 32, 64),), ((0.5, 1.0, 2.0),)),
+        rpn_pre_nms_top_n_test=600,
+        rpn_post_nms_top_n_test=50,
+        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2),
+        box_head=TwoMLPHead(128 * 7 * 7, 64),
+        box_predictor=FastRCNNPredictor(64, 5),
+    ).eval()
+    with torch.no_grad():
+        model.rpn.head.cls_logits.weight *= 30
+        model.roi_heads.box_predictor.cls_score.weight *= 50
+    return model
+
+
+def detect(model: Any) -> list[dict[str, Tensor]]:
+    with torch.no_grad():
+        return model(pictures(model))
+
+
+def train_step(model: Any, targets: list[dict[str, Tensor]] | None = None) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Losses and gradients, with the same samples each time."""
+    model = copy.deepcopy(model).train()  # batch normalisation moves its statistics
+    torch.manual_seed(3)
+    losses = model(pictures(model), targets or ground_truth(model))
+    sum(losses.values()).backward()
+    return losses, [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def close(ours: Any, theirs: Any) -> None:
+    """Equal integers; floats within rounding of the largest number of a tensor."""
+    if isinstance(theirs, Tensor):
+        atol = 0.0
+        if theirs.is_floating_point() and theirs.numel():
+            atol = 100 * torch.finfo(theirs.dtype).eps * max(1.0, float(theirs.detach().abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+    elif isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        close(list(ours.values()), list(theirs.values()))
+    else:
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs):
+            close(mine, other)
+
+
+@needs_torchvision
+class TestDetectors:
+    def test_detections(self, served: set[str]) -> None:
+        model = detector()
+        theirs = detect(model)
+        with frcnn_fast.patch_torchvision():
+            ours = detect(model)
+            again = detect(model)
+        assert served == {"rpn_proposals", "multiscale_roi_align", "detections"}
+        assert all(len(found["boxes"]) == 100 for found in theirs)
+        close(ours, theirs)
+        equal(again, ours)
+        equal(detect(model), theirs)
+
+    def test_training(self, served: set[str]) -> None:
+        """In float32 the losses only: rounding decides some of the trunk's ReLUs, which gradients do not forgive."""
+        model = detector()
+        theirs = train_step(model)
+        with frcnn_fast.patch_torchvision():
+            ours = train_step(model)
+        assert served == {"rpn_proposals", "multiscale_roi_align", "assign_anchors", "box_iou"}
+        close(ours[0], theirs[0])
+        equal(train_step(model), theirs)
+
+    def test_float64(self, served: set[str]) -> None:
+        model = detector().double()
+        theirs = detect(model), train_step(model)
+        with frcnn_fast.patch_torchvision():
+            ours = detect(model), train_step(model)
+        assert served == {*FUSED, "box_iou"}
+        close(ours, theirs)
+
+    def test_one_level(self, served: set[str]) -> None:
+        model = one_level().double()
+        theirs = detect(model), train_step(model)
+        with frcnn_fast.patch_torchvision():
+            ours = detect(model), train_step(model)
+        assert served == {"rpn_proposals", "roi_align", "detections", "assign_anchors", "box_iou"}
+        assert all(len(found["boxes"]) > 10 for found in theirs[0])
+        close(ours, theirs)
+
+    def test_nothing_to_find(self, served: set[str]) -> None:
+        model = detector(box_score_thresh=1.0)
+        theirs = detect(model)
+        assert [len(found["boxes"]) for found in theirs] == [0, 0]
+        with frcnn_fast.patch_torchvision():
+            equal(detect(model), theirs)
+        assert "detections" in served
+
+    def test_no_proposals(self, served: set[str]) -> None:
+        model = detector()
+        model.rpn.min_size = 1e6
+        theirs = detect(model)
+        with frcnn_fast.patch_torchvision():
+            equal(detect(model), theirs)
+        assert served == {"rpn_proposals", "multiscale_roi_align", "detections"}
+
+    def test_no_ground_truth_at_all(self) -> None:
+        model = detector().double()
+        nothing = [ground_truth(model)[1]] * 2
+        theirs = train_step(model, nothing)
+        with frcnn_fast.patch_torchvision():
+            # torchvision makes the targets of a picture without objects in float32, whatever the detector is in.
+            close(train_step(model, nothing), theirs)
+
+    @pytest.mark.parametrize("kind", ["MaskRCNN", "KeypointRCNN"])
+    def test_masks_and_keypoints(self, kind: str, served: set[str]) -> None:
+        if kind == "MaskRCNN":
+            model = detector(
+                MaskRCNN, mask_head=MaskRCNNHeads(256, (16,), 1), mask_predictor=MaskRCNNPredictor(16, 16, 5)
+            )
+        else:
+            heads = {"keypoint_head": KeypointRCNNHeads(256, (16,)), "keypoint_predictor": KeypointRCNNPredictor(16, 2)}
+            model = detector(KeypointRCNN, **heads)
+        theirs = detect(model), train_step(model)[0]
+        with frcnn_fast.patch_torchvision():
+            ours = detect(model), train_step(model)[0]
+        assert set(FUSED) <= served
+        assert ("roi_align" in served) == (kind == "MaskRCNN")  # of the true masks
+        assert len(theirs[1]) == 5
+        close(ours, theirs)
+
+    def test_a_score_threshold_of_proposals(self, served: set[str]) -> None:
+        model = detector(rpn_score_thresh=0.6)
+        theirs = detect(model)
+        with frcnn_fast.patch_torchvision():
+            close(detect(model), theirs)
+        assert "rpn_proposals" not in served
+        assert "batched_nms" in served or "nms" in served
+
+    def test_a_method_of_ones_own(self, served: set[str]) -> None:
+        model = detector()
+        seen = []
+
+        class Own(RegionProposalNetwork):
+            def filter_proposals(self, *args: Any) -> Any:
+                seen.append("filter")
+                return super().filter_proposals(*args)
+
+        model.rpn.__class__ = Own
+        model.roi_heads.postprocess_detections = lambda *args: (
+            seen.append("detections") or (RoIHeads.postprocess_detections(model.roi_heads, *args))
+        )
+        theirs = detect(model)
+        with frcnn_fast.patch_torchvision():
+            close(detect(model), theirs)
+        assert seen == ["filter", "detections"] * 2
+        assert "rpn_proposals" not in served
+
+    def test_anchors_of_ones_own(self, served: set[str]) -> None:
+        model = detector()
+
+        class Shifted(AnchorGenerator):
+            def forward(self, *args: Any) -> list[Tensor]:
+                return [anchors + 3 for anchors in super().forward(*args)]
+
+        model.rpn.anchor_generator.__class__ = Shifted
+        theirs = detect(model)
+        with frcnn_fast.patch_torchvision():
+            close(detect(model), theirs)
+        assert "rpn_proposals" not in served
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_a_head_in_another_type(self, training: bool, served: set[str]) -> None:
+        """What turns out when the head has run already."""
+        model = detector().rpn.train(training)
+        head = model.head
+        model.head = nn.Sequential(head)
+        model.head.forward = lambda maps: tuple([x.bfloat16() for x in of] for of in head(maps))  # type: ignore
+        images = ImageList(torch.empty(2, 3, 128, 160), [(128, 160), (120, 150)])
+        g = torch.Generator().manual_seed(2)
+        maps = {str(i): torch.randn(2, 256, 32 >> i, 40 >> i, generator=g) for i in range(5)}
+        targets = [{"boxes": some_boxes(3)}, {"boxes": torch.empty(0, 4)}] if training else None
+
+        def run() -> Any:
+            torch.manual_seed(4)
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(images, maps, targets)
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            equal(run(), theirs)
+        assert served.isdisjoint({"rpn_proposals", "detections"})
+
+    @pytest.mark.parametrize("before", [150, 600])
+    def test_logits_with_equal_sigmoids(self, before: int, served: set[str]) -> None:
+        """All are 1: torchvision takes the best of each level by the logit, then boxes level after level."""
+        generator = AnchorGenerator(((8,), (16,), (32,)), ((0.5, 1.0, 2.0),) * 3)
+        top_n = {"training": 1, "testing": before}, {"training": 1, "testing": 120}
+        rpn = RegionProposalNetwork(generator, None, 0.7, 0.3, 256, 0.5, *top_n, 0.7).eval()
+        g = torch.Generator().manual_seed(6)
+        maps = {str(i): torch.empty(2, 1, 24 >> i, 32 >> i) for i in range(3)}
+        logits = [20 + 20 * torch.rand(2, 3, 24 >> i, 32 >> i, generator=g) for i in range(3)]
+        deltas = [torch.randn(2, 12, 24 >> i, 32 >> i, generator=g) * 0.3 for i in range(3)]
+        rpn.head = nn.Identity()
+        rpn.head.forward = lambda maps: (logits, deltas)  # type: ignore[method-assign]
+        images = ImageList(torch.empty(2, 3, 96, 128), [(96, 128), (90, 100)])
+
+        theirs = rpn(images, maps)
+        assert [len(boxes) for boxes in theirs[0]] == [120, 120]
+        with frcnn_fast.patch_torchvision():
+            close(rpn(images, maps), theirs)
+        assert served == {"rpn_proposals"}
+
+    def test_tiny_huge_and_unevenly_many_detections(self, served: set[str]) -> None:
+        """On the last step alone: sides about 0.01 pixels, deltas beyond the clamp, another number for each picture."""
+        heads = RoIHeads(None, None, None, 0.5, 0.5, 128, 0.25, (10.0, 10.0, 5.0, 5.0), 0.05, 0.5, 30)
+        proposals = [some_boxes(30), some_boxes(0), some_boxes(17, seed=1)]
+        g = torch.Generator().manual_seed(5)
+        logits, deltas = torch.randn(47, 4, generator=g) * 2, torch.randn(47, 16, generator=g)
+        deltas[::3, 2::4] = 5 * torch.log(0.01 * torch.linspace(0.5, 1.5, 16) / 20)[:, None]
+        deltas[1::5, 3::4] = 30.0
+        sizes = [(90, 100), (80, 80), (100, 60)]
+
+        def run() -> Any:
+            return heads.postprocess_detections(logits, deltas, proposals, sizes)
+
+        theirs = run()
+        assert [len(labels) for labels in theirs[2]] == [30, 0, 21]
+        with frcnn_fast.patch_torchvision():
+            close(run(), theirs)
+        assert served == {"detections"}
+        widths = torch.cat([boxes[:, 2] - boxes[:, 0] for boxes in theirs[0]])
+        assert float(widths.min()) < 0.02, "some of the tiny ones are kept"
+
+    def test_detections_that_carry_a_gradient(self, served: set[str]) -> None:
+        model = detector().double()
+
+        def gradient() -> Tensor:
+            picture = pictures(model)[0].requires_grad_()
+            return torch.autograd.grad(model([picture])[0]["scores"].sum(), picture)[0]
+
+        theirs = gradient()
+        with frcnn_fast.patch_torchvision():
+            close(gradient(), theirs)
+        assert "detections" not in served
+        assert "rpn_proposals" in served
+
+    def test_autocast(self, served: set[str]) -> None:
+        model = detector()
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = detect(model)
+            with frcnn_fast.patch_torchvision():
+                equal(detect(model), theirs)
+        assert served.isdisjoint(FUSED)
+
+
+@needs_torchvision
+class TestDifferences:
+    """What the docstring says of answers that differ."""
+
+    def test_scores_that_are_nan(self) -> None:
+        boxes, scores = some_boxes(3) + torch.arange(3)[:, None] * 500, torch.tensor([0.5, float("nan"), 0.7])
+        assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [1, 2, 0]
+        with frcnn_fast.patch_torchvision():
+            assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [2, 0]
+
+    def test_a_box_that_no_anchor_overlaps(self) -> None:
+        rpn = RegionProposalNetwork(None, None, 0.7, 0.3, 256, 0.5, {}, {}, 0.7)
+        anchors = [torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])]
+        targets = [{"boxes": torch.tensor([[0.0, 0, 10, 9], [80, 80, 90, 90]])}]
+        assert rpn.assign_targets_to_anchors(anchors, targets)[0][0].tolist() == [1.0, 1.0]
+        with frcnn_fast.patch_torchvision():
+            assert rpn.assign_targets_to_anchors(anchors, targets)[0][0].tolist() == [1.0, 0.0]
