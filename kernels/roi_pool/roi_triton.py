@@ -145,7 +145,8 @@ class BinTile(NamedTuple):
         few = 32 * 4 // max(output.element_size(), 4)
         bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(few, triton.next_power_of_2(C))
         rois = max(1, min(BINS, 1024 // channels) // bins)  # more numbers have no room beside each RoI's edges
-        return cls(rois, bins, channels, 255 if rois > 1 else 0)
+        # Of few channels it would take so few registers that it spills.
+        return cls(rois, bins, channels, 255 if rois > 1 else 0 if channels == few else 128)
 
     def programs(self, output: Tensor) -> int:
         K, C, P, Q = output.shape
