@@ -222,14 +222,14 @@ struct AnchorWorkspace {
   U* best;
   int32_t* object;
 
-  void carve(Carver& carver, int64_t B, int64_t A, int64_t G, int32_t* object_out) {
+  void take_from(WorkspaceArena& arena, int64_t B, int64_t A, int64_t G, int32_t* object_out) {
     const int64_t shares = shares_of(A);
-    peaks = carver.take<OverlapBits<U>>(B * G * shares);
-    reduced = carver.take<OverlapBits<U>>(B * G * shares);
-    negatives = carver.take<int64_t>(B * shares);
-    tickets = carver.take<unsigned>(B);
-    best = carver.take<U>(B * A);
-    object = object_out ? object_out : carver.take<int32_t>(B * A);
+    peaks = arena.take<OverlapBits<U>>(B * G * shares);
+    reduced = arena.take<OverlapBits<U>>(B * G * shares);
+    negatives = arena.take<int64_t>(B * shares);
+    tickets = arena.take<unsigned>(B);
+    best = arena.take<U>(B * A);
+    object = object_out ? object_out : arena.take<int32_t>(B * A);
   }
 };
 
@@ -255,9 +255,9 @@ Status make_scene(int64_t B, const AnchorSource& anchors, const GroundTruth& gt,
 template <bool kLegacy, class U>
 Status assign(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, const AnchorOptions& options, void* memory,
               int8_t* labels, int32_t* matched, Stream stream) {
-  Carver carver(memory);
+  WorkspaceArena arena(memory);
   AnchorWorkspace<U> workspace;
-  workspace.carve(carver, B, anchors.A, gt.G, matched);
+  workspace.take_from(arena, B, anchors.A, gt.G, matched);
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
   const dim3 grid(unsigned(shares_of(anchors.A)), unsigned(B));
@@ -270,10 +270,10 @@ template <bool kLegacy, class U>
 Status targets(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, const AnchorOptions& options,
                const SampleOptions& sample, const double* weights, void* memory, const RpnOutputs& outputs,
                Stream stream) {
-  Carver carver(memory);
+  WorkspaceArena arena(memory);
   AnchorWorkspace<U> workspace;
-  workspace.carve(carver, B, anchors.A, gt.G, nullptr);
-  DeviceSampler sampler = carve_sampler(carver, B, anchors.A, sample);
+  workspace.take_from(arena, B, anchors.A, gt.G, nullptr);
+  DeviceSampler sampler = take_sampler(arena, B, anchors.A, sample);
   sampler.tickets = workspace.tickets;
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
@@ -291,10 +291,10 @@ struct SampleWorkspace {
   int64_t* negatives;  // [B, shares]
   DeviceSampler sampler;
 
-  void carve(Carver& carver, int64_t B, int64_t A, const SampleOptions& options) {
-    negatives = carver.take<int64_t>(B * shares_of(A));
-    unsigned* tickets = carver.take<unsigned>(B);
-    sampler = carve_sampler(carver, B, A, options);
+  void take_from(WorkspaceArena& arena, int64_t B, int64_t A, const SampleOptions& options) {
+    negatives = arena.take<int64_t>(B * shares_of(A));
+    unsigned* tickets = arena.take<unsigned>(B);
+    sampler = take_sampler(arena, B, A, options);
     sampler.tickets = tickets;
   }
 };
@@ -303,9 +303,9 @@ struct SampleWorkspace {
 
 size_t assign_anchors_workspace_cuda(DType dtype, int64_t B, const AnchorSource& anchors, int64_t G) {
   return visit_compute(dtype, [&](auto tag) {
-    Carver carver(nullptr);
-    AnchorWorkspace<typename decltype(tag)::type>().carve(carver, B, anchors.A, G, nullptr);
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    AnchorWorkspace<typename decltype(tag)::type>().take_from(arena, B, anchors.A, G, nullptr);
+    return arena.used();
   });
 }
 
@@ -321,20 +321,20 @@ Status assign_anchors_cuda(DType dtype, int64_t B, const AnchorSource& anchors, 
 }
 
 size_t sample_anchors_workspace_cuda(int64_t B, int64_t A, int64_t S) {
-  Carver carver(nullptr);
+  WorkspaceArena arena(nullptr);
   SampleOptions options = {};
   options.batch_size = S;
-  SampleWorkspace().carve(carver, B, A, options);
-  return carver.used();
+  SampleWorkspace().take_from(arena, B, A, options);
+  return arena.used();
 }
 
 Status sample_anchors_cuda(const int8_t* labels, int64_t B, int64_t A, const SampleOptions& sample, void* memory,
                            int64_t* indices, int8_t* sampled, int64_t* counts, Stream stream) {
   if (B == 0) return kOk;
   FF_TRY(check_images(B));
-  Carver carver(memory);
+  WorkspaceArena arena(memory);
   SampleWorkspace workspace;
-  workspace.carve(carver, B, A, sample);
+  workspace.take_from(arena, B, A, sample);
   const int64_t chunks = chunks_of(A);
   const dim3 grid(unsigned(shares_of(A)), unsigned(B));
   FF_LAUNCH(count_kernel, grid, dim3(kThreads), 0, stream, labels, A, chunks, workspace.negatives,
@@ -346,12 +346,12 @@ Status sample_anchors_cuda(const int8_t* labels, int64_t B, int64_t A, const Sam
 
 size_t rpn_targets_workspace_cuda(DType dtype, int64_t B, const AnchorSource& anchors, int64_t G, int64_t S) {
   return visit_compute(dtype, [&](auto tag) {
-    Carver carver(nullptr);
-    AnchorWorkspace<typename decltype(tag)::type>().carve(carver, B, anchors.A, G, nullptr);
+    WorkspaceArena arena(nullptr);
+    AnchorWorkspace<typename decltype(tag)::type>().take_from(arena, B, anchors.A, G, nullptr);
     SampleOptions options = {};
     options.batch_size = S;
-    carve_sampler(carver, B, anchors.A, options);
-    return carver.used();
+    take_sampler(arena, B, anchors.A, options);
+    return arena.used();
   });
 }
 

@@ -104,7 +104,7 @@ struct SampleWorkspace {
   int64_t* sizes;
   void* plans;
 
-  void carve(Carver& carver, int64_t B, int64_t A, int64_t S);
+  void take_from(WorkspaceArena& arena, int64_t B, int64_t A, int64_t S);
 };
 // labels [B, A] -> chosen [B, S] ascending, positives first, -1 behind; counts [B, 2].
 void sample_labels(const int8_t* labels, int64_t B, int64_t A, const SampleOptions& options,
@@ -117,11 +117,11 @@ Status check_counts(const char* name, const int64_t* counts, int64_t B, int64_t 
 template <class U>
 class SceneStore {
  public:
-  void carve(Carver& carver, int64_t B, int64_t G) {
+  void take_from(WorkspaceArena& arena, int64_t B, int64_t G) {
     room_ = G + kPad;
-    values_ = carver.take<U>(B * 10 * room_);
-    index_ = carver.take<int32_t>(B * 2 * room_);
-    counts_ = carver.take<int32_t>(B * 2);
+    values_ = arena.take<U>(B * 10 * room_);
+    index_ = arena.take<int32_t>(B * 2 * room_);
+    counts_ = arena.take<int32_t>(B * 2);
   }
   Scene<U> at(int64_t image) const { return {list(image, 0), list(image, 1)}; }
 
@@ -177,7 +177,7 @@ struct AssignWorkspace {
   U* axes;
   U* block_best;  // given: [B, blocks]
 
-  void carve(Carver& carver, int64_t B, const AnchorSource& anchors, int64_t G);
+  void take_from(WorkspaceArena& arena, int64_t B, const AnchorSource& anchors, int64_t G);
 };
 // counts were checked; matched may be null.
 template <bool kLegacy, class U>

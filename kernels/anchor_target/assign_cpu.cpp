@@ -251,12 +251,12 @@ class Assigner {
 }  // namespace
 
 template <class U>
-void AssignWorkspace<U>::carve(Carver& carver, int64_t B, const AnchorSource& anchors, int64_t G) {
-  scenes.carve(carver, B, G);
-  peaks = carver.take<U>(B * G);
-  planes = carver.take<Plane<U>>(B * count_planes(anchors));
-  axes = carver.take<U>(B * axes_room(anchors));
-  block_best = carver.take<U>(B * count_blocks(anchors));
+void AssignWorkspace<U>::take_from(WorkspaceArena& arena, int64_t B, const AnchorSource& anchors, int64_t G) {
+  scenes.take_from(arena, B, G);
+  peaks = arena.take<U>(B * G);
+  planes = arena.take<Plane<U>>(B * count_planes(anchors));
+  axes = arena.take<U>(B * axes_room(anchors));
+  block_best = arena.take<U>(B * count_blocks(anchors));
 }
 
 template <bool kLegacy, class U>
@@ -286,9 +286,9 @@ Status check_counts(const char* name, const int64_t* counts, int64_t B, int64_t 
 size_t assign_anchors_workspace_cpu(DType dtype, int64_t B, const AnchorSource& anchors, int64_t G) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
-    Carver carver(nullptr);
-    AssignWorkspace<U>().carve(carver, B, anchors, G);
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    AssignWorkspace<U>().take_from(arena, B, anchors, G);
+    return arena.used();
   });
 }
 
@@ -298,9 +298,9 @@ Status assign_anchors_cpu(DType dtype, int64_t B, const AnchorSource& anchors, c
     using U = typename decltype(tag)::type;
     Anchors<U> checked;
     FF_TRY(make_anchors(anchors, &checked));
-    Carver carver(workspace);
+    WorkspaceArena arena(workspace);
     AssignWorkspace<U> pieces;
-    pieces.carve(carver, B, anchors, gt.G);
+    pieces.take_from(arena, B, anchors, gt.G);
     return options.legacy ? assign_labels<true>(B, anchors, gt, options, pieces, labels, matched)
                           : assign_labels<false>(B, anchors, gt, options, pieces, labels, matched);
   });

@@ -80,10 +80,10 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
               const RoiOutputs& outputs, Stream stream) {
   FF_TRY(check_images(B));
   const int64_t M = proposals.N + gt.G;
-  Carver carver(memory);
-  unsigned* tickets = carver.take<unsigned>(B);
+  WorkspaceArena arena(memory);
+  unsigned* tickets = arena.take<unsigned>(B);
   FF_TRY(fill_bytes(tickets, 0, size_t(B) * sizeof(unsigned), stream));
-  DeviceSampler sampler = carve_sampler(carver, B, M, sample_options);
+  DeviceSampler sampler = take_sampler(arena, B, M, sample_options);
   sampler.tickets = tickets;
   const RoiScene<U> scene = {
       static_cast<const U*>(proposals.boxes),
@@ -93,7 +93,7 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
       gt_labels,
       {U(options.positive_iou), U(options.negative_high), U(options.negative_low), U(options.crowd_overlap)},
       options.append_gt,
-      carver.take<int32_t>(B * M)};
+      arena.take<int32_t>(B * M)};
   const RoiPointers<U> out = {static_cast<U*>(outputs.rois), outputs.labels, static_cast<U*>(outputs.targets),
                               outputs.matched, outputs.counts};
   FF_LAUNCH((roi_kernel<kLegacy, U>), dim3(unsigned(chunks_of(M)), unsigned(B)), dim3(kThreads), 0, stream, scene,
@@ -104,13 +104,13 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
 }  // namespace
 
 size_t sample_rois_workspace_cuda(DType, int64_t B, int64_t N, int64_t G, int64_t S) {
-  Carver carver(nullptr);
-  carver.take<unsigned>(B);
+  WorkspaceArena arena(nullptr);
+  arena.take<unsigned>(B);
   SampleOptions options = {};
   options.batch_size = S;
-  carve_sampler(carver, B, N + G, options);
-  carver.take<int32_t>(B * (N + G));
-  return carver.used();
+  take_sampler(arena, B, N + G, options);
+  arena.take<int32_t>(B * (N + G));
+  return arena.used();
 }
 
 Status sample_rois_cuda(DType dtype, int64_t B, const Proposals& proposals, const GroundTruth& gt,

@@ -13,12 +13,12 @@ struct RoiWorkspace {
   int32_t* objects;  // [B, N + G], place in the scene's list
   int64_t* chosen;   // [B, S]
 
-  void carve(Carver& carver, int64_t B, int64_t N, int64_t G, int64_t S) {
-    scenes.carve(carver, B, G);
-    sample.carve(carver, B, N + G, S);
-    labels = carver.take<int8_t>(B * (N + G));
-    objects = carver.take<int32_t>(B * (N + G));
-    chosen = carver.take<int64_t>(B * S);
+  void take_from(WorkspaceArena& arena, int64_t B, int64_t N, int64_t G, int64_t S) {
+    scenes.take_from(arena, B, G);
+    sample.take_from(arena, B, N + G, S);
+    labels = arena.take<int8_t>(B * (N + G));
+    objects = arena.take<int32_t>(B * (N + G));
+    chosen = arena.take<int64_t>(B * S);
   }
 };
 
@@ -105,9 +105,9 @@ Status sample_rois(int64_t B, const Proposals& proposals, const GroundTruth& gt,
 size_t sample_rois_workspace_cpu(DType dtype, int64_t B, int64_t N, int64_t G, int64_t S) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
-    Carver carver(nullptr);
-    RoiWorkspace<U>().carve(carver, B, N, G, S);
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    RoiWorkspace<U>().take_from(arena, B, N, G, S);
+    return arena.used();
   });
 }
 
@@ -116,9 +116,9 @@ Status sample_rois_cpu(DType dtype, int64_t B, const Proposals& proposals, const
                        const double* weights, void* workspace, const RoiOutputs& outputs) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
-    Carver carver(workspace);
+    WorkspaceArena arena(workspace);
     RoiWorkspace<U> pieces;
-    pieces.carve(carver, B, proposals.N, gt.G, sample.batch_size);
+    pieces.take_from(arena, B, proposals.N, gt.G, sample.batch_size);
     return options.legacy ? sample_rois<true>(B, proposals, gt, gt_labels, options, sample, weights, pieces, outputs)
                           : sample_rois<false>(B, proposals, gt, gt_labels, options, sample, weights, pieces, outputs);
   });

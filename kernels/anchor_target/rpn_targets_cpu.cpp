@@ -11,10 +11,10 @@ struct RpnWorkspace {
   SampleWorkspace sample;
   int8_t* labels;  // [B, A]
 
-  void carve(Carver& carver, int64_t B, const AnchorSource& anchors, int64_t G, int64_t S) {
-    assign.carve(carver, B, anchors, G);
-    sample.carve(carver, B, anchors.A, S);
-    labels = carver.take<int8_t>(B * anchors.A);
+  void take_from(WorkspaceArena& arena, int64_t B, const AnchorSource& anchors, int64_t G, int64_t S) {
+    assign.take_from(arena, B, anchors, G);
+    sample.take_from(arena, B, anchors.A, S);
+    labels = arena.take<int8_t>(B * anchors.A);
   }
 };
 
@@ -55,9 +55,9 @@ Status rpn_targets(int64_t B, const AnchorSource& source, const GroundTruth& gt,
 size_t rpn_targets_workspace_cpu(DType dtype, int64_t B, const AnchorSource& anchors, int64_t G, int64_t S) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
-    Carver carver(nullptr);
-    RpnWorkspace<U>().carve(carver, B, anchors, G, S);
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    RpnWorkspace<U>().take_from(arena, B, anchors, G, S);
+    return arena.used();
   });
 }
 
@@ -66,9 +66,9 @@ Status rpn_targets_cpu(DType dtype, int64_t B, const AnchorSource& anchors, cons
                        void* workspace, const RpnOutputs& outputs) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
-    Carver carver(workspace);
+    WorkspaceArena arena(workspace);
     RpnWorkspace<U> pieces;
-    pieces.carve(carver, B, anchors, gt.G, sample.batch_size);
+    pieces.take_from(arena, B, anchors, gt.G, sample.batch_size);
     return options.legacy ? rpn_targets<true>(B, anchors, gt, options, sample, weights, pieces, outputs)
                           : rpn_targets<false>(B, anchors, gt, options, sample, weights, pieces, outputs);
   });

@@ -179,7 +179,7 @@ __device__ __forceinline__ Drawn draw(const DeviceSampler& sampler, int64_t imag
 inline int64_t chunks_of(int64_t candidates) { return candidates ? blocks_for(candidates, kThreads) : 1; }
 
 // Cuts the sampler's arrays, but for the tickets. capacity: candidates an image.
-inline DeviceSampler carve_sampler(Carver& carver, int64_t B, int64_t capacity, const SampleOptions& options) {
+inline DeviceSampler take_sampler(WorkspaceArena& arena, int64_t B, int64_t capacity, const SampleOptions& options) {
   DeviceSampler sampler = {};
   sampler.rng = options.rng;
   sampler.stream = options.stream;
@@ -187,12 +187,12 @@ inline DeviceSampler carve_sampler(Carver& carver, int64_t B, int64_t capacity, 
   sampler.words = chunks_of(capacity) * kWordsAChunk;
   sampler.S = int32_t(options.batch_size);
   sampler.max_positive = int32_t(options.max_positive < options.batch_size ? options.max_positive : options.batch_size);
-  sampler.positive = carver.take<unsigned>(B * sampler.words);
-  sampler.negative = carver.take<unsigned>(B * sampler.words);
-  sampler.likely = carver.take<unsigned>(B * sampler.words);
-  sampler.list = carver.take<unsigned>(B * capacity);
-  sampler.keys = carver.take<unsigned>(B * capacity);
-  sampler.chosen = carver.take<unsigned>(B * options.batch_size);
+  sampler.positive = arena.take<unsigned>(B * sampler.words);
+  sampler.negative = arena.take<unsigned>(B * sampler.words);
+  sampler.likely = arena.take<unsigned>(B * sampler.words);
+  sampler.list = arena.take<unsigned>(B * capacity);
+  sampler.keys = arena.take<unsigned>(B * capacity);
+  sampler.chosen = arena.take<unsigned>(B * options.batch_size);
   return sampler;
 }
 

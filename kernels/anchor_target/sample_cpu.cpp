@@ -117,11 +117,11 @@ class Sampler {
 
 }  // namespace
 
-void SampleWorkspace::carve(Carver& carver, int64_t B, int64_t A, int64_t S) {
+void SampleWorkspace::take_from(WorkspaceArena& arena, int64_t B, int64_t A, int64_t S) {
   const Layout layout(A, S);
-  items = carver.take<uint64_t>(B * layout.pieces * 2 * layout.capacity);
-  sizes = carver.take<int64_t>(B * layout.pieces * 2);
-  plans = carver.take<Plan>(B);
+  items = arena.take<uint64_t>(B * layout.pieces * 2 * layout.capacity);
+  sizes = arena.take<int64_t>(B * layout.pieces * 2);
+  plans = arena.take<Plan>(B);
 }
 
 void sample_labels(const int8_t* labels, int64_t B, int64_t A, const SampleOptions& options,
@@ -144,16 +144,16 @@ void sample_labels(const int8_t* labels, int64_t B, int64_t A, const SampleOptio
 }
 
 size_t sample_anchors_workspace_cpu(int64_t B, int64_t A, int64_t S) {
-  Carver carver(nullptr);
-  SampleWorkspace().carve(carver, B, A, S);
-  return carver.used();
+  WorkspaceArena arena(nullptr);
+  SampleWorkspace().take_from(arena, B, A, S);
+  return arena.used();
 }
 
 Status sample_anchors_cpu(const int8_t* labels, int64_t B, int64_t A, const SampleOptions& sample, void* workspace,
                           int64_t* indices, int8_t* sampled, int64_t* counts) {
-  Carver carver(workspace);
+  WorkspaceArena arena(workspace);
   SampleWorkspace pieces;
-  pieces.carve(carver, B, A, sample.batch_size);
+  pieces.take_from(arena, B, A, sample.batch_size);
   sample_labels(labels, B, A, sample, pieces, indices, counts);
   const int64_t S = sample.batch_size;
   for (int64_t i = 0; i < B * S; ++i) sampled[i] = indices[i] < 0 ? kIgnored : labels[i / S * A + indices[i]];

@@ -12,9 +12,9 @@ namespace frcnn_fast {
 
 // take() hands out aligned pieces one after the other; with a null base it only adds up, so that the function that
 // cuts also says how much is needed.
-class Carver {
+class WorkspaceArena {
  public:
-  FF_HD explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  FF_HD explicit WorkspaceArena(void* base) : base_(static_cast<char*>(base)) {}
 
   template <class T>
   FF_HD T* take(int64_t count) {

@@ -121,19 +121,19 @@ size_t take_detector(void* workspace, const DetectionInputs& in, const Detection
                      void** scratch) {
   using U = Compute<T>;
   const DType compute = sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32;
-  Carver carver(workspace);
+  WorkspaceArena arena(workspace);
   d->ranks = most_candidates(in, set.score_threshold);
-  d->scores = carver.take<U>(in.B * in.N * in.K);
-  d->order = carver.take<int32_t>(in.B * d->ranks);
-  d->num_ranked = carver.take<int32_t>(in.B);
-  d->boxes = carver.take<Box<U>>(in.B * d->ranks);
-  d->classes = carver.take<int64_t>(in.B * d->ranks);
-  d->keep = carver.take<int32_t>(in.B * set.max_detections);
-  d->num_kept = carver.take<int32_t>(in.B);
-  *scratch = carver.take<char>(
+  d->scores = arena.take<U>(in.B * in.N * in.K);
+  d->order = arena.take<int32_t>(in.B * d->ranks);
+  d->num_ranked = arena.take<int32_t>(in.B);
+  d->boxes = arena.take<Box<U>>(in.B * d->ranks);
+  d->classes = arena.take<int64_t>(in.B * d->ranks);
+  d->keep = arena.take<int32_t>(in.B * set.max_detections);
+  d->num_kept = arena.take<int32_t>(in.B);
+  *scratch = arena.take<char>(
       int64_t(std::max(top_n_segments_workspace_cuda(compute, in.B, in.N * in.K, 1, d->ranks),
                        nms_sorted_segments_workspace_cuda(compute, in.B, d->ranks, set.max_detections))));
-  return carver.used();
+  return arena.used();
 }
 
 template <bool kLegacy, class T>

@@ -31,14 +31,14 @@ struct Memory {
   int64_t chunk;
   RankedBuffers<RankKey<U>> ranked;
 
-  Memory(Carver* carver, const DetectionInputs& in) {
+  Memory(WorkspaceArena* arena, const DetectionInputs& in) {
     classes = (in.K + kSoftmaxLanes) / kSoftmaxLanes * kSoftmaxLanes;
-    logits = carver->take<U>(kRows * classes);
-    powers = carver->take<U>(kRows * classes);
-    scores = carver->take<U>(in.N * in.K);
-    indices = carver->take<uint32_t>(in.N * in.K);
+    logits = arena->take<U>(kRows * classes);
+    powers = arena->take<U>(kRows * classes);
+    scores = arena->take<U>(in.N * in.K);
+    indices = arena->take<uint32_t>(in.N * in.K);
     chunk = ranked_chunk(in.N * in.K);
-    ranked = take_ranked_buffers<RankKey<U>>(carver, in.N * in.K, chunk);
+    ranked = take_ranked_buffers<RankKey<U>>(arena, in.N * in.K, chunk);
   }
 };
 
@@ -155,11 +155,11 @@ template <bool kLegacy, class T>
 void detect(const DetectionInputs& in, const DetectionSettings& set, int64_t b, void* workspace,
             const DetectionOutputs& out) {
   using U = Compute<T>;
-  Carver carver(workspace);
-  const Memory<U> memory(&carver, in);
+  WorkspaceArena arena(workspace);
+  const Memory<U> memory(&arena, in);
   const Suppression<U> s = make_suppression<U>(set.iou_threshold);
   const int64_t D = set.max_detections;
-  KeptChains<kLegacy, U> kept(&carver, in.K, D < in.N * in.K ? D : in.N * in.K, s);
+  KeptChains<kLegacy, U> kept(&arena, in.K, D < in.N * in.K ? D : in.N * in.K, s);
   kept.start(in.K);
   const DecodeParams<U> params = make_decode_params<U>(set.weights, set.clamp);
   const Window<U> window = make_window<kLegacy>(static_cast<const U*>(in.image_sizes) + 2 * b, U(set.min_size),
@@ -214,10 +214,10 @@ size_t detect_image_workspace(const DetectionInputs& in, const DetectionSettings
   return visit_compute(in.dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
     const int64_t most = set.max_detections < in.N * in.K ? set.max_detections : in.N * in.K;
-    Carver carver(nullptr);
-    Memory<U>(&carver, in);
-    KeptChains<false, U>(&carver, in.K, most, Suppression<U>{});
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    Memory<U>(&arena, in);
+    KeptChains<false, U>(&arena, in.K, most, Suppression<U>{});
+    return arena.used();
   });
 }
 

@@ -12,10 +12,10 @@ namespace FF_ISA {
 class ClassNumbers {
  public:
   // For at most that many rows. Without classes all rows have number 0.
-  ClassNumbers(Carver* carver, int64_t rows, bool classes) {
+  ClassNumbers(WorkspaceArena* arena, int64_t rows, bool classes) {
     if (classes)
       while (size_ < 2 * rows) size_ *= 2;
-    slots_ = carver->take<Slot>(classes ? size_ : 0);
+    slots_ = arena->take<Slot>(classes ? size_ : 0);
   }
 
   // Before the first number. class_ids: of all rows, or null. Ids that lie close together are their own numbers, less

@@ -12,7 +12,7 @@ namespace FF_ISA {
 // A box on its way to the list. It belongs to one chain, and meets that one and the chains first to last.
 template <class U>
 struct Candidate {
-  Rival<U> rival;
+  PretestBox<U> pretest;
   U area;
   int32_t chain, first, last;
   int32_t row;
@@ -22,12 +22,12 @@ template <bool kLegacy, class U>
 class KeptChains {
  public:
   // For at most that many chains and kept boxes.
-  KeptChains(Carver* carver, int64_t chains, int64_t capacity, const Suppression<U>& s) : s_(s) {
+  KeptChains(WorkspaceArena* arena, int64_t chains, int64_t capacity, const Suppression<U>& s) : s_(s) {
     // Every chain with a box may have a block that is part full.
     const int64_t blocks = capacity / KeptBlock<U>::kLanes + (chains < capacity ? chains : capacity) + 1;
-    chains_ = carver->take<Chain>(chains);
-    blocks_ = carver->take<KeptBlock<U>>(blocks);
-    next_ = carver->take<int32_t>(blocks);
+    chains_ = arena->take<Chain>(chains);
+    blocks_ = arena->take<KeptBlock<U>>(blocks);
+    next_ = arena->take<int32_t>(blocks);
   }
 
   // Empties the list, which has that many chains from now on.
@@ -69,7 +69,7 @@ class KeptChains {
       chain.size = 0;
     }
     if (chain.round != round_) chain.round = round_, chain.since = chain.tail;
-    blocks_[chain.tail].set(chain.size++, c.rival);
+    blocks_[chain.tail].set(chain.size++, c.pretest);
     ++size_;
   }
 
@@ -83,7 +83,7 @@ class KeptChains {
 
   FF_HD bool suppressed_from(int32_t block, const Candidate<U>& c) const {
     for (; block >= 0; block = next_[block])
-      if (suppressed_by<kLegacy>(blocks_[block], c.rival, c.area, s_.threshold)) return true;
+      if (suppressed_by<kLegacy>(blocks_[block], c.pretest, c.area, s_.threshold)) return true;
     return false;
   }
 

@@ -23,15 +23,15 @@ struct alignas(64) KeptBlock {
       share[l] = U(__builtin_inf());
     }
   }
-  FF_HD void set(int lane, const Rival<U>& rival) {
-    x1[lane] = rival.box.x1, y1[lane] = rival.box.y1, x2[lane] = rival.box.x2, y2[lane] = rival.box.y2;
-    share[lane] = rival.share;
+  FF_HD void set(int lane, const PretestBox<U>& pretest) {
+    x1[lane] = pretest.box.x1, y1[lane] = pretest.box.y1, x2[lane] = pretest.box.x2, y2[lane] = pretest.box.y2;
+    share[lane] = pretest.share;
   }
 };
 
 // The lanes of the vector at `at` whose boxes suppress the candidate; the division is taken for likely ones only.
 template <bool kLegacy, class U>
-FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const Rival<U>& c, U candidate_area, U threshold) {
+FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const PretestBox<U>& c, U candidate_area, U threshold) {
   using V = Vector<U>;
   const V bx1 = load_aligned<V>(block.x1 + at), by1 = load_aligned<V>(block.y1 + at);
   const V bx2 = load_aligned<V>(block.x2 + at), by2 = load_aligned<V>(block.y2 + at);
@@ -52,7 +52,7 @@ FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const Rival<
 
 // Whether a box in the block suppresses the candidate.
 template <bool kLegacy, class U>
-FF_SIMD bool suppressed_by(const KeptBlock<U>& block, const Rival<U>& candidate, U candidate_area, U threshold) {
+FF_SIMD bool suppressed_by(const KeptBlock<U>& block, const PretestBox<U>& candidate, U candidate_area, U threshold) {
   constexpr int kStep = kVectorBytes / int(sizeof(U));
   for (int at = 0; at < KeptBlock<U>::kLanes; at += kStep)
     if (suppressed_by_lanes<kLegacy>(block, at, candidate, candidate_area, threshold)) return true;
@@ -77,7 +77,7 @@ class KeptList {
   FF_HD bool suppresses(const Box<U>& box, U area) const { return suppresses_from(0, box, area); }
   // Tests only the blocks from that of element `first` on.
   FF_HD bool suppresses_from(int64_t first, const Box<U>& box, U area) const {
-    const Rival<U> candidate{box, s_.share * area};
+    const PretestBox<U> candidate{box, s_.share * area};
     const int64_t blocks = (size_ + kLanes - 1) / kLanes;
     for (int64_t b = first / kLanes; b < blocks; ++b)
       if (suppressed_by<kLegacy>(blocks_[b], candidate, area, s_.threshold)) return true;

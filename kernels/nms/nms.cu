@@ -47,7 +47,7 @@ struct Segments {
 // holds the tile; each of its boxes is read by all threads at once.
 template <bool kLegacy, bool kClasses, class U>
 __global__ void __launch_bounds__(kRows) test_kernel(Segments<U> segments, int start, int kept_tiles) {
-  FF_SHARED(Rival<U>, tile, [kWord]);
+  FF_SHARED(PretestBox<U>, tile, [kWord]);
   FF_SHARED(int64_t, tile_ids, [kClasses ? kWord : 1]);
   wait_for_launch_before();
   let_next_launch_start();
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kRows) test_kernel(Segments<U> segments, int s
   const int64_t* const ids = kClasses ? segments.class_ids + s * segments.N : nullptr;
   const int32_t* const keep = segments.keep + s * segments.max_output;
   const int64_t rank = start + min(row, n - 1);
-  const Rival<U> mine = make_rival<kLegacy>(boxes[rank], suppression);
+  const PretestBox<U> mine = make_pretest_box<kLegacy>(boxes[rank], suppression);
   const int64_t my_id = kClasses ? ids[rank] : 0;
 
   // The suppressors start + first ... or, of the kept list, keep[first] ...: which of the `count` suppress this row?
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kRows) test_kernel(Segments<U> segments, int s
     __syncthreads();  // all are done with the tile before
     if (int(threadIdx.x) < count) {
       const int64_t other = list ? list[first + int(threadIdx.x)] : start + first + int(threadIdx.x);
-      tile[threadIdx.x] = make_rival<kLegacy>(boxes[other], suppression);
+      tile[threadIdx.x] = make_pretest_box<kLegacy>(boxes[other], suppression);
       if (kClasses) tile_ids[threadIdx.x] = ids[other];
     } else if (threadIdx.x < kWord) {
       tile[threadIdx.x] = {{}, U(bits_float(0x7f800000u))};  // an infinite share, which no overlap reaches
@@ -105,14 +105,14 @@ __global__ void __launch_bounds__(kRows) test_kernel(Segments<U> segments, int s
 // box 32 + lane, and the bits of those in the word that would suppress them. A box is kept if no earlier kept one
 // suppresses it. From "all alive are kept", every round makes at least one more box final, in rank order; usually few
 // rounds suffice, and 64 always do.
-__device__ __forceinline__ Word resolve_word(bool alive0, bool alive1, Word rivals0, Word rivals1) {
+__device__ __forceinline__ Word resolve_word(bool alive0, bool alive1, Word overlaps0, Word overlaps1) {
   const int lane = lane_id();
-  rivals0 &= (Word(1) << lane) - 1;
-  rivals1 &= (Word(1) << (lane + 32)) - 1;
+  overlaps0 &= (Word(1) << lane) - 1;
+  overlaps1 &= (Word(1) << (lane + 32)) - 1;
   Word kept = Word(__ballot_sync(kFullMask, alive0)) | Word(__ballot_sync(kFullMask, alive1)) << 32;
   for (;;) {
-    const Word next = Word(__ballot_sync(kFullMask, alive0 && !(rivals0 & kept))) |
-                      Word(__ballot_sync(kFullMask, alive1 && !(rivals1 & kept))) << 32;
+    const Word next = Word(__ballot_sync(kFullMask, alive0 && !(overlaps0 & kept))) |
+                      Word(__ballot_sync(kFullMask, alive1 && !(overlaps1 & kept))) << 32;
     if (FF_MUTANT(nms_rounds, next == kept, true)) return next;
     kept = next;
   }
@@ -210,11 +210,11 @@ void launch_chunk(const Segments<U>& segments, int64_t S, int start, Stream stre
 
 template <class U>
 size_t take_segments(void* workspace, int64_t S, int64_t N, Segments<U>* segments) {
-  Carver carver(workspace);
+  WorkspaceArena arena(workspace);
   segments->words = int32_t(std::min<int64_t>(kWords, (N + kWord - 1) / kWord));
-  segments->matrix = carver.take<Word>(S * segments->words * segments->words * kWord);
-  segments->dead = carver.take<unsigned>(S * (kChunk / 32));
-  return carver.used();
+  segments->matrix = arena.take<Word>(S * segments->words * segments->words * kWord);
+  segments->dead = arena.take<unsigned>(S * (kChunk / 32));
+  return arena.used();
 }
 
 }  // namespace

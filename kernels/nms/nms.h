@@ -32,13 +32,13 @@ FF_HD Suppression<U> make_suppression(double threshold) {
 
 // A box with its part of the division-free test.
 template <class U>
-struct Rival {
+struct PretestBox {
   Box<U> box;
   U share;  // suppression.share * area(box)
 };
 
 template <bool kLegacy, class U>
-FF_HD Rival<U> make_rival(const Box<U>& box, const Suppression<U>& s) {
+FF_HD PretestBox<U> make_pretest_box(const Box<U>& box, const Suppression<U>& s) {
   return {box, s.share * area<kLegacy>(box)};
 }
 
@@ -50,7 +50,7 @@ FF_HD bool exceeds(U iou, U threshold) {
 // False for nearly every pair that exceeds() would refuse, and never for one it would accept. A pair that lies apart
 // vertically gives a negative product here instead of 0: no need to clamp both sides.
 template <bool kLegacy, class U>
-FF_HD bool may_exceed(const Rival<U>& a, const Rival<U>& b) {
+FF_HD bool may_exceed(const PretestBox<U>& a, const PretestBox<U>& b) {
   const U w = maximum(U(0), extent<kLegacy>(maximum(a.box.x1, b.box.x1), minimum(a.box.x2, b.box.x2)));
   const U h = extent<kLegacy>(maximum(a.box.y1, b.box.y1), minimum(a.box.y2, b.box.y2));
   return w * h >= a.share + b.share;
@@ -58,7 +58,7 @@ FF_HD bool may_exceed(const Rival<U>& a, const Rival<U>& b) {
 
 // Whether the earlier of the two, if kept, suppresses the later.
 template <bool kLegacy, class U>
-FF_HD bool suppresses(const Rival<U>& a, const Rival<U>& b, const Suppression<U>& s) {
+FF_HD bool suppresses(const PretestBox<U>& a, const PretestBox<U>& b, const Suppression<U>& s) {
   return may_exceed<kLegacy>(a, b) && exceeds(iou<kLegacy>(a.box, b.box), s.threshold);
 }
 

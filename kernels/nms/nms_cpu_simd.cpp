@@ -20,11 +20,11 @@ struct Memory {
 };
 
 template <class T>
-Memory<T> take_memory(Carver* carver, int64_t rows, int64_t max_output) {
+Memory<T> take_memory(WorkspaceArena* arena, int64_t rows, int64_t max_output) {
   Memory<T> memory;
   memory.chunk = max_output < rows ? ranked_chunk(rows) : rows;
-  memory.ranked = take_ranked_buffers<RankKey<Compute<T>>>(carver, rows, memory.chunk);
-  memory.candidates = carver->take<Candidate<Compute<T>>>(rows < kRound ? rows : kRound);
+  memory.ranked = take_ranked_buffers<RankKey<Compute<T>>>(arena, rows, memory.chunk);
+  memory.candidates = arena->take<Candidate<Compute<T>>>(rows < kRound ? rows : kRound);
   return memory;
 }
 
@@ -66,10 +66,10 @@ int64_t greedy(const NmsImage& image) {
   const Suppression<U> s = make_suppression<U>(image.threshold);
   const int64_t most = image.max_output < image.rows ? image.max_output : image.rows;
   const int64_t room = FF_MUTANT(nms_max_output, most, most < image.rows ? most - 1 : most);
-  Carver carver(image.workspace);
-  const Memory<T> memory = take_memory<T>(&carver, image.padded_rows, image.max_output);
-  ClassNumbers classes(&carver, image.padded_rows, with_classes);
-  KeptChains<kLegacy, U> kept(&carver, most_chains<U>(classes, with_classes, most), most, s);
+  WorkspaceArena arena(image.workspace);
+  const Memory<T> memory = take_memory<T>(&arena, image.padded_rows, image.max_output);
+  ClassNumbers classes(&arena, image.padded_rows, with_classes);
+  KeptChains<kLegacy, U> kept(&arena, most_chains<U>(classes, with_classes, most), most, s);
   Strips<kLegacy, U> strips;
   Ranked<T> ranked(static_cast<const T*>(image.scores), image.rows, image.rows, memory.chunk, memory.ranked);
 
@@ -127,11 +127,11 @@ size_t nms_image_workspace(DType dtype, int64_t padded_rows, int64_t max_output,
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
     const int64_t most = max_output < padded_rows ? max_output : padded_rows;
-    Carver carver(nullptr);
-    take_memory<U>(&carver, padded_rows, max_output);
-    const ClassNumbers numbers(&carver, padded_rows, classes);
-    KeptChains<false, U>(&carver, most_chains<U>(numbers, classes, most), most, Suppression<U>{});
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    take_memory<U>(&arena, padded_rows, max_output);
+    const ClassNumbers numbers(&arena, padded_rows, classes);
+    KeptChains<false, U>(&arena, most_chains<U>(numbers, classes, most), most, Suppression<U>{});
+    return arena.used();
   });
 }
 

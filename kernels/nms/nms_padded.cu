@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A thread a row of the result.
 __global__ void __launch_bounds__(kThreads)
-    name_kernel(const int32_t* order, const int32_t* keep_ranks, const int32_t* num_ranks, int64_t B, int64_t N,
+    ranks_to_rows_kernel(const int32_t* order, const int32_t* keep_ranks, const int32_t* num_ranks, int64_t B, int64_t N,
                 int64_t max_output, int64_t* keep, int64_t* num_keep) {
   const int64_t i = thread_index();
   if (i < B) num_keep[i] = num_ranks[i];
@@ -58,17 +58,17 @@ struct Workspace {
   size_t bytes;
 
   Workspace(void* base, DType dtype, int64_t B, int64_t N, int64_t max_output, bool classes) {
-    Carver carver(base);
-    competes = carver.take<uint8_t>(B * N);
-    order = carver.take<int32_t>(B * N);
-    ranked = carver.take<int32_t>(B);
-    boxes = carver.take<Box<U>>(B * N);
-    class_ids = carver.take<int64_t>(classes ? B * N : 0);
-    keep = carver.take<int32_t>(B * max_output);
-    num_keep = carver.take<int32_t>(B);
-    scratch = carver.take<char>(int64_t(std::max(top_n_segments_workspace_cuda(dtype, B, N, 1, N),
+    WorkspaceArena arena(base);
+    competes = arena.take<uint8_t>(B * N);
+    order = arena.take<int32_t>(B * N);
+    ranked = arena.take<int32_t>(B);
+    boxes = arena.take<Box<U>>(B * N);
+    class_ids = arena.take<int64_t>(classes ? B * N : 0);
+    keep = arena.take<int32_t>(B * max_output);
+    num_keep = arena.take<int32_t>(B);
+    scratch = arena.take<char>(int64_t(std::max(top_n_segments_workspace_cuda(dtype, B, N, 1, N),
                                                  nms_sorted_segments_workspace_cuda(dtype, B, N, max_output))));
-    bytes = carver.used();
+    bytes = arena.used();
   }
 };
 
@@ -104,7 +104,7 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
     FF_TRY(nms_sorted_segments_cuda(sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32, w.boxes,
                                     class_ids ? w.class_ids : nullptr, w.ranked, B, N, threshold, max_output, legacy,
                                     w.scratch, w.keep, w.num_keep, stream));
-    FF_LAUNCH(name_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep, w.num_keep, B, N,
+    FF_LAUNCH(ranks_to_rows_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep, w.num_keep, B, N,
               max_output, keep, num_keep);
     return launched();
   });

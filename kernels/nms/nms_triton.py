@@ -228,7 +228,7 @@ def gather_kernel(boxes, class_ids, order, N, sorted_boxes, sorted_ids, BLOCK: t
 
 
 @triton.jit(do_not_specialize=["N", "max_output"])
-def name_kernel(order, ranks, num_ranks, N, max_output, keep, num_keep, BLOCK: tl.constexpr):
+def ranks_to_rows_kernel(order, ranks, num_ranks, N, max_output, keep, num_keep, BLOCK: tl.constexpr):
     """An element of a block is a row of the result (axis 1 of the grid: of an image)."""
     image = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -265,7 +265,7 @@ def nms_padded(
     num_ranks = boxes.new_empty((B,), dtype=torch.int32)
     nms_sorted_segments(sorted_boxes, sorted_ids, ranked, threshold, max_output, legacy, ranks, num_ranks)
     launch(
-        name_kernel, (blocks_for(max_output, BLOCK), B), order, ranks, num_ranks, N, max_output, keep, num_keep,
+        ranks_to_rows_kernel, (blocks_for(max_output, BLOCK), B), order, ranks, num_ranks, N, max_output, keep, num_keep,
         like=boxes, BLOCK=BLOCK,
     )  # fmt: skip
 

@@ -12,29 +12,29 @@ constexpr int kResolveRounds = 2;  // small cases need the slow way too
 constexpr int kResolveRounds = 24;
 #endif
 
-// The same within a warp's word: rivals are bits of lower lanes. From "all alive are kept", every round makes at least
+// The same within a warp's word: overlaps are bits of lower lanes. From "all alive are kept", every round makes at least
 // one more box final, in rank order, so that 32 rounds always suffice.
-__device__ __forceinline__ unsigned resolve_word(bool alive, unsigned rivals) {
+__device__ __forceinline__ unsigned resolve_word(bool alive, unsigned overlaps) {
   unsigned kept = __ballot_sync(kFullMask, alive);
   for (;;) {
-    const unsigned next = __ballot_sync(kFullMask, alive && !(rivals & kept));
+    const unsigned next = __ballot_sync(kFullMask, alive && !(overlaps & kept));
     if (FF_MUTANT(nms_word_rounds, next == kept, true)) return next;
     kept = next;
   }
 }
 
 // Thread i: whether box i is there, and the bits of the boxes before it that would suppress it, if kept: bit b of
-// rivals[v] is box 32 v + b. Returns the word of kept boxes of the thread's warp. kept: shared, 2 words a warp.
+// overlaps[v] is box 32 v + b. Returns the word of kept boxes of the thread's warp. kept: shared, 2 words a warp.
 //
 // A box is kept if no earlier kept one suppresses it: a fixed point, which is unique because "earlier" is an order. All
 // boxes look for it at once, a barrier a round; a box whose chain of suppressors is d long is final after d rounds, and
 // chains are short, save for boxes made to slide along. After kResolveRounds the words are settled one after the other.
 template <int kWords>
-__device__ unsigned resolve_chunk(bool alive, const unsigned (&rivals)[kWords], unsigned (*kept)[kWords]) {
+__device__ unsigned resolve_chunk(bool alive, const unsigned (&overlaps)[kWords], unsigned (*kept)[kWords]) {
   const auto suppressed_by = [&](const unsigned* words, int end) {
     unsigned hits = 0;
 #pragma unroll
-    for (int v = 0; v < kWords; ++v) hits |= v < end ? rivals[v] & words[v] : 0u;
+    for (int v = 0; v < kWords; ++v) hits |= v < end ? overlaps[v] & words[v] : 0u;
     return hits != 0;
   };
   const int warp = warp_id();
@@ -50,7 +50,7 @@ __device__ unsigned resolve_chunk(bool alive, const unsigned (&rivals)[kWords], 
   }
   unsigned own = 0;
 #pragma unroll
-  for (int v = 0; v < kWords; ++v) own = v == warp ? rivals[v] : own;  // a register is not chosen by a number
+  for (int v = 0; v < kWords; ++v) own = v == warp ? overlaps[v] : own;  // a register is not chosen by a number
   for (int v = 0; v < kWords; ++v) {
     if (v == warp) {
       const bool open = alive && FF_MUTANT(nms_chunk_words, !suppressed_by(kept[0], v), true);

@@ -26,12 +26,12 @@ class Strips {
   int64_t start(int64_t capacity, U threshold, const Candidate<U>* candidates, int64_t n) {
     low_ = per_pixel_ = last_ = reach_ = U(0);
     if (most(capacity) == 1 || n == 0 || !(threshold >= U(0.2))) return 1;
-    U high = low_ = doubled_centre(candidates[0].rival.box), widths = U(0);
+    U high = low_ = doubled_centre(candidates[0].pretest.box), widths = U(0);
     for (int64_t i = 0; i < n; ++i) {
-      const U c = doubled_centre(candidates[i].rival.box);
+      const U c = doubled_centre(candidates[i].pretest.box);
       low_ = c < low_ ? c : low_;
       high = c > high ? c : high;
-      widths += width(candidates[i].rival.box);
+      widths += width(candidates[i].pretest.box);
     }
     const U t = threshold < U(1) ? threshold : U(1), range = high - low_;
     reach_ = (U(1) - t) / t * U(1.0001) + U(1e-4);
@@ -45,12 +45,12 @@ class Strips {
   }
 
   FF_HD void place(Candidate<U>* c) const {
-    const U centre = doubled_centre(c->rival.box);
+    const U centre = doubled_centre(c->pretest.box);
     c->chain = strip(centre);
     c->first = 0;
     c->last = c->area > U(0) ? int32_t(last_) : -1;
     if (c->area > U(1e-25)) {
-      const U w = width(c->rival.box), size = centre < U(0) ? -centre : centre;
+      const U w = width(c->pretest.box), size = centre < U(0) ? -centre : centre;
       const U reach = reach_ * w + U(1e-6) * (size + w);
       c->first = strip(centre - reach);
       c->last = strip(centre + reach);

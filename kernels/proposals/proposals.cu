@@ -41,36 +41,36 @@ struct Pieces {
 };
 
 template <class U>
-Pieces<U> carve(const ProposalInputs& in, const ProposalSettings& set, int64_t n, int64_t k, void* workspace) {
+Pieces<U> take_from(const ProposalInputs& in, const ProposalSettings& set, int64_t n, int64_t k, void* workspace) {
   const int64_t S = in.B * in.L;
-  Carver carver(workspace);
+  WorkspaceArena arena(workspace);
   Pieces<U> p;
   const int64_t all = set.filter_first ? in.B * in.A : 0;
-  p.valid = carver.take<uint8_t>(all > S * n ? all : S * n);
-  p.selected = carver.take<int32_t>(S * n);
-  p.num_selected = carver.take<int32_t>(S);
-  p.boxes = carver.take<U>(S * n * 4);
-  p.num_boxes = carver.take<int32_t>(S);
-  p.keep = carver.take<int32_t>(S * k);
-  p.num_keep = carver.take<int32_t>(S);
-  p.top_n = carver.take<char>(int64_t(top_n_segments_workspace_cuda(in.dtype, in.B, in.A, in.L, n)));
-  p.nms = carver.take<char>(int64_t(
+  p.valid = arena.take<uint8_t>(all > S * n ? all : S * n);
+  p.selected = arena.take<int32_t>(S * n);
+  p.num_selected = arena.take<int32_t>(S);
+  p.boxes = arena.take<U>(S * n * 4);
+  p.num_boxes = arena.take<int32_t>(S);
+  p.keep = arena.take<int32_t>(S * k);
+  p.num_keep = arena.take<int32_t>(S);
+  p.top_n = arena.take<char>(int64_t(top_n_segments_workspace_cuda(in.dtype, in.B, in.A, in.L, n)));
+  p.nms = arena.take<char>(int64_t(
       nms_sorted_segments_workspace_cuda(in.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, S, n, k)));
-  p.bytes = carver.used();
+  p.bytes = arena.used();
   return p;
 }
 
 // What the clusters leave for the merge: [S, k] each.
 template <class T>
-ProposalOutputs carve_rows(const ProposalInputs& in, int64_t k, void* workspace, size_t* bytes) {
+ProposalOutputs lay_out_rows(const ProposalInputs& in, int64_t k, void* workspace, size_t* bytes) {
   const int64_t S = in.B * in.L;
-  Carver carver(workspace);
+  WorkspaceArena arena(workspace);
   ProposalOutputs rows = {};
-  rows.boxes = carver.take<Compute<T>>(S * k * 4);
-  rows.scores = carver.take<T>(S * k);
-  rows.indices = carver.take<int64_t>(S * k);
-  rows.counts = carver.take<int64_t>(S);
-  if (bytes) *bytes = carver.used();
+  rows.boxes = arena.take<Compute<T>>(S * k * 4);
+  rows.scores = arena.take<T>(S * k);
+  rows.indices = arena.take<int64_t>(S * k);
+  rows.counts = arena.take<int64_t>(S);
+  if (bytes) *bytes = arena.used();
   return rows;
 }
 
@@ -175,7 +175,7 @@ Status run_clusters(const ProposalInputs& in, const ProposalSettings& set, void*
                     Stream stream) {
   if (in.L == 1) return propose_by_cluster(in, set, out, set.post_nms_top_n, true, stream);
   const int64_t k = level_limits(in, set).k;
-  const ProposalOutputs rows = carve_rows<T>(in, k, workspace, nullptr);
+  const ProposalOutputs rows = lay_out_rows<T>(in, k, workspace, nullptr);
   FF_TRY(propose_by_cluster(in, set, rows, k, false, stream));
   const ClusterKept<T> kept = {static_cast<const T*>(rows.scores), static_cast<const Compute<T>*>(rows.boxes),
                                rows.indices, rows.counts, k};
@@ -190,7 +190,7 @@ Status run_chain(const ProposalInputs& in, const ProposalSettings& set, void* wo
   const int64_t S = in.B * in.L;
   const LevelLimits limits = level_limits(in, set);
   const int64_t n = limits.n, k = limits.k;
-  const Pieces<U> p = carve<U>(in, set, n, k, workspace);
+  const Pieces<U> p = lay_out<U>(in, set, n, k, workspace);
   Decoder<T, kLegacy> decoder{};
   FF_TRY(make_decoder(in, set, &decoder));
   if (set.filter_first)
@@ -225,8 +225,8 @@ size_t rpn_proposals_workspace_cuda(const ProposalInputs& in, const ProposalSett
   return visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     size_t rows = 0;
-    carve_rows<T>(in, limits.k, nullptr, &rows);
-    return std::max(rows, carve<Compute<T>>(in, set, limits.n, limits.k, nullptr).bytes);
+    lay_out_rows<T>(in, limits.k, nullptr, &rows);
+    return std::max(rows, lay_out<Compute<T>>(in, set, limits.n, limits.k, nullptr).bytes);
   });
 }
 

@@ -89,26 +89,26 @@ struct ClusterMemory {
 
   FF_HD ClusterMemory(void* base, const ClusterSettings<U>& set) {
     constexpr int kCounts = 2 * kSelectBins, kMatrix = kChunkWords * kChunk;
-    Carver carver(base);
-    starts = carver.take<uint32_t>(kSelectBins + 1);
-    ends = carver.take<uint32_t>(kRankBins);
-    entries = carver.take<Ranking<Key>>(kChunk);
-    rows = carver.take<Box<U>>(kOwnRows);
-    row_shares = carver.take<U>(kOwnRows);
-    row_alive = carver.take<unsigned>(kOwnRows);
-    boxes = carver.take<Box<U>>(kChunk);
-    shares = carver.take<U>(kChunk);
-    order = carver.take<uint32_t>(kChunk);
-    kept_words = carver.take<unsigned>(kChunkWords);
-    counts = carver.take<uint32_t>(kCounts > kMatrix ? kCounts : kMatrix);
+    WorkspaceArena arena(base);
+    starts = arena.take<uint32_t>(kSelectBins + 1);
+    ends = arena.take<uint32_t>(kRankBins);
+    entries = arena.take<Ranking<Key>>(kChunk);
+    rows = arena.take<Box<U>>(kOwnRows);
+    row_shares = arena.take<U>(kOwnRows);
+    row_alive = arena.take<unsigned>(kOwnRows);
+    boxes = arena.take<Box<U>>(kChunk);
+    shares = arena.take<U>(kChunk);
+    order = arena.take<uint32_t>(kChunk);
+    kept_words = arena.take<unsigned>(kChunkWords);
+    counts = arena.take<uint32_t>(kCounts > kMatrix ? kCounts : kMatrix);
     totals = counts + kSelectBins;
     matrix = counts;
-    list = carver.take<Ranking<Key>>(set.list_room);
-    kept_boxes = carver.take<Box<U>>(set.most_kept);
-    kept_shares = carver.take<U>(set.most_kept);
-    kept_order = carver.take<uint32_t>(set.most_kept);
-    competes = carver.take<unsigned>(set.competes_words);
-    bytes = carver.used();
+    list = arena.take<Ranking<Key>>(set.list_room);
+    kept_boxes = arena.take<Box<U>>(set.most_kept);
+    kept_shares = arena.take<U>(set.most_kept);
+    kept_order = arena.take<uint32_t>(set.most_kept);
+    competes = arena.take<unsigned>(set.competes_words);
+    bytes = arena.used();
   }
 };
 
@@ -228,9 +228,9 @@ class ClusterStep {
       const int entry = thread * kCluster + int(cluster_rank());
       Box<U> box = {};
       const bool valid = entry < gathered && decoder_(image_, m_.entries[entry].index, &box);
-      const Rival<U> rival = make_rival<kLegacy>(box, set_.suppression);
-      m_.rows[thread] = rival.box;
-      m_.row_shares[thread] = rival.share;
+      const PretestBox<U> pretest = make_pretest_box<kLegacy>(box, set_.suppression);
+      m_.rows[thread] = pretest.box;
+      m_.row_shares[thread] = pretest.share;
       m_.row_alive[thread] = valid;
     }
     // kCluster threads a row, each of which compares it with every kCluster-th entry.
@@ -265,7 +265,7 @@ class ClusterStep {
   // A warp takes kRowsAtOnce rows through the kept boxes, 32 of them at a time, until all its rows are dead.
   __device__ __forceinline__ void meet() {
     for (int first = kRowsAtOnce * warp_id(); first < kOwnRows; first += kRowsAtOnce * kChunkWarps) {
-      Rival<U> rows[kRowsAtOnce];
+      PretestBox<U> rows[kRowsAtOnce];
       unsigned dead = 0;
 #pragma unroll
       for (int r = 0; r < kRowsAtOnce; ++r) {
@@ -276,7 +276,7 @@ class ClusterStep {
       for (int base = 0; base < kept_ && dead != (1u << kRowsAtOnce) - 1; base += kWarp) {
         const int at = base + lane_id();
         if (FF_MUTANT(proposals_kept_tail, at < kept_, at + 1 < kept_)) {
-          const Rival<U> kept = {m_.kept_boxes[at], m_.kept_shares[at]};
+          const PretestBox<U> kept = {m_.kept_boxes[at], m_.kept_shares[at]};
 #pragma unroll
           for (int r = 0; r < kRowsAtOnce; ++r)
             dead |= unsigned(suppresses<kLegacy>(kept, rows[r], set_.suppression)) << r;
@@ -315,11 +315,11 @@ class ClusterStep {
       int g = 0;
       while ((g + 1) * (g + 2) / 2 <= tile) ++g;
       const int v = tile - g * (g + 1) / 2, row = g * kWarp + lane_id();
-      const Rival<U> mine = {m_.boxes[row], m_.shares[row]};
+      const PretestBox<U> mine = {m_.boxes[row], m_.shares[row]};
       unsigned bits = 0;
 #pragma unroll 8
       for (int i = 0; i < kWarp; ++i) {
-        const Rival<U> other = {m_.boxes[v * kWarp + i], m_.shares[v * kWarp + i]};
+        const PretestBox<U> other = {m_.boxes[v * kWarp + i], m_.shares[v * kWarp + i]};
         if (suppresses<kLegacy>(other, mine, set_.suppression)) bits |= 1u << i;
       }
       if (v == g) bits &= FF_MUTANT(proposals_later, lanes_below(), ~(1u << lane_id()));
@@ -332,11 +332,11 @@ class ClusterStep {
     FF_SHARED(unsigned, guesses, [2][kChunkWords]);
     if (cluster_rank() == 0) {
       const int thread = int(threadIdx.x);
-      unsigned rivals[kChunkWords];
+      unsigned overlaps[kChunkWords];
 #pragma unroll
       for (int v = 0; v < kChunkWords; ++v)
-        rivals[v] = v <= warp_id() && thread < alive_ ? m_.matrix[v * kChunk + thread] : 0u;
-      const unsigned word = resolve_chunk<kChunkWords>(thread < alive_, rivals, guesses);
+        overlaps[v] = v <= warp_id() && thread < alive_ ? m_.matrix[v * kChunk + thread] : 0u;
+      const unsigned word = resolve_chunk<kChunkWords>(thread < alive_, overlaps, guesses);
       if (lane_id() < kCluster) cluster_map(m_.kept_words, unsigned(lane_id()))[warp_id()] = word;
     }
     cluster_sync();  // every block knows what is kept

@@ -12,17 +12,17 @@ int64_t kept_bytes(int64_t capacity) {
 
 // Cuts one image's memory; returns its size.
 template <class U>
-size_t carve(const ProposalInputs& in, const ProposalSettings& set, void* memory, ImageTask<U>* task) {
-  Carver carver(memory);
+size_t take_from(const ProposalInputs& in, const ProposalSettings& set, void* memory, ImageTask<U>* task) {
+  WorkspaceArena arena(memory);
   for (int64_t l = 0; l < in.L; ++l) {
     const int64_t size = in.level_sizes[l], n = std::min(size, set.pre_nms_top_n);
     LevelMemory<RankKey<U>>& level = task->levels[l];
     level.chunk = std::min(ranked_chunk(size), n);
-    level.ranked = take_ranked_buffers<RankKey<U>>(&carver, size, level.chunk);
-    level.kept = carver.take<char>(kept_bytes<U>(std::min(n, set.post_nms_top_n)));
+    level.ranked = take_ranked_buffers<RankKey<U>>(&arena, size, level.chunk);
+    level.kept = arena.take<char>(kept_bytes<U>(std::min(n, set.post_nms_top_n)));
   }
-  task->masked_scores = carver.take<U>(set.filter_first ? in.A : 0);
-  return carver.used();
+  task->masked_scores = arena.take<U>(set.filter_first ? in.A : 0);
+  return arena.used();
 }
 
 // Images run on different threads, each in its own piece of the workspace.
@@ -31,12 +31,12 @@ Status propose(const ProposalInputs& in, const ProposalSettings& set, char* work
   Anchors<U> anchors;
   FF_TRY(make_anchors(in.anchors, in.anchor_image_stride, in.grid, in.grid_levels, in.anchor_offset, in.A, &anchors));
   ImageTask<U> sizing;
-  const size_t piece = carve<U>(in, set, nullptr, &sizing);
+  const size_t piece = lay_out<U>(in, set, nullptr, &sizing);
   parallel_for(in.B, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       ImageTask<U> task;
       task.anchors = anchors;
-      carve<U>(in, set, workspace + piece * size_t(b), &task);
+      lay_out<U>(in, set, workspace + piece * size_t(b), &task);
       FF_ISA_CALL(propose_image, in, set, b, &task, out);
     }
   });
@@ -59,7 +59,7 @@ size_t rpn_proposals_workspace_cpu(const ProposalInputs& in, const ProposalSetti
   if (check_levels(in)) return 0;
   return kAlignment + size_t(in.B) * visit_compute(in.dtype, [&](auto tag) {
                         ImageTask<typename decltype(tag)::type> task;
-                        return carve(in, set, nullptr, &task);
+                        return take_from(in, set, nullptr, &task);
                       });
 }
 

@@ -52,8 +52,8 @@ struct AxisTable {
   int32_t* spans;
   int32_t bins, stride;
 
-  static AxisTable take(Carver& carver, int64_t K, int64_t bins, int64_t cells) {
-    return {carver.take<U>(K * bins * cells), carver.take<int32_t>(2 * K * bins), int32_t(bins), int32_t(cells)};
+  static AxisTable take(WorkspaceArena& arena, int64_t K, int64_t bins, int64_t cells) {
+    return {arena.take<U>(K * bins * cells), arena.take<int32_t>(2 * K * bins), int32_t(bins), int32_t(cells)};
   }
   __device__ __forceinline__ U* of(int64_t roi, int32_t bin) const {
     return weights + (roi * bins + bin) * int64_t(stride);
@@ -65,9 +65,9 @@ template <class U>
 struct Weights {
   AxisTable<U> rows, columns;
 
-  static Weights take(Carver& carver, const RoiAlignShape& s) {
-    const auto rows = AxisTable<U>::take(carver, s.K, s.P, s.max_height());
-    return {rows, AxisTable<U>::take(carver, s.K, s.Q, s.max_width())};
+  static Weights take(WorkspaceArena& arena, const RoiAlignShape& s) {
+    const auto rows = AxisTable<U>::take(arena, s.K, s.P, s.max_height());
+    return {rows, AxisTable<U>::take(arena, s.K, s.Q, s.max_width())};
   }
 };
 
@@ -243,8 +243,8 @@ Status align(const RoiAlignShape& shape, const void* const* features, const void
              Stream stream) {
   using U = Compute<T>;
   const DeviceShape<U> s = device_shape<U>(shape, features);
-  Carver carver(workspace);
-  const Weights<U> weights = Weights<U>::take(carver, shape);
+  WorkspaceArena arena(workspace);
+  const Weights<U> weights = Weights<U>::take(arena, shape);
   const U* boxes = static_cast<const U*>(rois);
   FF_LAUNCH((weights_kernel<U, false>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes, weights,
             RoiTables{});
@@ -259,8 +259,8 @@ Status align(const RoiAlignShape& shape, const void* const* features, const void
   return launched();
 }
 
-RoiTables take_tables(Carver& carver, const RoiAlignShape& s) {
-  return RoiTables::take(carver, s.L * s.B, s.K, s.max_height(), s.max_width());
+RoiTables take_tables(WorkspaceArena& arena, const RoiAlignShape& s) {
+  return RoiTables::take(arena, s.L * s.B, s.K, s.max_height(), s.max_width());
 }
 
 template <class T>
@@ -268,9 +268,9 @@ Status align_backward(const RoiAlignShape& shape, const void* grad_output, const
                       void* const* grads, Stream stream) {
   using U = Compute<T>;
   const DeviceShape<U> s = device_shape<U>(shape, grads);
-  Carver carver(workspace);
-  const Weights<U> weights = Weights<U>::take(carver, shape);
-  const RoiTables tables = take_tables(carver, shape);
+  WorkspaceArena arena(workspace);
+  const Weights<U> weights = Weights<U>::take(arena, shape);
+  const RoiTables tables = take_tables(arena, shape);
   FF_LAUNCH((weights_kernel<U, true>), dim3(unsigned(shape.L * shape.B) + table_blocks(shape)), dim3(128), 0, stream, s,
             static_cast<const U*>(rois), weights, tables);
   const WeightSource<T> source{s.C, s.P, s.Q, s.out, tables, weights, static_cast<const T*>(grad_output)};
@@ -287,9 +287,9 @@ Status align_backward(const RoiAlignShape& shape, const void* grad_output, const
 
 size_t roi_align_workspace_cuda(DType dtype, const RoiAlignShape& shape) {
   return visit_compute(dtype, [&](auto tag) {
-    Carver carver(nullptr);
-    Weights<typename decltype(tag)::type>::take(carver, shape);
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    Weights<typename decltype(tag)::type>::take(arena, shape);
+    return arena.used();
   });
 }
 
@@ -304,10 +304,10 @@ Status roi_align_cuda(DType dtype, const RoiAlignShape& shape, const void* const
 
 size_t roi_align_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape) {
   return visit_compute(dtype, [&](auto tag) {
-    Carver carver(nullptr);
-    Weights<typename decltype(tag)::type>::take(carver, shape);
-    take_tables(carver, shape);
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    Weights<typename decltype(tag)::type>::take(arena, shape);
+    take_tables(arena, shape);
+    return arena.used();
   });
 }
 

@@ -19,24 +19,24 @@ class AlignBackward {
         grad_output_(static_cast<const T*>(grad_output)),
         grads_(grads),
         geometry_(shape, rois) {
-    Carver carver(memory);
-    cut(carver);
+    WorkspaceArena arena(memory);
+    cut(arena);
     out_ = cell_strides(s_.C, bins_, s_.output_channels_last);
   }
 
-  size_t cut(Carver& carver) {
+  size_t cut(WorkspaceArena& arena) {
     threads_ = max_threads();
     tile_size_ = 0;
     for (int64_t l = 0; l < s_.L; ++l) {
       plans_[l] = plan(s_.levels[l]);
       if (!plans_[l].direct) tile_size_ = std::max(tile_size_, plans_[l].lanes * plans_[l].rows * s_.levels[l].W);
     }
-    groups_ = RoiGroups::take(carver, s_.L, s_.B, s_.K);
-    row_spans_ = carver.take<int32_t>(2 * s_.K);
-    const size_t before = carver.used();
-    first_ = carver.take<char>(0);
-    take(carver);
-    per_thread_ = carver.used() - before;
+    groups_ = RoiGroups::take(arena, s_.L, s_.B, s_.K);
+    row_spans_ = arena.take<int32_t>(2 * s_.K);
+    const size_t before = arena.used();
+    first_ = arena.take<char>(0);
+    take(arena);
+    per_thread_ = arena.used() - before;
     return before + per_thread_ * threads_;
   }
 
@@ -80,16 +80,16 @@ class AlignBackward {
     return {false, lanes, rows};
   }
 
-  Scratch take(Carver& carver) const {
+  Scratch take(WorkspaceArena& arena) const {
     Scratch scratch{};
-    scratch.tile = carver.take<U>(tile_size_);
-    scratch.grads = carver.take<U>(bins_ * 4 * kBlockLanes);
-    scratch.weights = geometry_.take(carver);
+    scratch.tile = arena.take<U>(tile_size_);
+    scratch.grads = arena.take<U>(bins_ * 4 * kBlockLanes);
+    scratch.weights = geometry_.take(arena);
     return scratch;
   }
   Scratch scratch_of(int64_t thread) const {
-    Carver carver(first_ + thread * per_thread_);
-    return take(carver);
+    WorkspaceArena arena(first_ + thread * per_thread_);
+    return take(arena);
   }
 
   void find_row_spans() {
@@ -153,8 +153,8 @@ class AlignBackward {
 
 size_t roi_align_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape) {
   return visit(dtype, [&](auto tag) {
-    Carver carver(nullptr);
-    return AlignBackward<typename decltype(tag)::type>(dtype, shape, nullptr, nullptr, nullptr, nullptr).cut(carver);
+    WorkspaceArena arena(nullptr);
+    return AlignBackward<typename decltype(tag)::type>(dtype, shape, nullptr, nullptr, nullptr, nullptr).cut(arena);
   });
 }
 

@@ -21,24 +21,24 @@ class Align {
         features_(features),
         geometry_(shape, rois),
         output_(static_cast<T*>(output)) {
-    Carver carver(memory);
-    cut(carver);
+    WorkspaceArena arena(memory);
+    cut(arena);
     out_ = cell_strides(s_.C, bins_, s_.output_channels_last);
   }
 
   // Also tells how much the workspace must hold.
-  size_t cut(Carver& carver) {
+  size_t cut(WorkspaceArena& arena) {
     threads_ = max_threads();
     int64_t tile_size = 0;
     for (int64_t l = 0; l < s_.L; ++l) {
       plans_[l] = plan(s_.levels[l]);
       tile_size = std::max(tile_size, plans_[l].tile_size);
     }
-    groups_ = RoiGroups::take(carver, s_.L, s_.B, s_.K);
-    const size_t before = carver.used();
-    first_ = carver.take<char>(0);
-    take(carver, tile_size);
-    per_thread_ = carver.used() - before;
+    groups_ = RoiGroups::take(arena, s_.L, s_.B, s_.K);
+    const size_t before = arena.used();
+    first_ = arena.take<char>(0);
+    take(arena, tile_size);
+    per_thread_ = arena.used() - before;
     tile_size_ = tile_size;
     return before + per_thread_ * threads_;
   }
@@ -95,18 +95,18 @@ class Align {
     return plan;
   }
 
-  Scratch take(Carver& carver, int64_t tile_size) const {
+  Scratch take(WorkspaceArena& arena, int64_t tile_size) const {
     Scratch scratch{};
-    scratch.tile = carver.take<U>(tile_size);
-    scratch.sums = carver.take<U>(bins_ * 4 * kBlockLanes);
-    scratch.weights = geometry_.take(carver);
-    scratch.rows = TouchedCells::take(carver, s_.max_height());
-    scratch.columns = TouchedCells::take(carver, s_.max_width());
+    scratch.tile = arena.take<U>(tile_size);
+    scratch.sums = arena.take<U>(bins_ * 4 * kBlockLanes);
+    scratch.weights = geometry_.take(arena);
+    scratch.rows = TouchedCells::take(arena, s_.max_height());
+    scratch.columns = TouchedCells::take(arena, s_.max_width());
     return scratch;
   }
   Scratch scratch_of(int64_t thread) const {
-    Carver carver(first_ + thread * per_thread_);
-    return take(carver, tile_size_);
+    WorkspaceArena arena(first_ + thread * per_thread_);
+    return take(arena, tile_size_);
   }
 
   // Whether loading the RoIs' windows would take longer than loading the maps. A RoI touches at most 2 * sampling_ratio
@@ -230,8 +230,8 @@ class Align {
 
 size_t roi_align_workspace_cpu(DType dtype, const RoiAlignShape& shape) {
   return visit(dtype, [&](auto tag) {
-    Carver carver(nullptr);
-    return Align<typename decltype(tag)::type>(dtype, shape, nullptr, nullptr, nullptr, nullptr).cut(carver);
+    WorkspaceArena arena(nullptr);
+    return Align<typename decltype(tag)::type>(dtype, shape, nullptr, nullptr, nullptr, nullptr).cut(arena);
   });
 }
 

@@ -18,8 +18,8 @@ struct TouchedCells {
   int32_t count;
   bool contiguous;  // one run of cells
 
-  static TouchedCells take(Carver& carver, int64_t limit) {
-    return {carver.take<int32_t>(limit), carver.take<int32_t>(limit), 0, false};
+  static TouchedCells take(WorkspaceArena& arena, int64_t limit) {
+    return {arena.take<int32_t>(limit), arena.take<int32_t>(limit), 0, false};
   }
 
   // Lists the cells, then renames those of the weights to their places in the list. The list is a whole run of at least
@@ -63,8 +63,8 @@ class RoiGeometry {
   }
 
   // Memory for find().
-  RoiWeights<U> take(Carver& carver) const {
-    return {take_axis(carver, s_.P, s_.max_height()), take_axis(carver, s_.Q, s_.max_width()), 0, -1};
+  RoiWeights<U> take(WorkspaceArena& arena) const {
+    return {take_axis(arena, s_.P, s_.max_height()), take_axis(arena, s_.Q, s_.max_width()), 0, -1};
   }
 
   // False where the RoI pools nothing at all.
@@ -92,10 +92,10 @@ class RoiGeometry {
   }
 
  private:
-  AxisWeights<U> take_axis(Carver& carver, int64_t bins, int64_t limit) const {
+  AxisWeights<U> take_axis(WorkspaceArena& arena, int64_t bins, int64_t limit) const {
     // Two cells a sample, and no cell twice in a bin.
     const int64_t most = s_.sampling_ratio > 0 ? std::min<int64_t>(limit, 2 * int64_t(s_.sampling_ratio)) : limit;
-    return {carver.take<int32_t>(bins + 1), carver.take<int32_t>(bins * most), carver.take<U>(bins * most)};
+    return {arena.take<int32_t>(bins + 1), arena.take<int32_t>(bins * most), arena.take<U>(bins * most)};
   }
 
   void fill(const SampleAxis<U>& axis, int64_t bins, U factor, AxisWeights<U>& out) const {

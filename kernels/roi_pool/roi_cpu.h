@@ -58,7 +58,7 @@ struct RoiGroups {
   int32_t* group;   // [K] scratch: the RoI's group, or -1: padded
   int64_t grouped;  // RoIs that are not padded
 
-  static RoiGroups take(Carver& workspace, int64_t L, int64_t B, int64_t K) {
+  static RoiGroups take(WorkspaceArena& workspace, int64_t L, int64_t B, int64_t K) {
     RoiGroups groups{};
     groups.starts = workspace.take<int64_t>(L * B + 1);
     groups.order = workspace.take<int32_t>(K);

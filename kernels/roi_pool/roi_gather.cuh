@@ -52,13 +52,13 @@ struct RoiTables {
   int64_t K;
   int32_t H, W;  // of the largest level
 
-  static RoiTables take(Carver& carver, int64_t groups, int64_t K, int64_t H, int64_t W) {
+  static RoiTables take(WorkspaceArena& arena, int64_t groups, int64_t K, int64_t H, int64_t W) {
     RoiTables tables{};
-    tables.windows = carver.take<int32_t>(4 * K);
-    tables.row_bins = carver.take<uint32_t>(K * H);
-    tables.column_bins = carver.take<uint32_t>(K * W);
-    tables.members = carver.take<int32_t>(groups * K);
-    tables.counts = carver.take<int32_t>(groups);
+    tables.windows = arena.take<int32_t>(4 * K);
+    tables.row_bins = arena.take<uint32_t>(K * H);
+    tables.column_bins = arena.take<uint32_t>(K * W);
+    tables.members = arena.take<int32_t>(groups * K);
+    tables.counts = arena.take<int32_t>(groups);
     tables.K = K;
     tables.H = int32_t(H);
     tables.W = int32_t(W);

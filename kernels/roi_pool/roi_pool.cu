@@ -166,8 +166,8 @@ struct BackwardWorkspace {
   RoiTables tables;
   PackedRoi<U>* packed;  // [K]
 
-  BackwardWorkspace(Carver& carver, const RoiPoolShape& s)
-      : tables(RoiTables::take(carver, s.B, s.K, s.H, s.W)), packed(carver.take<PackedRoi<U>>(s.K)) {}
+  BackwardWorkspace(WorkspaceArena& arena, const RoiPoolShape& s)
+      : tables(RoiTables::take(arena, s.B, s.K, s.H, s.W)), packed(arena.take<PackedRoi<U>>(s.K)) {}
 };
 
 template <class T>
@@ -176,8 +176,8 @@ Status pool_backward(const RoiPoolShape& shape, const void* grad_output, bool gr
                      Stream stream) {
   using U = Compute<T>;
   const PoolShape s = device_shape(shape);
-  Carver carver(workspace);
-  const BackwardWorkspace<U> memory(carver, shape);
+  WorkspaceArena arena(workspace);
+  const BackwardWorkspace<U> memory(arena, shape);
   if (shape.B == 0) return kOk;
   FF_LAUNCH(pool_tables_kernel<U>, dim3(unsigned(shape.B) + blocks_for(2 * shape.K, 4)), dim3(128), 0, stream, s,
             static_cast<const U*>(rois), U(scale), argmax, memory.tables, memory.packed);
@@ -214,9 +214,9 @@ Status roi_pool_cuda(DType dtype, const RoiPoolShape& shape, const void* input, 
 
 size_t roi_pool_backward_workspace_cuda(DType dtype, const RoiPoolShape& shape) {
   return visit_compute(dtype, [&](auto tag) {
-    Carver carver(nullptr);
-    BackwardWorkspace<typename decltype(tag)::type>(carver, shape);
-    return carver.used();
+    WorkspaceArena arena(nullptr);
+    BackwardWorkspace<typename decltype(tag)::type>(arena, shape);
+    return arena.used();
   });
 }
 

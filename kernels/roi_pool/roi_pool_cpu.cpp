@@ -50,26 +50,26 @@ struct Workspace {
   size_t used, per_thread;
 
   Workspace(void* memory, const RoiPoolShape& s, const Plan& plan) {
-    Carver carver(memory);
-    groups = RoiGroups::take(carver, 1, s.B, s.K);
-    const size_t before = carver.used();
-    scratch = take(carver, s, plan);
-    per_thread = carver.used() - before;
+    WorkspaceArena arena(memory);
+    groups = RoiGroups::take(arena, 1, s.B, s.K);
+    const size_t before = arena.used();
+    scratch = take(arena, s, plan);
+    per_thread = arena.used() - before;
     used = before + per_thread * plan.threads;
   }
-  static Scratch<U> take(Carver& carver, const RoiPoolShape& s, const Plan& plan) {
+  static Scratch<U> take(WorkspaceArena& arena, const RoiPoolShape& s, const Plan& plan) {
     Scratch<U> scratch{};
     const int64_t lanes = std::max(plan.map_lanes, plan.window_lanes);
-    scratch.tile = carver.take<U>(plan.tile_size);
-    scratch.best = carver.take<U>(plan.bins * lanes);
-    scratch.argmax = carver.take<int32_t>(plan.bins * lanes);
-    int32_t* edges = carver.take<int32_t>(2 * (s.P + s.Q));
+    scratch.tile = arena.take<U>(plan.tile_size);
+    scratch.best = arena.take<U>(plan.bins * lanes);
+    scratch.argmax = arena.take<int32_t>(plan.bins * lanes);
+    int32_t* edges = arena.take<int32_t>(2 * (s.P + s.Q));
     scratch.edges = {int32_t(s.P), int32_t(s.Q), edges, edges + s.P, edges + 2 * s.P, edges + 2 * s.P + s.Q};
     return scratch;
   }
   Scratch<U> of(int64_t thread, const RoiPoolShape& s, const Plan& plan) const {
-    Carver carver(reinterpret_cast<char*>(scratch.tile) + thread * per_thread);
-    return take(carver, s, plan);
+    WorkspaceArena arena(reinterpret_cast<char*>(scratch.tile) + thread * per_thread);
+    return take(arena, s, plan);
   }
 };
 
@@ -297,12 +297,12 @@ Status pool_backward(DType dtype, const RoiPoolShape& s, const T* grad_output, b
                      const int32_t* argmax, const void* rois, void* memory, T* grad_input) {
   using U = Compute<T>;
   const BackwardPlan plan = BackwardPlan::of<T>(s);
-  Carver carver(memory);
-  RoiGroups groups = RoiGroups::take(carver, 1, s.B, s.K);
+  WorkspaceArena arena(memory);
+  RoiGroups groups = RoiGroups::take(arena, 1, s.B, s.K);
   FF_TRY(group_rois(static_cast<const U*>(rois), s.K, s.B, 1, [](const U*) { return 0; }, &groups));
-  U* tiles = carver.take<U>(plan.tile * plan.threads);
-  U* staging = carver.take<U>(plan.values * plan.threads);
-  int32_t* cells_of = carver.take<int32_t>(plan.values * plan.threads);
+  U* tiles = arena.take<U>(plan.tile * plan.threads);
+  U* staging = arena.take<U>(plan.values * plan.threads);
+  int32_t* cells_of = arena.take<int32_t>(plan.values * plan.threads);
 
   const int64_t cells = s.H * s.W, bins = s.P * s.Q;
   const CellStrides map = cell_strides(s.C, cells, s.channels_last), from = cell_strides(s.C, bins, s.channels_last);
@@ -367,16 +367,16 @@ Status roi_pool_cpu(DType dtype, const RoiPoolShape& shape, const void* input, c
 }
 
 size_t roi_pool_backward_workspace_cpu(DType dtype, const RoiPoolShape& shape) {
-  Carver carver(nullptr);
-  RoiGroups::take(carver, 1, shape.B, shape.K);
+  WorkspaceArena arena(nullptr);
+  RoiGroups::take(arena, 1, shape.B, shape.K);
   visit(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const BackwardPlan plan = BackwardPlan::of<T>(shape);
-    carver.take<Compute<T>>(plan.tile * plan.threads);
-    carver.take<Compute<T>>(plan.values * plan.threads);
-    carver.take<int32_t>(plan.values * plan.threads);
+    arena.take<Compute<T>>(plan.tile * plan.threads);
+    arena.take<Compute<T>>(plan.values * plan.threads);
+    arena.take<int32_t>(plan.values * plan.threads);
   });
-  return carver.used();
+  return arena.used();
 }
 
 Status roi_pool_backward_cpu(DType dtype, const RoiPoolShape& shape, const void* grad_output,

@@ -115,12 +115,12 @@ struct SortSpace {
       shared += sorted;
       return;
     }
-    Carver carver(workspace);
-    candidates.entries = carver.take<Ranking<Key>>(segments * room);
-    candidates.counts = carver.take<int32_t>(segments);
-    spare = carver.take<Ranking<Key>>(segments * room);
-    starts = carver.take<uint32_t>(segments * kDigits * blocks_for(room, kTile));
-    bytes = carver.used();
+    WorkspaceArena arena(workspace);
+    candidates.entries = arena.take<Ranking<Key>>(segments * room);
+    candidates.counts = arena.take<int32_t>(segments);
+    spare = arena.take<Ranking<Key>>(segments * room);
+    starts = arena.take<uint32_t>(segments * kDigits * blocks_for(room, kTile));
+    bytes = arena.used();
   }
 };
 

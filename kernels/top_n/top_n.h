@@ -64,14 +64,14 @@ FF_HD int64_t ranked_chunk(int64_t N) { return N / 64 > 1024 ? N / 64 : 1024; }
 
 // For at most N scores a segment, `chunk` ranks at a time.
 template <class Key>
-FF_HD RankedBuffers<Key> take_ranked_buffers(Carver* carver, int64_t N, int64_t chunk) {
+FF_HD RankedBuffers<Key> take_ranked_buffers(WorkspaceArena* arena, int64_t N, int64_t chunk) {
   const int64_t enough = 2 * chunk + kRankedSample;  // a chunk that the sample misjudged, or the sample itself
   RankedBuffers<Key> buffers = {};
   buffers.capacity = N < enough ? N : enough;
-  buffers.entries = carver->take<Ranking<Key>>(buffers.capacity);
-  buffers.spare = carver->take<Ranking<Key>>(buffers.capacity);
-  buffers.sample = carver->take<Ranking<Key>>(N > buffers.capacity ? kRankedSample : 0);
-  buffers.indices = carver->take<uint32_t>(buffers.capacity + kRankedSlack);
+  buffers.entries = arena->take<Ranking<Key>>(buffers.capacity);
+  buffers.spare = arena->take<Ranking<Key>>(buffers.capacity);
+  buffers.sample = arena->take<Ranking<Key>>(N > buffers.capacity ? kRankedSample : 0);
+  buffers.indices = arena->take<uint32_t>(buffers.capacity + kRankedSlack);
   return buffers;
 }
 

@@ -22,15 +22,15 @@ constexpr int64_t kStackBytes = 32 << 10;
 int64_t chunk_for(int64_t N, int64_t n) { return 4 * n >= 3 * N ? N : std::min(n, ranked_chunk(N)); }
 
 template <class T>
-RankedBuffers<RankKey<Compute<T>>> take(Carver* carver, int64_t N, int64_t n) {
-  return take_ranked_buffers<RankKey<Compute<T>>>(carver, N, chunk_for(N, n));
+RankedBuffers<RankKey<Compute<T>>> take(WorkspaceArena* arena, int64_t N, int64_t n) {
+  return take_ranked_buffers<RankKey<Compute<T>>>(arena, N, chunk_for(N, n));
 }
 
 template <class T>
 int64_t bytes_for_one(int64_t N, int64_t n) {
-  Carver carver(nullptr);
-  take<T>(&carver, N, n);
-  return int64_t(carver.used());
+  WorkspaceArena arena(nullptr);
+  take<T>(&arena, N, n);
+  return int64_t(arena.used());
 }
 
 template <class T>
@@ -41,8 +41,8 @@ void top_n(const T* scores, int64_t B, int64_t N, int64_t n, char* workspace, T*
     alignas(64) char stack[kStackBytes];
     for (int64_t part = first; part < last; ++part) {
       const int64_t begin = B * part / count, rows = B * (part + 1) / count - begin;
-      Carver carver(each <= kStackBytes ? stack : workspace + part * each);
-      FF_ISA_CALL(top_n_rows, scores + begin * N, rows, N, n, chunk_for(N, n), take<T>(&carver, N, n),
+      WorkspaceArena arena(each <= kStackBytes ? stack : workspace + part * each);
+      FF_ISA_CALL(top_n_rows, scores + begin * N, rows, N, n, chunk_for(N, n), take<T>(&arena, N, n),
                   values + begin * n, indices + begin * n, counts + begin);
     }
   });

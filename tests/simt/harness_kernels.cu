@@ -235,13 +235,13 @@ __global__ void too_much_shared_kernel(int* out) {
 
 // Two pieces of one workspace; the kernel runs over from the first into the second.
 void workspace_bounds(int* out) {
-  Carver sizes(nullptr);
+  WorkspaceArena sizes(nullptr);
   sizes.take<int>(95);
   sizes.take<int>(64);
   std::vector<char> memory(sizes.used());
-  Carver carver(memory.data());
-  int* first = carver.take<int>(95);
-  carver.take<int>(64);
+  WorkspaceArena arena(memory.data());
+  int* first = arena.take<int>(95);
+  arena.take<int>(64);
   fill_bytes(first, 0, 95 * sizeof(int), nullptr);
   out[0] = first[94];
   FF_LAUNCH(global_bounds_kernel, 1, 96, 0, nullptr, first);
