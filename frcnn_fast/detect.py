@@ -1,4 +1,4 @@
-"""Find objects in picture files: draws them and writes JSON."""
+"""Find objects in image files: draws them and writes JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", "
 
 @torch.inference_mode()
 def detect(detector: FasterRCNN, image: Tensor) -> dict[str, Tensor]:
-    """Detections in one picture, best first.
+    """Detections in one image, best first.
 
     Args:
         detector: ready to detect (`load_detector`); it is put into eval mode.
@@ -47,13 +47,13 @@ def detect(detector: FasterRCNN, image: Tensor) -> dict[str, Tensor]:
 
 
 def image_files(names: Sequence[str]) -> list[Path]:
-    """The files named, and the picture files in the folders named, sorted."""
+    """The files named, and the image files in the folders named, sorted."""
     files: list[Path] = []
     for name in map(Path, names):
         if name.is_dir():
             inside = sorted(path for path in name.iterdir() if path.suffix.lower() in _SUFFIXES)
             if not inside:
-                raise ValueError(f"{name}: no picture files in this folder ({', '.join(sorted(_SUFFIXES))})")
+                raise ValueError(f"{name}: no image files in this folder ({', '.join(sorted(_SUFFIXES))})")
             files += inside
         else:
             files.append(name)
@@ -61,7 +61,7 @@ def image_files(names: Sequence[str]) -> list[Path]:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """`stem`, or `stem-2`, `stem-3` ... where pictures of several folders share a name."""
+    """`stem`, or `stem-2`, `stem-3` ... where images of several folders share a name."""
     name, number = stem, 1
     while name in taken:
         number += 1
@@ -89,9 +89,9 @@ def _record(path: Path, image: Tensor, found: dict[str, Tensor], shown: Tensor, 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.detect", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run's folder or model.safetensors")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for pictures and detections.json")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for drawings and detections.json")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     args = parser.parse_args(argv)
@@ -108,17 +108,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             found = detect(detector, image)
             shown = found["scores"] >= args.score_threshold
             record = _record(path, image, found, shown, detector.class_names)
-            picture = draw_boxes(
+            drawing = draw_boxes(
                 image,
                 found["boxes"][shown],
                 found["labels"][shown],
                 found["scores"][shown],
                 class_names=detector.class_names,
             )
-            record["picture"] = _free_name(path.stem, taken) + ".png"
-            save_picture(out / record["picture"], picture)
+            record["drawing"] = _free_name(path.stem, taken) + ".png"
+            save_picture(out / record["drawing"], drawing)
             records.append(record)
-            print(f"{path}: {len(record['detections'])} objects, {out / record['picture']}")
+            print(f"{path}: {len(record['detections'])} objects, {out / record['drawing']}")
         write_json(out / "detections.json", records)
     return 1 if broken else 0
 

@@ -21,7 +21,7 @@ from frcnn_fast.model import FasterRCNN, load_detector
 def detect_all(
     detector: FasterRCNN, dataset: DetectionDataset, *, batch_size: int = 8, workers: int = 0, progress: bool = True
 ) -> Iterator[Target]:
-    """Detections of every picture, in order: boxes [D, 4] in pixels of the original picture, scores, labels."""
+    """Detections of every image, in order: boxes [D, 4] in pixels of the original image, scores, labels."""
     detector.eval()
     device, config = detector.rng.device, detector.config
     view = DetectionView(dataset, config.shorter, config.longer)
@@ -51,7 +51,7 @@ def evaluate(
     workers: int = 0,
     progress: bool = True,
 ) -> VocResult:
-    """PASCAL VOC average precision per class, 11-point and area, on the original pictures' pixels.
+    """PASCAL VOC average precision per class, 11-point and area, on the original images' pixels.
 
     Raises:
         ValueError: the data set's classes are not the detector's.
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def _target(dataset: DetectionDataset, index: int) -> Target:
-    # A data set that can give a target without decoding its picture does so.
+    # A data set that can give a target without decoding its image does so.
     return dataset.target(index) if hasattr(dataset, "target") else dataset[index][1]
 
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     _command.add_dataset_arguments(parser, "the one of the run")
     parser.add_argument("--iou", type=float, default=0.5, help="overlap that a right detection must exceed")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument("-o", "--out", metavar="FILE", help="write the result as JSON")
     args = parser.parse_args(argv)

@@ -243,10 +243,10 @@ class TestCommands:
         arguments = [*pictures, "--checkpoint", str(out), "-o", str(tmp_path / "found"), "--score-threshold", "0.01"]
         assert detect.main(arguments) == 0
         records = json.loads((tmp_path / "found/detections.json").read_text())
-        assert [record["picture"] for record in records] == [
+        assert [record["drawing"] for record in records] == [
             "4.png", "0.png", "1.png", "2.png", "3.png", "4-2.png", "5.png",
         ]  # fmt: skip
-        assert all((tmp_path / "found" / record["picture"]).is_file() for record in records)
+        assert all((tmp_path / "found" / record["drawing"]).is_file() for record in records)
         assert (records[0]["width"], records[0]["height"]) == (SIZE[1], SIZE[0])
         assert all(0 <= x <= 160 for record in records for found in record["detections"] for x in found["box"])
 
@@ -267,7 +267,7 @@ class TestCommands:
         errors = capsys.readouterr().err
         assert "torn.jpg: not a readable image" in errors
         assert "gone.jpg: no such image file" in errors
-        assert [r["picture"] for r in json.loads((tmp_path / "found/detections.json").read_text())] == ["1.png"]
+        assert [r["drawing"] for r in json.loads((tmp_path / "found/detections.json").read_text())] == ["1.png"]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -13,16 +13,16 @@ from frcnn_fast.data.transforms import Preprocess, Sample
 
 @dataclasses.dataclass
 class Batch:
-    """B pictures with their objects, padded to common shapes.
+    """B images with their objects, padded to common shapes.
 
     Attributes:
-        images: float32 [B, 3, H, W], preprocessed; zero (the mean colour) right of and below each picture.
-        image_sizes: int64 [B, 2], height and width of each picture inside `images`.
-        image_scales: float32 [B], size in `images` per size in the original picture.
+        images: float32 [B, 3, H, W], preprocessed; zero (the mean colour) right of and below each image.
+        image_sizes: int64 [B, 2], height and width of each image inside `images`.
+        image_scales: float32 [B], size in `images` per size in the original image.
         original_sizes: int64 [B, 2], height and width before resizing.
         gt_boxes: float32 [B, G, 4], pixels of `images`, zero in padded rows.
         gt_labels: int64 [B, G], 1..K, -1 in padded rows.
-        gt_counts: int64 [B], objects of each picture, padded rows not counted.
+        gt_counts: int64 [B], objects of each image, padded rows not counted.
         crowd: bool [B, G], the difficult objects; False in padded rows.
         image_ids: B strings.
     """
@@ -60,8 +60,8 @@ class Collate:
         preprocess: "caffe", "torch" or a `Preprocess`.
         stride: height and width of the batch are rounded up to a multiple of this, so that a network's maps
             are whole.
-        max_boxes: G is always this (a picture with more objects is an error); None takes the largest count of
-            the batch. With it, and pictures of one size, every batch has the same shapes.
+        max_boxes: G is always this (an image with more objects is an error); None takes the largest count of
+            the batch. With it, and images of one size, every batch has the same shapes.
     """
 
     def __init__(self, preprocess: Preprocess | str = "torch", stride: int = 32, max_boxes: int | None = None) -> None:
@@ -73,7 +73,7 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         if not samples:
-            raise ValueError("samples is empty: a batch needs at least one picture")
+            raise ValueError("samples is empty: a batch needs at least one image")
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image, _ in samples]
         counts = [int(target["boxes"].shape[0]) for _, target in samples]
         batch_size, padded = len(samples), max(counts)

@@ -1,4 +1,4 @@
-"""Resizing, mirroring and scaling of pictures, with their boxes."""
+"""Resizing, mirroring and scaling of images, with their boxes."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class DetectionDataset(Protocol):
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
-    """Read a picture file as uint8 [3, H, W], RGB.
+    """Read an image file as uint8 [3, H, W], RGB.
 
-    Grey, palette and CMYK pictures are converted, an alpha channel is dropped. An orientation tag is not
+    Grey, palette and CMYK images are converted, an alpha channel is dropped. An orientation tag is not
     applied: annotations are made on the stored pixels. The tensor is a view of H×W×3 memory (channels last),
     which `resize` is fastest on.
 
     Raises:
-        ValueError: the file is missing, is no picture or is broken; the message names it.
+        ValueError: the file is missing, is no image or is broken; the message names it.
     """
     image_module = require("PIL.Image", "train")
     import numpy as np
 
     name = os.fspath(path)
     try:
-        with image_module.open(name) as picture:
-            pixels = np.array(picture.convert("RGB"))
+        with image_module.open(name) as opened:
+            pixels = np.array(opened.convert("RGB"))
     except FileNotFoundError:
         raise ValueError(f"{name}: no such image file; restore it or take its name out of the list") from None
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
@@ -52,7 +52,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
 
 def resized_shape(height: int, width: int, shorter: int | None, longer: int | None) -> tuple[int, int, float]:
-    """The (height, width, scale) that `resize` gives a picture of height × width pixels."""
+    """The (height, width, scale) that `resize` gives an image of height × width pixels."""
     scale = 1.0
     if shorter is not None:
         scale = shorter / min(height, width)
@@ -62,7 +62,7 @@ def resized_shape(height: int, width: int, shorter: int | None, longer: int | No
 
 
 def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tuple[Tensor, float]:
-    """Scale a picture so that its shorter side is `shorter`, but its longer side at most `longer` pixels.
+    """Scale an image so that its shorter side is `shorter`, but its longer side at most `longer` pixels.
 
     Bilinear with antialiasing, in uint8 (within 1 of Pillow's result and several times as fast on
     channels-last memory, which the result has too). The sides are rounded to whole pixels.
@@ -73,8 +73,8 @@ def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tup
         longer: upper bound of the longer side; None sets no bound.
 
     Returns:
-        (uint8 [3, H', W'], scale): the picture and the factor before rounding, for sizes given in pixels of
-        the original picture. Boxes are to be multiplied by W'/W and H'/H, which `DetectionView` does.
+        (uint8 [3, H', W'], scale): the image and the factor before rounding, for sizes given in pixels of
+        the original image. Boxes are to be multiplied by W'/W and H'/H, which `DetectionView` does.
     """
     height, width = image.shape[-2:]
     new_height, new_width, scale = resized_shape(height, width, shorter, longer)
@@ -88,20 +88,20 @@ def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tup
 
 
 def scale_boxes(boxes: Tensor, from_shape: Sequence[int], to_shape: Sequence[int]) -> Tensor:
-    """Carry boxes [..., 4] from a picture of from_shape (h, w) over to the same picture at to_shape (h,
+    """Carry boxes [..., 4] from an image of from_shape (h, w) over to the same image at to_shape (h,
     w)."""
     factor_y, factor_x = to_shape[0] / from_shape[0], to_shape[1] / from_shape[1]
     return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
 
 
 def boxes_to_original(boxes: Tensor, image_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
-    """Boxes [..., 4] found in a resized picture of image_size (h, w), in pixels of the original_size (h, w)
+    """Boxes [..., 4] found in a resized image of image_size (h, w), in pixels of the original_size (h, w)
     one."""
     return scale_boxes(boxes, image_size, original_size)
 
 
 def horizontal_flip(image: Tensor, target: Target) -> Sample:
-    """Mirror a picture and its boxes left to right: x1, x2 become W - x2, W - x1 (half-open boxes)."""
+    """Mirror an image and its boxes left to right: x1, x2 become W - x2, W - x1 (half-open boxes)."""
     width = image.shape[-1]
     boxes = target["boxes"]
     x1, y1, x2, y2 = boxes.unbind(-1)
@@ -118,7 +118,7 @@ class DetectionView:
 
     Args:
         dataset: the data set.
-        shorter, longer: see `resize`; both None leave the pictures as they are.
+        shorter, longer: see `resize`; both None leave the images as they are.
         flips: append the mirror images.
     """
 

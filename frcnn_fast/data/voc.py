@@ -16,26 +16,26 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 class VocDetection:
-    """The pictures of one split with their boxes.
+    """The images of one split with their boxes.
 
     Two layouts are read:
 
         ROOT/Annotations/ID.xml   ROOT/ImageSets/Main/SPLIT.txt   ROOT/JPEGImages/ID.jpg      (PASCAL VOC)
-        ROOT/SPLIT/ID.xml         beside the pictures ROOT/SPLIT/ID.jpg                       (flat)
+        ROOT/SPLIT/ID.xml         beside the images ROOT/SPLIT/ID.jpg                       (flat)
 
-    In the first, a line of the split's list begins with the picture's ID; the rest of the line is ignored.
+    In the first, a line of the split's list begins with the image's ID; the rest of the line is ignored.
 
     VOC counts pixels from 1 and includes both ends; boxes here count from 0 and are half-open: (xmin - 1,
     ymin - 1, xmax, ymax). With `one_based=False` the annotations count from 0: (xmin, ymin, xmax + 1, ymax +
-    1). Widths are the same as the VOC devkit's (xmax - xmin + 1) either way. Boxes are cut at the picture's
+    1). Widths are the same as the VOC devkit's (xmax - xmin + 1) either way. Boxes are cut at the image's
     edge where the annotation gives its size.
 
     Left out of the targets, with one warning that counts them: objects whose annotation has no extent (xmin
-    == xmax or ymin == ymax: clicks, not boxes), and objects wholly outside the picture. `left_out` holds
+    == xmax or ymin == ymax: clicks, not boxes), and objects wholly outside the image. `left_out` holds
     their number. The other objects keep the order of the file.
 
     All annotations are read when the object is made, so a broken one is found before the training starts.
-    Pictures are opened when they are asked for.
+    Images are opened when they are asked for.
 
     Args:
         root: see above.
@@ -46,9 +46,9 @@ class VocDetection:
         one_based: see above.
 
     Raises:
-        ValueError: a folder, list, annotation or picture is missing, an annotation is broken, or holds a
+        ValueError: a folder, list, annotation or image is missing, an annotation is broken, or holds a
             class that `class_names` lacks. The message names the file, and the line in it, and says what to
-            do. A broken picture is reported when its item is read.
+            do. A broken image file is reported when its item is read.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class VocDetection:
         if empty:
             warnings.warn(
                 f"{self.root} ({split}): left out {len(empty)} object(s) without extent or outside their"
-                f" picture, the first at {empty[0]}",
+                f" image, the first at {empty[0]}",
                 stacklevel=2,
             )
 
@@ -107,15 +107,15 @@ class VocDetection:
         return read_image(image_path), copies
 
     def image_path(self, index: int) -> Path:
-        """The file of picture `index`."""
+        """The file of image `index`."""
         return self._items[index][0]
 
     def target(self, index: int) -> dict:
-        """The target of item `index`, without opening its picture."""
+        """The target of item `index`, without opening its image."""
         return self._items[index][1]
 
     def _annotation_paths(self) -> list[Path]:
-        """The annotation file of every picture of the split, in the list's order (flat layout: sorted)."""
+        """The annotation file of every image of the split, in the list's order (flat layout: sorted)."""
         folder = self.root / "Annotations"
         if folder.is_dir():
             lists = self.root / "ImageSets" / "Main"
@@ -125,7 +125,7 @@ class VocDetection:
                 raise ValueError(f"{split_list}: no such file; {lists} has {there}")
             ids = [line.split()[0] for line in split_list.read_text().splitlines() if line.strip()]
             if not ids:
-                raise ValueError(f"{split_list}: the list is empty; put one picture's name on each line")
+                raise ValueError(f"{split_list}: the list is empty; put one image's name on each line")
             return [folder / f"{image_id}.xml" for image_id in ids]
         flat = sorted((self.root / self.split).glob("*.xml"))
         if not flat:
@@ -133,7 +133,7 @@ class VocDetection:
             hint = f"; did you mean {self.root / nested[0]}?" if nested else ""
             raise ValueError(
                 f"{self.root}: no PASCAL VOC data: expected the folders Annotations, ImageSets/Main and"
-                f" JPEGImages, or XML files beside the pictures in {self.split}/{hint}"
+                f" JPEGImages, or XML files beside the images in {self.split}/{hint}"
             )
         return flat
 
@@ -150,7 +150,7 @@ class VocDetection:
         return sorted(names)
 
     def _image_path(self, path: Path, annotation: VocAnnotation) -> Path:
-        """The picture of an annotation: the file of the same name, or else the one that the annotation
+        """The image of an annotation: the file of the same name, or else the one that the annotation
         names."""
         folder = path.parent.parent / "JPEGImages" if path.parent.name == "Annotations" else path.parent
         for suffix in _IMAGE_SUFFIXES:
@@ -166,7 +166,7 @@ class VocDetection:
         )
 
     def _box(self, item: VocObject, size: tuple[int, int] | None) -> tuple[float, float, float, float] | None:
-        """The half-open box of an object, cut at the picture's edge; None if nothing of it is left."""
+        """The half-open box of an object, cut at the image's edge; None if nothing of it is left."""
         xmin, ymin, xmax, ymax = item.corners
         if xmin == xmax or ymin == ymax:
             return None

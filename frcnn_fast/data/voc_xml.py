@@ -120,7 +120,7 @@ def _number(path: str, element: _Element, tag: str) -> float:
 
 def _size(path: str, element: _Element) -> tuple[int, int] | None:
     height, width = int(_number(path, element, "height")), int(_number(path, element, "width"))
-    # Some tools write 0 × 0 where they did not open the picture.
+    # Some tools write 0 × 0 where they did not open the image.
     return (height, width) if height > 0 and width > 0 else None
 
 

@@ -50,10 +50,10 @@ class CocoResult:
 
 
 class CocoEvaluator:
-    """Collects detections picture by picture, then gives COCO's figures.
+    """Collects detections image by image, then gives COCO's figures.
 
-    Detections of equal score rank in the order in which their pictures were added; the COCO API itself takes
-    pictures by rising id.
+    Detections of equal score rank in the order in which their images were added; the COCO API itself takes
+    images by rising id.
 
     Args:
         class_names: label k is class_names[k - 1].
@@ -70,7 +70,7 @@ class CocoEvaluator:
         self._detections: list[dict[str, Any]] = []
 
     def add(self, detections: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-        """Add one picture.
+        """Add one image.
 
         Args:
             detections: `boxes` [D, 4] half-open, `scores` [D], `labels` [D] in 1..K.
@@ -97,7 +97,7 @@ class CocoEvaluator:
             self._detections.append({**found, "score": float(score)})
 
     def result(self) -> CocoResult:
-        """COCO's figures over all pictures added so far."""
+        """COCO's figures over all images added so far."""
         evaluation = require("pycocotools.cocoeval", "coco")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             run = evaluation.COCOeval(self._api(self._objects), self._api(self._detections), "bbox")

@@ -101,10 +101,10 @@ class VocResult:
 
 
 class VocEvaluator:
-    """Collects detections picture by picture, then computes the average precision of every class.
+    """Collects detections image by image, then computes the average precision of every class.
 
-    Detections of a class are taken by falling score, over all pictures; equal scores in the order in which
-    they were added. Each looks at the one object of its class and picture that it overlaps most (the first of
+    Detections of a class are taken by falling score, over all images; equal scores in the order in which
+    they were added. Each looks at the one object of its class and image that it overlaps most (the first of
     equals). It is right if that overlap is greater than `iou_threshold` and no earlier detection took the
     object; if the object is difficult, the detection is ignored; else it is wrong. So of two detections of
     one object the second is wrong, even if another object is free. IoU is computed in float64.
@@ -126,12 +126,12 @@ class VocEvaluator:
         self._scores: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._overlaps: list[np.ndarray] = []
-        self._objects: list[np.ndarray] = []  # number of the object each detection overlaps most, over all pictures
+        self._objects: list[np.ndarray] = []  # number of the object each detection overlaps most, over all images
         self._difficult: list[np.ndarray] = []
         self._seen = 0
 
     def add(self, detections: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-        """Add one picture.
+        """Add one image.
 
         Args:
             detections: `boxes` [D, 4], `scores` [D], `labels` [D] in 1..K; tensors on any device, arrays or
@@ -182,7 +182,7 @@ class VocEvaluator:
         self._seen += len(gt_boxes)
 
     def result(self) -> VocResult:
-        """The average precisions over all pictures added so far."""
+        """The average precisions over all images added so far."""
         scores, labels = _joined(self._scores, np.float64), _joined(self._labels, np.int64)
         overlaps, objects = _joined(self._overlaps, np.float64), _joined(self._objects, np.int64)
         difficult = _joined(self._difficult, np.bool_)
