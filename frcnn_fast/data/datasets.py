@@ -29,7 +29,7 @@ def class_names_of(dataset: Any, name: str = "dataset") -> list[str]:
         ValueError: there are none, they break the rules of `checked_class_names`, or the parts of a
             concatenation differ.
     """
-    inner, seen = dataset, []
+    inner, seen = dataset, list[Any]()
     while getattr(inner, "class_names", None) is None and not any(inner is other for other in seen):
         seen.append(inner)
         parts = getattr(inner, "datasets", None)

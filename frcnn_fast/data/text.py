@@ -37,8 +37,8 @@ def decode_xml(data: bytes) -> str:
     if marked is not None:
         return marked
     for codec in ("utf-16-le", "utf-16-be"):
-        if data.startswith("<?".encode(codec)) and (text := _decoded(data, codec)) is not None:
-            return text
+        if data.startswith("<?".encode(codec)) and (found := _decoded(data, codec)) is not None:
+            return found
     declared = _DECLARED.match(data.lstrip()[:300])
     name = declared.group(1).decode("ascii", "replace") if declared else "utf-8"
     codec = _codec(name)

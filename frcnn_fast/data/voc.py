@@ -304,8 +304,8 @@ def refuse_size(place: Place, trusted: bool) -> None:
         assert place.size is not None
         raise ValueError(
             f"{printable(place.annotation.path)}:{place.annotation.size_line}: <size> has width and height exchanged: "
-            f"the image {printable(os.fspath(place.image))} has {place.size[1]} x {place.size[0]} pixels; was it turned "
-            "after it was annotated? Turn it back or correct the annotation, or take its name out of the list"
+            f"the image {printable(os.fspath(place.image))} has {place.size[1]} x {place.size[0]} pixels; was it "
+            "turned after it was annotated? Turn it back or correct the annotation, or take its name out of the list"
         )
 
 
