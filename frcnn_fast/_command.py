@@ -32,7 +32,7 @@ def errors(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 
 def progress_bar(total: int, **settings: Any) -> Any:
-    """A tqdm bar that counts pictures: live on a terminal, a line every ten seconds in a log."""
+    """A tqdm bar that counts images: live on a terminal, a line every ten seconds in a log."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
     tqdm = require("tqdm", "train").tqdm
     return tqdm(total=total, unit="img", dynamic_ncols=True, mininterval=interval, maxinterval=interval, **settings)

@@ -16,7 +16,7 @@ from frcnn_fast import _command
 from frcnn_fast.data import Collate, boxes_to_original, read_image, resize
 from frcnn_fast.io import write_json
 from frcnn_fast.model import FasterRCNN, load_detector
-from frcnn_fast.visualize import draw_boxes, save_picture
+from frcnn_fast.visualize import draw_boxes, save_image
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 class_names=detector.class_names,
             )
             record["picture"] = _free_name(path.stem, taken) + ".png"
-            save_picture(out / record["picture"], picture)
+            save_image(out / record["picture"], picture)
             records.append(record)
             print(f"{path}: {len(record['detections'])} objects, {out / record['picture']}")
         write_json(out / "detections.json", records)

@@ -25,7 +25,7 @@ from frcnn_fast.model.backbones import freeze_layers
 from frcnn_fast.model.config import config_for
 from frcnn_fast.training import TrainOptions, fit, recipe
 from frcnn_fast.training.batches import training_batches
-from frcnn_fast.visualize import plot_losses, save_picture, side_by_side
+from frcnn_fast.visualize import plot_losses, save_image, side_by_side
 
 Callback = Callable[[dict[str, Any]], bool | None]
 
@@ -51,26 +51,26 @@ def train(
     options: TrainOptions | None = None,
     weights: str | os.PathLike[str] | None = None,
     test: DetectionDataset | None = None,
-    pictures: int = 8,
+    drawings: int = 8,
     callback: Callback | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
 
     The folder `out` receives metrics.jsonl (begun anew), loss.png and model.safetensors, and with `test`
-    evaluation.json and pictures/. A checkpoint is written beside its place and renamed: an earlier one stays whole
+    evaluation.json and drawings/. A checkpoint is written beside its place and renamed: an earlier one stays whole
     until then.
 
     Args:
-        dataset: training pictures.
-        backbone: a trunk of your own: `out_channels`, `strides`, forward to one map per stride. Default: the one that
+        dataset: training images.
+        backbone: one of your own: `out_channels`, `strides`, forward to one map per stride. Default: the one that
             config.backbone names.
         head: a head of your own (see `FasterRCNN`).
         config: the detector's settings; default: those that suit the backbone.
         options: how to train; default: what suits the backbone.
         weights: file of published classifier weights to start from (.safetensors, .npz, .pth).
-        test: pictures to evaluate on at the end.
-        pictures: how many of them to draw.
+        test: images to evaluate on at the end.
+        drawings: how many of them to draw.
         callback: called with every record of metrics.jsonl; returning True ends the training early.
         notes: kept in the checkpoint (`frcnn_fast.io.load_checkpoint(out).extra`), in JSON's types.
 
@@ -119,24 +119,24 @@ def train(
     write_json(folder / "evaluation.json", result.evaluation.to_dict())
     figures = {"map07": result.evaluation.map07, "map_area": result.evaluation.map_area}
     append_jsonl(metrics, {"evaluated": fitted.iterations, **figures})
-    _draw(detector, test, folder / "pictures", pictures)
+    _draw(detector, test, folder / "drawings", drawings)
     return result
 
 
 def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
-    """Detections beside the truth, for the first `count` pictures."""
+    """Detections beside the truth, for the first `count` images."""
     for index in range(min(count, len(dataset))):
         image, target = dataset[index]
-        picture = side_by_side(image, detect(detector, image), target, detector.class_names)
+        drawing = side_by_side(image, detect(detector, image), target, detector.class_names)
         name = str(target.get("image_id", index)).replace(os.sep, "_")
-        save_picture(folder / f"{name}.png", picture)
+        save_image(folder / f"{name}.png", drawing)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.train", description=__doc__)
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATASET)")
     parser.add_argument("--weights", metavar="FILE", help="ImageNet weights to start from: .safetensors, .npz, .pth")
-    parser.add_argument("--pictures", type=int, default=8, help="test pictures to draw (default: %(default)s)")
+    parser.add_argument("--drawings", type=int, default=8, help="test images to draw (default: %(default)s)")
     _command.add_dataset_arguments(parser, "digits")
     parser.add_argument("--train-split", default="trainval", help="VOC split to train on (default: %(default)s)")
     parser.add_argument("--class-names", nargs="+", metavar="NAME", help="default: all names in the VOC annotations")
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         test = _command.open_dataset(args, args.test_split or "test", training.class_names)
         out = args.out or f"runs/{args.dataset}"
         print(
-            f"{name}, {len(training.class_names)} classes, {len(training)} pictures: {options.iterations} iterations "
+            f"{name}, {len(training.class_names)} classes, {len(training)} images: {options.iterations} iterations "
             f"of {options.batch_size} on {_command.device(options.device)}, results in {out}",
             file=sys.stderr,
         )
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             options=options,
             weights=args.weights,
             test=test,
-            pictures=args.pictures,
+            drawings=args.drawings,
             notes={"data": _command.data_notes(args)},
         )
         if result.interrupted:
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             return _command.INTERRUPTED
         assert result.evaluation is not None
         print(result.evaluation.table())
-        print(f"pictures, curves and weights: {result.out}")
+        print(f"drawings, curves and weights: {result.out}")
         print(_command.last_line(result.evaluation))
     return 0
 

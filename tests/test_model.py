@@ -12,7 +12,7 @@ from frcnn_fast.model import (
     VGG16,
     DetectorConfig,
     FasterRCNN,
-    SmallTrunk,
+    SmallBackbone,
     SqueezeNet,
     build_detector,
     load_detector,
@@ -66,7 +66,7 @@ def batch(sizes=((64, 96), (80, 64)), objects=((3, 1), (0, 0)), seed=0):
     }
 
 
-class TestTrunks:
+class TestBackbones:
     def test_parameter_names_are_torchvisions(self):
         assert list(VGG16().state_dict()) == VGG16_NAMES
         assert list(VGG16Head().state_dict()) == VGG16_HEAD_NAMES
@@ -83,13 +83,13 @@ class TestTrunks:
 
     @pytest.mark.parametrize("cell", [(6, 6), (7, 5)])
     def test_squeezenet_cells_lie_where_anchors_take_them_to_be(self, cell):
-        trunk = SqueezeNet()
-        for name, parameter in trunk.named_parameters():
+        backbone = SqueezeNet()
+        for name, parameter in backbone.named_parameters():
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 0.01)
         images = torch.zeros(1, 3, 208, 208)
         images[:, :, 16 * cell[0], 16 * cell[1]] = 1.0  # one bright pixel, at the centre of the cell's anchors
         with torch.no_grad():
-            response = trunk(images)[0][0].sum(0)
+            response = backbone(images)[0][0].sum(0)
         assert response[cell] > 0
         for axis, centre in enumerate(cell):
             profile = response.sum(1 - axis)
@@ -98,22 +98,22 @@ class TestTrunks:
             torch.testing.assert_close(before, after, rtol=1e-4, atol=0.0)
 
     @pytest.mark.parametrize("shape", [(64, 96), (50, 71)])
-    def test_small_trunk_has_two_levels(self, shape):
-        fine, coarse = SmallTrunk()(torch.zeros(1, 3, *shape))
+    def test_small_backbone_has_two_levels(self, shape):
+        fine, coarse = SmallBackbone()(torch.zeros(1, 3, *shape))
         assert fine.shape == (1, 64, math.ceil(shape[0] / 4), math.ceil(shape[1] / 4))
         assert coarse.shape == (1, 64, math.ceil(shape[0] / 8), math.ceil(shape[1] / 8))
 
     def test_the_paper_tunes_conv3_1_and_up(self):
-        trunk = VGG16()
-        freeze_layers(trunk, trunk.paper_frozen_layers)
-        frozen = [name for name, parameter in trunk.named_parameters() if not parameter.requires_grad]
+        backbone = VGG16()
+        freeze_layers(backbone, backbone.paper_frozen_layers)
+        frozen = [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad]
         assert frozen == VGG16_NAMES[:8]
 
     def test_freezing_more_than_there_is_is_refused(self):
         with pytest.raises(ValueError, match="freeze: got 40 layers, but VGG16 has 30"):
             freeze_layers(VGG16(), 40)
-        with pytest.raises(ValueError, match="SmallTrunk has no `features`"):
-            freeze_layers(SmallTrunk(), 1)
+        with pytest.raises(ValueError, match="SmallBackbone has no `features`"):
+            freeze_layers(SmallBackbone(), 1)
 
 
 class TestLosses:
@@ -218,7 +218,7 @@ class TestForward:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
     @pytest.mark.parametrize("pooling", ["roi_pool", "roi_align"])
-    def test_single_level_trunks_run_as_well(self, pooling):
+    def test_single_level_backbones_run_as_well(self, pooling):
         torch.manual_seed(0)
         config = preset(
             "squeezenet1_0", pooling=pooling, anchor_sizes=((32.0,),), rpn_channels=16, head_channels=8,
@@ -232,7 +232,7 @@ class TestForward:
             found = detector.eval()(batch()["images"], batch()["image_sizes"])
         assert found.boxes.shape == (2, 100, 4)
 
-    def test_proposals_keep_to_the_minimum_side_of_the_original_picture(self):
+    def test_proposals_keep_to_the_minimum_side_of_the_original_image(self):
         detector = small_detector(min_size=16.0).eval()
         inputs = batch()
         with torch.no_grad():
@@ -278,7 +278,7 @@ class TestConstruction:
         with pytest.raises(ValueError, match="backbone: got 'resnet', expected one of small, squeezenet1_0, vgg16"):
             build_detector(["a"], preset("resnet"))
         with pytest.raises(ValueError, match="num_classes: got 1"):
-            FasterRCNN(SmallTrunk(), 1, preset("small"))
+            FasterRCNN(SmallBackbone(), 1, preset("small"))
         with pytest.raises(TypeError, match="backbone: Linear has out_channels None"):
             FasterRCNN(nn.Linear(1, 1), 2)
 
@@ -300,7 +300,7 @@ class TestConstruction:
 
 
 class TestWeights:
-    def test_published_weights_fill_trunk_and_head(self):
+    def test_published_weights_fill_backbone_and_head(self):
         torch.manual_seed(0)
         detector = build_detector(["a"], DetectorConfig(backbone="squeezenet1_0", head_channels=8))
         weights = {name: torch.full_like(p, 0.5) for name, p in detector.backbone.state_dict().items()}
@@ -340,13 +340,13 @@ class TestCheckpoint:
             found = again(inputs["images"], inputs["image_sizes"])
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
-    def test_a_trunk_of_ones_own_is_asked_for(self, tmp_path):
-        class Mine(SmallTrunk):
+    def test_a_backbone_of_ones_own_is_asked_for(self, tmp_path):
+        class Mine(SmallBackbone):
             pass
 
         detector = build_detector(["a"], preset("small"), backbone=Mine())
         save_detector(tmp_path / "model.safetensors", detector)
-        with pytest.raises(ValueError, match="trained with a trunk of its own, Mine; pass one as `backbone`"):
+        with pytest.raises(ValueError, match="trained with a backbone of its own, Mine; pass one as `backbone`"):
             load_detector(tmp_path)
         load_detector(tmp_path, backbone=Mine())
 

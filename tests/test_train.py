@@ -1,4 +1,4 @@
-"""Training and its commands, end to end on small pictures."""
+"""Training and its commands, end to end on small images."""
 
 import json
 import os
@@ -62,12 +62,12 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     options = recipe("small", iterations=100, log_every=10, warmup=10, lr=2e-3)
     training, test = OneClass(digits("train", 100_000)), OneClass(digits("test", 40))
-    return train.train(training, out=out, config=preset("small"), options=options, test=test, pictures=2)
+    return train.train(training, out=out, config=preset("small"), options=options, test=test, drawings=2)
 
 
 @pytest.fixture(scope="module")
 def voc_tree(tmp_path_factory):
-    """Six pictures of digits written as a PASCAL VOC tree: four to train on, two to test on."""
+    """Six images of digits written as a PASCAL VOC tree: four to train on, two to test on."""
     root = tmp_path_factory.mktemp("voc")
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True)
@@ -113,7 +113,7 @@ class TestSchedule:
         with pytest.raises(ValueError, match=message):
             TrainOptions(**changes)
 
-    def test_every_epoch_shows_every_picture_once(self):
+    def test_every_epoch_shows_every_image_once(self):
         indices = list(ShuffledForever(5, 12, seed=1))
         assert sorted(indices[:5]) == sorted(indices[5:10]) == [0, 1, 2, 3, 4]
         assert len(indices) == 12
@@ -131,8 +131,8 @@ class TestTraining:
 
     def test_it_leaves_its_results(self, run):
         names = {str(path.relative_to(run.out)) for path in run.out.rglob("*") if path.is_file()}
-        pictures = {"pictures/digits-test-0-0.png", "pictures/digits-test-0-1.png"}
-        assert names == {"metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json"} | pictures
+        drawings = {"drawings/digits-test-0-0.png", "drawings/digits-test-0-1.png"}
+        assert names == {"metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json"} | drawings
         written = json.loads((run.out / "evaluation.json").read_text())
         assert written["map07"] == pytest.approx(run.evaluation.map07)
 
@@ -141,7 +141,7 @@ class TestTraining:
         assert again.map07 == run.evaluation.map07
         assert again.ap_area == run.evaluation.ap_area
 
-    def test_any_data_set_trunk_and_callback(self, tmp_path):
+    def test_any_data_set_backbone_and_callback(self, tmp_path):
         class Squares:
             class_names = ("square",)
 
@@ -154,7 +154,7 @@ class TestTraining:
                 box = torch.tensor([[10.0 + index, 10, 40 + index, 40]])
                 return image, {"boxes": box, "labels": torch.tensor([1])}
 
-        class Trunk(nn.Module):
+        class Backbone(nn.Module):
             out_channels, strides = 8, (8,)
 
             def __init__(self):
@@ -174,15 +174,15 @@ class TestTraining:
             return record["iteration"] == 4
 
         result = train.train(
-            Squares(), out=tmp_path, backbone=Trunk(), config=config, options=quick(iterations=50, flips=True),
-            test=Squares(), pictures=1, callback=stop_at_four,
+            Squares(), out=tmp_path, backbone=Backbone(), config=config, options=quick(iterations=50, flips=True),
+            test=Squares(), drawings=1, callback=stop_at_four,
         )  # fmt: skip
         assert seen == [2, 4]
         assert (result.iterations, result.interrupted) == (4, False)
         assert list(result.evaluation.ap07) == ["square"]
-        assert (tmp_path / "pictures/0.png").is_file()
+        assert (tmp_path / "drawings/0.png").is_file()
 
-    def test_pictures_without_objects_train(self, tmp_path):
+    def test_images_without_objects_train(self, tmp_path):
         class Empty:
             class_names = ("nothing",)
 
@@ -211,14 +211,14 @@ class TestTraining:
     def test_freezing_follows_the_weights(self, tmp_path):
         torch.manual_seed(3)
         config = preset("squeezenet1_0", rpn_channels=8, head_channels=8, shorter=64, longer=80)
-        trunk = build_detector(["a"], config).backbone.state_dict()
-        np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in trunk.items()})
+        backbone = build_detector(["a"], config).backbone.state_dict()
+        np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in backbone.items()})
         options = recipe("squeezenet1_0", iterations=2, batch_size=1, freeze=4, log_every=1, warmup=1)
         result = train.train(
             digits("train", 10), out=tmp_path / "run", config=config, options=options, weights=tmp_path / "w.npz"
         )
         trained = result.detector.backbone.state_dict()
-        same = {name.split(".")[1] for name in trunk if torch.equal(trunk[name], trained[name])}
+        same = {name.split(".")[1] for name in backbone if torch.equal(backbone[name], trained[name])}
         assert same == {"0", "3"}
 
 
@@ -227,7 +227,7 @@ class TestCommands:
         out = tmp_path / "run"
         data = ["--dataset", "voc", "--data-root", str(voc_tree)]
         settings = ["--backbone", "small", "--preprocess", "caffe", "--shorter", "96", "--iterations", "3"]
-        assert train.main([*data, *settings, "--out", str(out), "--batch-size", "2", "--pictures", "1"]) == 0
+        assert train.main([*data, *settings, "--out", str(out), "--batch-size", "2", "--drawings", "1"]) == 0
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.startswith("VOC07 mAP 0.")
         assert len(last) == len("VOC07 mAP 0.9123")
@@ -239,8 +239,8 @@ class TestCommands:
         assert capsys.readouterr().out.splitlines()[-1] == last
         assert list(json.loads(result.read_text())["classes"]) == ["digit"]
 
-        pictures = [str(voc_tree / "JPEGImages/4.jpg"), str(voc_tree / "JPEGImages")]
-        arguments = [*pictures, "--checkpoint", str(out), "-o", str(tmp_path / "found"), "--score-threshold", "0.01"]
+        images = [str(voc_tree / "JPEGImages/4.jpg"), str(voc_tree / "JPEGImages")]
+        arguments = [*images, "--checkpoint", str(out), "-o", str(tmp_path / "found"), "--score-threshold", "0.01"]
         assert detect.main(arguments) == 0
         records = json.loads((tmp_path / "found/detections.json").read_text())
         assert [record["picture"] for record in records] == [
@@ -258,7 +258,7 @@ class TestCommands:
         assert "error: w.npz: lacks features.0.bias, features.3.squeeze.weight" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == [tmp_path / "w.npz"]
 
-    def test_a_broken_picture_does_not_cost_the_others(self, voc_tree, tmp_path, capsys):
+    def test_a_broken_image_does_not_cost_the_others(self, voc_tree, tmp_path, capsys):
         save_detector(tmp_path / "model.safetensors", build_detector(["digit"], preset("small")))
         (tmp_path / "torn.jpg").write_bytes((voc_tree / "JPEGImages/0.jpg").read_bytes()[:100])
         images = [tmp_path / "torn.jpg", tmp_path / "gone.jpg", voc_tree / "JPEGImages/1.jpg"]

@@ -1,6 +1,6 @@
 """Faster R-CNN, composed of `frcnn_fast.ops`."""
 
-from frcnn_fast.model.backbones import VGG16, SmallTrunk, SqueezeNet, build_backbone
+from frcnn_fast.model.backbones import VGG16, SmallBackbone, SqueezeNet, build_backbone
 from frcnn_fast.model.build import build_detector, load_detector, load_pretrained, save_detector
 from frcnn_fast.model.config import DetectorConfig, preset
 from frcnn_fast.model.detector import Detections, FasterRCNN
@@ -10,7 +10,7 @@ __all__ = [
     "Detections",
     "DetectorConfig",
     "FasterRCNN",
-    "SmallTrunk",
+    "SmallBackbone",
     "SqueezeNet",
     "build_backbone",
     "build_detector",

@@ -1,7 +1,7 @@
-"""Convolutional trunks: images [B, 3, H, W] in, a tuple of feature maps (finest first) out.
+"""Convolutional backbones: images [B, 3, H, W] in, a tuple of feature maps (finest first) out.
 
 A backbone is any module with `out_channels` (every map's channels), `strides` (pixels per cell, one per map) and a
-`forward` that returns as many maps. The two published trunks keep torchvision's parameter names
+`forward` that returns as many maps. The two published backbones keep torchvision's parameter names
 (`features.0.weight`, ...), so ImageNet weights load without renaming.
 """
 
@@ -54,7 +54,7 @@ class SqueezeNet(nn.Module):
 
     The published network pads neither its first convolution nor its poolings, so that its cells would look 17 pixels
     past the place where anchors and RoI pooling take them to be, right and down: further than a small object is wide.
-    Here all are padded by half their size. Maps are as large as the picture / 16, rounded up; the weights fit as they
+    Here all are padded by half their size. Maps are as large as the image / 16, rounded up; the weights fit as they
     are.
     """
 
@@ -92,7 +92,7 @@ def _conv_bn_relu(channels: int, width: int, stride: int) -> nn.Sequential:
     )
 
 
-class SmallTrunk(nn.Module):
+class SmallBackbone(nn.Module):
     """Six 3x3 convolutions with batch normalisation, for training from nothing on a processor.
 
     Two maps of 64 channels at strides 4 and 8; the coarse map is added into the fine one (a two-level pyramid).
@@ -115,18 +115,18 @@ class SmallTrunk(nn.Module):
         return self.lateral_fine(fine) + F.interpolate(top, size=fine.shape[-2:], mode="nearest"), top
 
 
-BACKBONES: dict[str, type[nn.Module]] = {"vgg16": VGG16, "squeezenet1_0": SqueezeNet, "small": SmallTrunk}
+BACKBONES: dict[str, type[nn.Module]] = {"vgg16": VGG16, "squeezenet1_0": SqueezeNet, "small": SmallBackbone}
 
 
 def build_backbone(name: str) -> nn.Module:
-    """The trunk called `name`, randomly initialised. ValueError names the known ones."""
+    """The backbone called `name`, randomly initialised. ValueError names the known ones."""
     if name not in BACKBONES:
         raise ValueError(f"backbone: got {name!r}, expected one of {', '.join(sorted(BACKBONES))}")
     return BACKBONES[name]()
 
 
-def trunk_shape(backbone: nn.Module) -> tuple[int, tuple[int, ...]]:
-    """(channels, strides) of a trunk's maps; TypeError where it does not say them."""
+def backbone_shape(backbone: nn.Module) -> tuple[int, tuple[int, ...]]:
+    """(channels, strides) of a backbone's maps; TypeError where it does not say them."""
     channels, strides = getattr(backbone, "out_channels", None), getattr(backbone, "strides", None)
     if not isinstance(channels, int) or not isinstance(strides, list | tuple) or not strides:
         raise TypeError(

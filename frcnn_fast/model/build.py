@@ -28,7 +28,7 @@ def build_detector(
 
     Args:
         config: settings; default the paper's, VGG-16 with its own fc6 and fc7.
-        backbone, head: modules of your own. The trunk's class then becomes config.backbone, so that a checkpoint
+        backbone, head: modules of your own. The backbone's class then becomes config.backbone, so that a checkpoint
             knows that it needs one.
     """
     config = config or DetectorConfig()
@@ -42,9 +42,9 @@ def build_detector(
 
 
 def load_pretrained(detector: FasterRCNN, weights: Mapping[str, Tensor], source: str = "weights") -> list[str]:
-    """Copy published classifier weights into the trunk, and into the head where it has layers of the same names.
+    """Copy published classifier weights into the backbone, and into the head where it has layers of the same names.
 
-    The trunk must find all its tensors. Tensors without a place here (the 1,000-class layer) are left out.
+    The backbone must find all its tensors. Tensors without a place here (the 1,000-class layer) are left out.
 
     Args:
         weights: tensors by torchvision's names, as `frcnn_fast.io.load_weights` reads them.
@@ -54,17 +54,17 @@ def load_pretrained(detector: FasterRCNN, weights: Mapping[str, Tensor], source:
         The names that were left out.
 
     Raises:
-        ValueError: a tensor of the trunk is missing, or one has another shape; names them.
+        ValueError: a tensor of the backbone is missing, or one has another shape; names them.
     """
-    trunk, body = detector.backbone.state_dict(keep_vars=True), detector.roi_head.body.state_dict(keep_vars=True)
+    backbone, body = detector.backbone.state_dict(keep_vars=True), detector.roi_head.body.state_dict(keep_vars=True)
     # A normalisation's batch counter says nothing about the weights, and old files lack it.
-    needed = [name for name in trunk if not name.endswith("num_batches_tracked")]
+    needed = [name for name in backbone if not name.endswith("num_batches_tracked")]
     missing = [name for name in needed if name not in weights]
     if missing:
         raise ValueError(
             f"{source}: lacks {_listed(missing)} of {type(detector.backbone).__name__}; it has {_listed(list(weights))}"
         )
-    places = {**{name: trunk[name] for name in needed}, **{name: body[name] for name in body if name in weights}}
+    places = {**{name: backbone[name] for name in needed}, **{name: body[name] for name in body if name in weights}}
     wrong = [
         f"{name} {list(weights[name].shape)} (expected {list(place.shape)})"
         for name, place in places.items()
@@ -109,7 +109,7 @@ def load_detector(
     config = DetectorConfig.from_dict(checkpoint.config)
     if backbone is None and config.backbone not in BACKBONES:
         raise ValueError(
-            f"{os.fspath(path)}: was trained with a trunk of its own, {config.backbone}; pass one as `backbone`"
+            f"{os.fspath(path)}: was trained with a backbone of its own, {config.backbone}; pass one as `backbone`"
         )
     detector = build_detector(checkpoint.class_names, config, backbone=backbone, head=head)
     expected = detector.state_dict()

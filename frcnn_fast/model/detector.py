@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast import ops
-from frcnn_fast.model.backbones import trunk_shape
+from frcnn_fast.model.backbones import backbone_shape
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.head import RoIHead, TwoLayerHead
 from frcnn_fast.model.losses import head_losses, rpn_losses
@@ -41,7 +41,7 @@ class FasterRCNN(nn.Module):
     """A two-stage detector (Ren, He, Girshick, Sun).
 
     Args:
-        backbone: trunk with `out_channels`, `strides` and a forward that returns one map per stride.
+        backbone: backbone with `out_channels`, `strides` and a forward that returns one map per stride.
         num_classes: classes including the background, K + 1.
         config: settings; the defaults are the paper's.
         head: module from pooled features [R, C, pool, pool] to [R, head.out_features]; default: two fully connected
@@ -73,7 +73,7 @@ class FasterRCNN(nn.Module):
         self.config = config = config or DetectorConfig()
         self.num_classes = num_classes
         self.backbone = backbone
-        channels, strides = trunk_shape(backbone)
+        channels, strides = backbone_shape(backbone)
         if head is None:
             head = TwoLayerHead(channels * config.pool_size**2, config.head_channels, config.dropout)
         self.rpn = RegionProposalNetwork(channels, strides, config)
@@ -103,7 +103,7 @@ class FasterRCNN(nn.Module):
             image_sizes: [B, 2], height and width of each image inside `images`.
             gt_boxes: [B, G, 4] in pixels of `images`; gt_labels: int64 [B, G], 1..K; gt_counts: int64 [B].
             crowd: bool [B, G], objects that are no positives and whose surroundings are ignored.
-            image_scales: [B], size in `images` per size in the original picture (for config.min_size).
+            image_scales: [B], size in `images` per size in the original image (for config.min_size).
         """
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(

@@ -34,9 +34,9 @@ class ShuffledForever(Sampler[int]):
 def training_batches(
     dataset: DetectionDataset, config: DetectorConfig, options: TrainOptions, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """options.iterations batches of resized (and mirrored) pictures of `dataset`."""
+    """options.iterations batches of resized (and mirrored) images of `dataset`."""
     if len(dataset) == 0:
-        raise ValueError("dataset: got an empty data set, expected at least one picture")
+        raise ValueError("dataset: got an empty data set, expected at least one image")
     view = DetectionView(dataset, config.shorter, config.longer, flips=options.flips)
     sampler = ShuffledForever(len(view), options.iterations * options.batch_size, options.seed)
     return DataLoader(

@@ -13,11 +13,11 @@ from frcnn_fast._options import check_choices, option
 class TrainOptions:
     """The schedule counts iterations, so that its result does not depend on the machine's speed.
 
-    The defaults are the paper's: 60,000 mini-batches of one picture at 0.001, 20,000 at 0.0001 (Ren et al. §3.1.3).
+    The defaults are the paper's: 60,000 mini-batches of one image at 0.001, 20,000 at 0.0001 (Ren et al. §3.1.3).
     """
 
     iterations: int = option(80_000, "mini-batches")
-    batch_size: int = option(1, "pictures in one")
+    batch_size: int = option(1, "images in one")
     optimizer: str = option("sgd", "sgd (with momentum) or adamw", ("sgd", "adamw"))
     lr: float = option(1e-3, "learning rate after the warm-up")
     momentum: float = option(0.9, "of sgd")
@@ -29,10 +29,10 @@ class TrainOptions:
     clip: float = option(0.0, "upper bound of the gradient's norm; 0: none")
     flips: bool = option(True, "double the training set by mirror images")
     freeze: int | None = option(
-        None, "layers of the trunk's `features` that stay as loaded (default: the paper's where weights are given)"
+        None, "layers of the backbone's `features` that stay as loaded (default: the paper's where weights are given)"
     )
-    seed: int = option(0, "of weights, pictures' order and samples")
-    workers: int = option(0, "processes that prepare pictures; 0: this one does")
+    seed: int = option(0, "of weights, images' order and samples")
+    workers: int = option(0, "processes that prepare images; 0: this one does")
     log_every: int = option(20, "iterations between two records of metrics.jsonl")
     checkpoint_every: int = option(500, "iterations between two checkpoints")
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
