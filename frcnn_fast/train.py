@@ -21,8 +21,8 @@ from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
 from frcnn_fast.io import append_jsonl, load_weights, write_json
 from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, preset, save_detector
-from frcnn_fast.model.backbones import freeze_layers
 from frcnn_fast.model.config import config_for
+from frcnn_fast.model.protocol import freeze_stages
 from frcnn_fast.training import TrainOptions, fit, recipe
 from frcnn_fast.training.batches import training_batches
 from frcnn_fast.visualize import plot_losses, save_image, side_by_side
@@ -90,8 +90,8 @@ def train(
         load_pretrained(detector, load_weights(weights), source=os.fspath(weights))
     frozen = options.freeze
     if frozen is None:
-        frozen = getattr(detector.backbone, "paper_frozen_layers", 0) if weights is not None else 0
-    freeze_layers(detector.backbone, frozen)
+        frozen = getattr(detector.backbone, "frozen_stages", 0) if weights is not None else 0
+    freeze_stages(detector.backbone, frozen)
     detector.seed(options.seed)
     detector.to(device)
     batches = training_batches(dataset, config, options, pin_memory=device.type == "cuda")

@@ -213,13 +213,13 @@ class TestTraining:
         config = preset("squeezenet1_0", rpn_channels=8, head_channels=8, shorter=64, longer=80)
         backbone = build_detector(["a"], config).backbone.state_dict()
         np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in backbone.items()})
-        options = recipe("squeezenet1_0", iterations=2, batch_size=1, freeze=4, log_every=1, warmup=1)
+        options = recipe("squeezenet1_0", iterations=2, batch_size=1, freeze=1, log_every=1, warmup=1)
         result = train.train(
             digits("train", 10), out=tmp_path / "run", config=config, options=options, weights=tmp_path / "w.npz"
         )
         trained = result.detector.backbone.state_dict()
         same = {name.split(".")[1] for name in backbone if torch.equal(backbone[name], trained[name])}
-        assert same == {"0", "3"}
+        assert same == {"0"}
 
 
 class TestCommands:

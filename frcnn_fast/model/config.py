@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from frcnn_fast._options import check_choices, option
-from frcnn_fast.model.backbones import backbone_shape
+from frcnn_fast.model.backbones import BACKBONES
+from frcnn_fast.model.protocol import backbone_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DetectorConfig:
 
     rpn_channels: int = option(512, "channels of the proposal network's 3x3 convolution")
     rpn_batch_size: int = option(256, "anchors sampled in each image")
-    rpn_max_positive: int = option(128, "of them positive at most")
+    rpn_positive_fraction: float = option(0.5, "share of them that may be positive")
     rpn_positive_iou: float = option(0.7, "an anchor is positive from this overlap with an object")
     rpn_negative_iou: float = option(0.3, "and negative below this one with every object")
     ignore_straddling: bool = option(True, "anchors across the border take no part in training")
@@ -75,11 +76,6 @@ class DetectorConfig:
         for field in ("anchor_sizes", "anchor_ratios", "proposals_train", "proposals_test"):
             object.__setattr__(self, field, _tuples(getattr(self, field)))
         check_choices(self)
-        if self.pooling == "roi_pool" and len(self.anchor_sizes) > 1:
-            raise ValueError(
-                f"pooling: 'roi_pool' reads one feature level, anchor_sizes names {len(self.anchor_sizes)}; "
-                "use 'roi_align'"
-            )
         if not self.anchor_sizes or len({len(level) for level in self.anchor_sizes}) != 1:
             raise ValueError(
                 f"anchor_sizes: got {self.anchor_sizes}, expected one tuple per level, all of the same length "
@@ -113,13 +109,36 @@ def preset(backbone: str, **changes: Any) -> DetectorConfig:
 
 
 def config_for(backbone: nn.Module) -> DetectorConfig:
-    """Settings for a backbone of one's own: the paper's; in a pyramid every level has one anchor size, 8 strides."""
-    name, (_, strides) = type(backbone).__name__, backbone_shape(backbone)
-    if len(strides) == 1:
-        return DetectorConfig(backbone=name)
-    sizes = tuple((8.0 * stride,) for stride in strides)
-    return DetectorConfig(backbone=name, anchor_sizes=sizes, pooling="roi_align")
+    """Settings that suit this backbone: its preset where it is one of ours, else those of `_CUSTOM`.
 
+    There, anchors span 4 to 32 strides where there is one map; in a pyramid every level has one size, 8 strides.
+    """
+    for name, known in BACKBONES.items():
+        if type(backbone) is known:
+            return preset(name)
+    strides = backbone_shape(backbone).rpn_strides
+    scales = (4, 8, 16, 32) if len(strides) == 1 else (8,)
+    sizes = tuple(tuple(float(scale * stride) for scale in scales) for stride in strides)
+    return DetectorConfig(backbone=type(backbone).__name__, anchor_sizes=sizes, **_CUSTOM)
+
+
+# For a backbone of the user's own, with or without weights: what detectors on ResNets are trained with today.
+_CUSTOM: dict[str, Any] = {
+    "preprocess": "torch",
+    "rpn_channels": 256,
+    "ignore_straddling": False,
+    "n_reg": 256.0,
+    "rpn_lambda": 1.0,
+    "proposals_train": (2000, 1000),
+    "proposals_test": (1000, 300),
+    "filter_order": "after_top_n",
+    "min_size": 0.0,
+    "pooling": "roi_align",
+    "head_channels": 1024,
+    "dropout": 0.0,
+    "roi_beta": 1 / 9,
+    "detection_iou": 0.5,
+}
 
 _PRESETS: dict[str, dict[str, Any]] = {
     # For images of a few hundred pixels with objects from 32 pixels up.
@@ -152,7 +171,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "anchor_ratios": (1.3, 2.0),
         "rpn_channels": 64,
         "rpn_batch_size": 128,
-        "rpn_max_positive": 64,
         "ignore_straddling": False,
         "n_reg": 128.0,
         "rpn_lambda": 1.0,

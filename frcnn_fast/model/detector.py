@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast import ops
-from frcnn_fast.model.backbones import backbone_shape
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.head import RoIHead, TwoLayerHead
 from frcnn_fast.model.losses import head_losses, rpn_losses
+from frcnn_fast.model.protocol import backbone_shape, feature_maps
 from frcnn_fast.model.rpn import RegionProposalNetwork, RpnOutput
 
 
@@ -41,7 +41,7 @@ class FasterRCNN(nn.Module):
     """A two-stage detector (Ren, He, Girshick, Sun).
 
     Args:
-        backbone: backbone with `out_channels`, `strides` and a forward that returns one map per stride.
+        backbone: any module with `out_channels` and `strides` (see `frcnn_fast.model.Backbone`).
         num_classes: classes including the background, K + 1.
         config: settings; the defaults are the paper's.
         head: module from pooled features [R, C, pool, pool] to [R, head.out_features]; default: two fully connected
@@ -73,11 +73,11 @@ class FasterRCNN(nn.Module):
         self.config = config = config or DetectorConfig()
         self.num_classes = num_classes
         self.backbone = backbone
-        channels, strides = backbone_shape(backbone)
+        self.shape = shape = backbone_shape(backbone)
         if head is None:
-            head = TwoLayerHead(channels * config.pool_size**2, config.head_channels, config.dropout)
-        self.rpn = RegionProposalNetwork(channels, strides, config)
-        self.roi_head = RoIHead(head, strides, num_classes, config)
+            head = TwoLayerHead(shape.channels * config.pool_size**2, config.head_channels, config.dropout)
+        self.rpn = RegionProposalNetwork(shape.channels, shape.rpn_strides, config)
+        self.roi_head = RoIHead(head, shape, num_classes, config)
         self.register_buffer("rng", torch.zeros(2, dtype=torch.int64), persistent=False)
         # Convolutions are faster on the processor with the channels last, and no slower on a GPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -112,7 +112,7 @@ class FasterRCNN(nn.Module):
             )
         if min(images.shape) == 0:
             raise ValueError(f"images: got shape {tuple(images.shape)}, expected at least one pixel")
-        features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        features = feature_maps(self.backbone, images.contiguous(memory_format=torch.channels_last), self.shape)
         if self.config.feature_scale != 1.0:
             features = tuple(feature * self.config.feature_scale for feature in features)
         rpn = self.rpn(features)
@@ -159,7 +159,7 @@ class FasterRCNN(nn.Module):
             positive_iou=config.rpn_positive_iou,
             negative_iou=config.rpn_negative_iou,
             batch_size=config.rpn_batch_size,
-            max_positive=config.rpn_max_positive,
+            max_positive=int(config.rpn_batch_size * config.rpn_positive_fraction),
         )
         objectness, boxes = rpn_losses(
             rpn.logits,

@@ -29,7 +29,7 @@ class TrainOptions:
     clip: float = option(0.0, "upper bound of the gradient's norm; 0: none")
     flips: bool = option(True, "double the training set by mirror images")
     freeze: int | None = option(
-        None, "layers of the backbone's `features` that stay as loaded (default: the paper's where weights are given)"
+        None, "first stages of the backbone that stay as loaded (default: where weights are given, as the paper)"
     )
     seed: int = option(0, "of weights, images' order and samples")
     workers: int = option(0, "processes that prepare images; 0: this one does")
@@ -56,11 +56,14 @@ class TrainOptions:
 
 
 def recipe(backbone: str, **changes: Any) -> TrainOptions:
-    """The options that suit a known backbone, with `changes` on top; an unknown one gets the paper's."""
-    return TrainOptions(**{**_RECIPES.get(backbone, {}), **changes})
+    """The options that suit a known backbone, or else any, with `changes` on top."""
+    return TrainOptions(**{**_RECIPES.get(backbone, _CUSTOM), **changes})
 
+
+_CUSTOM: dict[str, Any] = {"iterations": 5000, "batch_size": 2, "lr": 0.005, "schedule": "cosine", "clip": 10.0}
 
 _RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16": {},
     "squeezenet1_0": {"iterations": 600, "batch_size": 2, "lr": 0.004, "schedule": "cosine"},
     "small": {
         "iterations": 2000,
