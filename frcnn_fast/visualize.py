@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,16 @@ from frcnn_fast.io import PathLike, atomic_path, read_jsonl
 _SHORTER_SIDE = 400  # smaller images are enlarged until lines and letters are fine beside their objects
 _CAPTION = (32, 34, 38)
 _PAPER = (245, 245, 243)
+
+# A loss has the same colour in every plot, whichever others are there; the first stage is blue, the second red.
+LOSS_COLOURS = {
+    "loss": "black",
+    "loss_objectness": "tab:blue",
+    "loss_rpn_box_reg": "tab:cyan",
+    "loss_classifier": "tab:red",
+    "loss_box_reg": "tab:orange",
+}
+_OTHER_COLOURS = ("tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:gray")
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -205,9 +216,10 @@ def plot_losses(metrics: PathLike, path: PathLike) -> None:
     top = 0.0
     # The sum first and in black, then the largest part: the legend reads like the curves lie.
     means = {name: np.mean([value for _, value in curve]) for name, curve in points.items()}
-    for i, name in enumerate(sorted(points, key=lambda name: (name != "loss", -means[name]))):
+    others = itertools.cycle(_OTHER_COLOURS)
+    for name in sorted(points, key=lambda name: (name != "loss", -means[name])):
         steps, values = np.array(points[name], dtype=np.float64).T
-        colour = "black" if name == "loss" else f"C{i % 10}"
+        colour = LOSS_COLOURS.get(name) or next(others)
         smooth = _running_mean(values, max(1, len(values) // 40))
         axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
         axes.plot(steps, smooth, color=colour, linewidth=1.8, label=_curve_name(name))

@@ -7,10 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from frcnn_fast.io import append_jsonl
+from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
 from frcnn_fast.visualize import (
+    LOSS_COLOURS,
     class_colour,
     contact_sheet,
     draw_boxes,
@@ -120,6 +123,21 @@ class TestLosses:
         with Image.open(tmp_path / "loss.png") as drawing:
             assert drawing.size == (1080, 600)
             assert len(np.unique(np.asarray(drawing.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+    def test_a_loss_keeps_its_colour(self, tmp_path, monkeypatch):
+        assert set(LOSS_COLOURS) == {"loss", *RPN_LOSSES, *ROI_LOSSES}
+        assert len(set(LOSS_COLOURS.values())) == len(LOSS_COLOURS)
+        drawn = []
+        monkeypatch.setattr(Axes, "plot", lambda self, *args, color, **rest: drawn.append((rest.get("label"), color)))
+        monkeypatch.setattr(Axes, "legend", lambda self, **rest: None)
+        for values in ({"loss_classifier": 1.0, "loss_objectness": 2.0}, {"loss_classifier": 3.0, "loss_mask": 9.0}):
+            append_jsonl(tmp_path / "metrics.jsonl", {"iteration": 0, **values})
+            plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+            (tmp_path / "metrics.jsonl").unlink()
+        named = [(label, colour) for label, colour in drawn if label]
+        assert named == [
+            ("objectness", "tab:blue"), ("classifier", "tab:red"), ("mask", "tab:green"), ("classifier", "tab:red"),
+        ]  # fmt: skip
 
     def test_one_point_is_enough(self, tmp_path):
         append_jsonl(tmp_path / "metrics.jsonl", {"iteration": 0, "loss": 0.0})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from frcnn_fast import ops
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.head import RoIHead, TwoLayerHead
-from frcnn_fast.model.losses import head_losses, rpn_losses
+from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES, head_losses, rpn_losses
 from frcnn_fast.model.protocol import backbone_shape, feature_maps
 from frcnn_fast.model.rpn import RegionProposalNetwork, RpnOutput
 
@@ -172,7 +172,7 @@ class FasterRCNN(nn.Module):
             weight=config.rpn_lambda,
             beta=config.rpn_beta,
         )
-        return {"loss_objectness": objectness, "loss_rpn_box_reg": boxes}
+        return dict(zip(RPN_LOSSES, (objectness, boxes), strict=True))
 
     def head_loss(
         self,
@@ -201,7 +201,7 @@ class FasterRCNN(nn.Module):
         )
         logits, deltas = self.roi_head(features, rois, sampled.sum(1))
         classes, boxes = head_losses(logits, deltas, labels, targets, beta=config.roi_beta)
-        return {"loss_classifier": classes, "loss_box_reg": boxes}
+        return dict(zip(ROI_LOSSES, (classes, boxes), strict=True))
 
     def detect(
         self, features: tuple[Tensor, ...], proposals: Tensor, counts: Tensor, image_sizes: Tensor

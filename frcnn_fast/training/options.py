@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from frcnn_fast._options import check_choices, option
+from frcnn_fast.training.schemes import SCHEMES, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,7 @@ class TrainOptions:
     The defaults are the paper's: 60,000 mini-batches of one image at 0.001, 20,000 at 0.0001 (Ren et al. §3.1.3).
     """
 
+    scheme: str = option("approximate-joint", "what is trained when", tuple(SCHEMES))
     iterations: int = option(80_000, "mini-batches")
     batch_size: int = option(1, "images in one")
     optimizer: str = option("sgd", "sgd (with momentum) or adamw", ("sgd", "adamw"))
@@ -44,6 +46,9 @@ class TrainOptions:
         for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("lr", self.lr, self.lr > 0, "a positive learning rate")
+
+    def stages(self) -> list[Stage]:
+        return SCHEMES[self.scheme](self.iterations)
 
     def lr_at(self, iteration: int) -> float:
         """The learning rate of iteration 0, 1, ..."""
