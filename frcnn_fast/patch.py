@@ -367,7 +367,7 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
     return boxes, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses))
 
 
-def _anchor_grids(generator: Any, pictures: Tensor, maps: list[Tensor]) -> AnchorGrids | None:
+def _anchor_grids(generator: Any, images: Tensor, maps: list[Tensor]) -> AnchorGrids | None:
     """The anchors of torchvision's own generator; None for another one."""
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -376,10 +376,10 @@ def _anchor_grids(generator: Any, pictures: Tensor, maps: list[Tensor]) -> Ancho
         _unchanged(generator, AnchorGenerator, "forward", "grid_anchors", "set_cell_anchors")
         and not (generator._forward_hooks or generator._forward_pre_hooks)
         and len(generator.cell_anchors) == len(maps) <= MOST_LEVELS
-        and all(0 < h <= pictures.shape[-2] and 0 < w <= pictures.shape[-1] for h, w in sizes)
+        and all(0 < h <= images.shape[-2] and 0 < w <= images.shape[-1] for h, w in sizes)
     ):
         return None
-    strides = [(pictures.shape[-2] // h, pictures.shape[-1] // w) for h, w in sizes]
+    strides = [(images.shape[-2] // h, images.shape[-1] // w) for h, w in sizes]
     return AnchorGrids([(cells.to(maps[0]), *level) for cells, *level in zip(generator.cell_anchors, sizes, strides)])
 
 

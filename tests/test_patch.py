@@ -361,7 +361,7 @@ class TestFunctions:
 # Detectors
 
 
-def pictures(model: Any) -> list[Tensor]:
+def two_images(model: Any) -> list[Tensor]:
     """Two, in the model's type."""
     g, dtype = torch.Generator().manual_seed(1), next(model.parameters()).dtype
     return [
@@ -371,7 +371,7 @@ def pictures(model: Any) -> list[Tensor]:
 
 
 def ground_truth(model: Any) -> list[dict[str, Tensor]]:
-    """The second picture has none."""
+    """The second image has none."""
     boxes = torch.tensor(
         [[20.0, 30, 90, 120], [60, 60, 200, 150], [70, 65, 190, 140]], dtype=next(model.parameters()).dtype
     )
@@ -387,9 +387,11 @@ def ground_truth(model: Any) -> list[dict[str, Tensor]]:
 def detector(kind: Any = None, **settings: Any) -> Any:
     """ResNet-18 with a pyramid and small heads; random weights, so scaled that scores and boxes spread."""
     torch.manual_seed(0)
-    trunk = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+    )
     model = (kind or FasterRCNN)(
-        trunk,
+        backbone,
         min_size=200,
         max_size=300,
         rpn_post_nms_top_n_test=300,
@@ -412,10 +414,10 @@ def detector(kind: Any = None, **settings: Any) -> Any:
 
 def one_level() -> Any:
     torch.manual_seed(0)
-    trunk = torchvision.models.squeezenet1_1(weights=None).features[:6]
-    trunk.out_channels = 128
+    backbone = torchvision.models.squeezenet1_1(weights=None).features[:6]
+    backbone.out_channels = 128
     model = FasterRCNN(
-        trunk,
+        backbone,
         min_size=200,
         max_size=300,
         rpn_anchor_generator=AnchorGenerator(((16, 32, 64),), ((0.5, 1.0, 2.0),)),
@@ -433,14 +435,14 @@ def one_level() -> Any:
 
 def detect(model: Any) -> list[dict[str, Tensor]]:
     with torch.no_grad():
-        return model(pictures(model))
+        return model(two_images(model))
 
 
 def train_step(model: Any, targets: list[dict[str, Tensor]] | None = None) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Losses and gradients, with the same samples each time."""
     model = copy.deepcopy(model).train()  # batch normalisation moves its statistics
     torch.manual_seed(3)
-    losses = model(pictures(model), targets or ground_truth(model))
+    losses = model(two_images(model), targets or ground_truth(model))
     sum(losses.values()).backward()
     return losses, [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -476,7 +478,7 @@ class TestDetectors:
         equal(detect(model), theirs)
 
     def test_training(self, served: set[str]) -> None:
-        """In float32 the losses only: rounding decides some of the trunk's ReLUs, which gradients do not forgive."""
+        """In float32 the losses only: rounding decides some ReLUs of the backbone, and gradients follow."""
         model = detector()
         theirs = train_step(model)
         with frcnn_fast.patch_torchvision():
@@ -523,7 +525,7 @@ class TestDetectors:
         nothing = [ground_truth(model)[1]] * 2
         theirs = train_step(model, nothing)
         with frcnn_fast.patch_torchvision():
-            # torchvision makes the targets of a picture without objects in float32, whatever the detector is in.
+            # torchvision makes the targets of an image without objects in float32, whatever the detector is in.
             close(train_step(model, nothing), theirs)
 
     @pytest.mark.parametrize("kind", ["MaskRCNN", "KeypointRCNN"])
@@ -626,7 +628,7 @@ class TestDetectors:
         assert served == {"rpn_proposals"}
 
     def test_tiny_huge_and_unevenly_many_detections(self, served: set[str]) -> None:
-        """On the last step alone: sides about 0.01 pixels, deltas beyond the clamp, another number for each picture."""
+        """On the last step alone: sides about 0.01 pixels, deltas beyond the clamp, another number for each image."""
         heads = RoIHeads(None, None, None, 0.5, 0.5, 128, 0.25, (10.0, 10.0, 5.0, 5.0), 0.05, 0.5, 30)
         proposals = [some_boxes(30), some_boxes(0), some_boxes(17, seed=1)]
         g = torch.Generator().manual_seed(5)
@@ -650,8 +652,8 @@ class TestDetectors:
         model = detector().double()
 
         def gradient() -> Tensor:
-            picture = pictures(model)[0].requires_grad_()
-            return torch.autograd.grad(model([picture])[0]["scores"].sum(), picture)[0]
+            image = two_images(model)[0].requires_grad_()
+            return torch.autograd.grad(model([image])[0]["scores"].sum(), image)[0]
 
         theirs = gradient()
         with frcnn_fast.patch_torchvision():

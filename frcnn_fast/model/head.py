@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from frcnn_fast import ops
 from frcnn_fast.model.config import DetectorConfig
+from frcnn_fast.model.protocol import BackboneShape
 
 
 def gaussian_(layer: nn.Linear | nn.Conv2d, std: float) -> None:
@@ -68,15 +69,21 @@ class RoIHead(nn.Module):
 
     Args:
         body: module from [K, C, pool, pool] to [K, body.out_features].
-        strides: pixels per cell of each feature map.
+        shape: of the backbone's maps; those at its `roi_levels` are pooled.
         num_classes: K + 1, the background included.
         config: pooling and predictor settings.
     """
 
-    def __init__(self, body: nn.Module, strides: Sequence[int], num_classes: int, config: DetectorConfig) -> None:
+    def __init__(self, body: nn.Module, shape: BackboneShape, num_classes: int, config: DetectorConfig) -> None:
         super().__init__()
+        if config.pooling == "roi_pool" and len(shape.roi_levels) > 1:
+            raise ValueError(
+                f"pooling: 'roi_pool' reads one feature level, the backbone offers {len(shape.roi_levels)}; "
+                "use 'roi_align'"
+            )
         self.body = body
-        self.scales = [1.0 / stride for stride in strides]
+        self.levels = shape.roi_levels
+        self.scales = [1.0 / stride for stride in shape.roi_strides]
         self.config = config
         width = getattr(body, "out_features", None)
         if not isinstance(width, int):
@@ -89,16 +96,17 @@ class RoIHead(nn.Module):
     def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Features of rows (image, x1, y1, x2, y2) [K, 5]: [K, C, pool, pool], zero for padded rows."""
         size, config = self.config.pool_size, self.config
+        features = [features[level] for level in self.levels]
         if config.pooling == "roi_pool":
             return ops.roi_pool(features[0], rois, size, self.scales[0])
         if len(features) == 1:
             return ops.roi_align(features[0], rois, size, self.scales[0], config.sampling_ratio, config.aligned)
         return ops.multiscale_roi_align(
-            list(features),
+            features,
             rois,
-            self.scales,
-            size,
-            config.sampling_ratio,
+            output_size=size,
+            spatial_scales=self.scales,
+            sampling_ratio=config.sampling_ratio,
             aligned=config.aligned,
             canonical_scale=config.canonical_scale,
             canonical_level=config.canonical_level,
