@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ INTERRUPTED = 130  # the shell's status for Ctrl-C
 @contextlib.contextmanager
 def errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Bad input ends the command with one line and status 1 instead of a traceback; Ctrl-C with status 130."""
+    print_anything()
     try:
         yield
     except KeyboardInterrupt:
@@ -26,6 +28,15 @@ def errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     except (ValueError, ImportError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+def print_anything() -> None:
+    """From here on what the console cannot show (a class "ratón" in ASCII) is printed escaped instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        # Not every stand-in for a console can be told so.
+        with contextlib.suppress(ValueError, OSError):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _one_line(message: str) -> str:

@@ -74,7 +74,7 @@ def check_dataset(dataset: Any, name: str = "dataset", *, images: bool = False) 
     Args:
         dataset: any map-style data set.
         name: what an error calls it.
-        images: also read the image files of a `VocDetection`: a broken one is an error.
+        images: an image that cannot be read is an error; of a `VocDetection` all are read.
 
     Raises:
         ValueError: names the image, the key and its value.
@@ -88,7 +88,7 @@ def check_dataset(dataset: Any, name: str = "dataset", *, images: bool = False) 
             found = quick_target(dataset, index)
             sample = None if found else dataset[index]
         except (OSError, ValueError, RuntimeError):
-            if by_target:
+            if by_target or images:
                 raise
             continue
         try:
@@ -113,7 +113,7 @@ def check_datasets(training: Any, test: Any = None) -> None:
         return
     ours, theirs = class_names_of(training), class_names_of(test, "test")
     if ours != theirs:
-        raise ValueError(f"test: its classes are {theirs}, expected the training set's, {ours}")
+        raise ValueError(f"test: its classes are {theirs}, expected those of the training set, {ours}")
     if len(test) == 0:
         raise ValueError("test: got an empty data set, expected at least one image (or None for no evaluation)")
     check_dataset(test, "test", images=True)

@@ -24,6 +24,10 @@ _ROUNDING = 0.01
 _BACKGROUND = {"__background__", "_background_"}
 
 
+class TargetError(ValueError):
+    """A sample that breaks the rules: a mistake in the data set, not a file that cannot be read."""
+
+
 class Fault(NamedTuple):
     """One breach of the rules: the target's key, the object's row (None: the whole entry), what is wrong."""
 
@@ -76,7 +80,7 @@ def checked_target(
     if found.faults:
         first, others = found.faults[0], len(found.faults) - 1
         more = f" (and {others} more in this image; frcnn_fast.data.check_target lists them)" if others else ""
-        raise ValueError(f"image {image}: {first}{more}")
+        raise TargetError(f"image {image}: {first}{more}")
     if found.cut:
         if cut is not None:
             cut += [image] * len(found.cut)
@@ -129,7 +133,7 @@ def checked_image(image: Any, name: Any) -> Tensor:
 
         return torch.from_numpy(np.array(eight_bit_rgb(image))).permute(2, 0, 1)
     what = f"{image.dtype} {list(image.shape)}" if hasattr(image, "shape") and hasattr(image, "dtype") else _kind(image)
-    raise ValueError(
+    raise TargetError(
         f"image {name}: its pixels are {what}, expected a uint8 tensor [3, H, W], RGB, with pixels{_image_hint(image)}"
     )
 
@@ -140,7 +144,7 @@ def checked_sample(
     """An item of a data set, (image, target), by the rules of `checked_image` and `checked_target`."""
     if not isinstance(sample, (tuple, list)) or len(sample) != 2:
         what = _kind(sample) + (f" of {len(sample)}" if isinstance(sample, (tuple, list)) else "")
-        raise ValueError(f"item {name}: got {what}, expected (image, target)")
+        raise TargetError(f"item {name}: got {what}, expected (image, target)")
     image = checked_image(sample[0], image_name(sample[1], name))
     size = (int(image.shape[1]), int(image.shape[2]))
     return image, checked_target(sample[1], size, num_classes, name=name, cut=cut)

@@ -36,9 +36,9 @@ def decode_xml(data: bytes) -> str:
     marked = _by_mark(data)
     if marked is not None:
         return marked
-    for codec in ("utf-16-le", "utf-16-be"):
-        if data.startswith("<?".encode(codec)) and (found := _decoded(data, codec)) is not None:
-            return found
+    for unmarked in ("utf-16-le", "utf-16-be"):
+        if data.startswith("<?".encode(unmarked)) and (wide := _decoded(data, unmarked)) is not None:
+            return wide
     declared = _DECLARED.match(data.lstrip()[:300])
     name = declared.group(1).decode("ascii", "replace") if declared else "utf-8"
     codec = _codec(name)

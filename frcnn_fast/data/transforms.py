@@ -136,13 +136,18 @@ class DetectionView:
         if self._warn and cut:
             cut_warning(cut)
             self._warn = False
+        image, target = self.resized(image, target)
+        return horizontal_flip(image, target) if index >= len(self.dataset) else (image, target)
+
+    def resized(self, image: Tensor, target: Target) -> Sample:
+        """A checked item at the view's size."""
         original = (int(image.shape[-2]), int(image.shape[-1]))
         image, scale = resize(image, self.shorter, self.longer)
         low, high = scale_boxes(target["boxes"], original, image.shape[-2:]).split(2, dim=-1)
         # A side of a last digit may vanish in the rounding.
         high = torch.maximum(high, torch.nextafter(low, low.new_tensor(torch.inf)))
-        target = {**target, "boxes": torch.cat([low, high], dim=-1), "original_size": original, "scale": scale}
-        return horizontal_flip(image, target) if index >= len(self.dataset) else (image, target)
+        boxes = torch.cat([low, high], dim=-1)
+        return image, {**target, "boxes": boxes, "original_size": original, "scale": scale}
 
 
 class Preprocess:

@@ -15,7 +15,7 @@ from torch import nn
 import frcnn_fast
 from frcnn_fast._device import choose_device
 from frcnn_fast._progress import losses_in_short, progress_bar
-from frcnn_fast.data import Collate, DetectionDataset, DetectionView
+from frcnn_fast.data import DetectionDataset, check_datasets, class_names_of
 from frcnn_fast.detect import detect
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
@@ -89,7 +89,7 @@ def train(
     config, options = config or suits, options or recipe(suits.backbone)
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
-    detector = build_detector(dataset.class_names, config, backbone=backbone, head=head)
+    detector = build_detector(class_names_of(dataset), config, backbone=backbone, head=head)
     if weights is not None:
         load_pretrained(detector, load_weights(weights), source=os.fspath(weights))
     frozen = options.freeze
@@ -99,8 +99,7 @@ def train(
     detector.seed(options.seed)
     detector.to(device)
     batches = TrainingBatches(dataset, config, options, pin_memory=device.type == "cuda")
-    if test is not None:
-        _check_test_set(test, detector)
+    check_datasets(dataset, test)
 
     settings = {
         "versions": {"frcnn_fast": frcnn_fast.__version__, "torch": torch.__version__},
@@ -133,19 +132,6 @@ def train(
     append_jsonl(folder.metrics, {"evaluated": fitted.iterations, **figures})
     _draw(detector, test, folder.drawings, drawings)
     return result
-
-
-def _check_test_set(dataset: DetectionDataset, detector: FasterRCNN) -> None:
-    """Find out before the training what would fail after it."""
-    if list(dataset.class_names) != detector.class_names:
-        raise ValueError(
-            f"test: its classes are {list(dataset.class_names)}, expected those of the training set, "
-            f"{detector.class_names}"
-        )
-    if len(dataset) == 0:
-        raise ValueError("test: got an empty data set, expected at least one image")
-    config = detector.config
-    Collate(config.preprocess)([DetectionView(dataset, config.shorter, config.longer)[0]])
 
 
 def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
