@@ -138,7 +138,7 @@ class TestTraining:
     def test_it_leaves_its_results(self, run):
         names = {str(path.relative_to(run.out)) for path in run.out.rglob("*") if path.is_file()}
         drawings = {"drawings/digits-test-0-0.png", "drawings/digits-test-0-1.png"}
-        files = {"config.json", "metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json"}
+        files = {"config.json", "metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json", "train_batch.jpg"}
         assert names == files | drawings
         written = json.loads((run.out / "evaluation.json").read_text())
         assert written["map07"] == pytest.approx(run.evaluation.map07)
@@ -535,7 +535,7 @@ class TestSignals:
         assert b"VOC07" not in output
         assert load_detector(tmp_path).class_names == [str(digit) for digit in range(10)]
         assert {path.name for path in tmp_path.iterdir()} == {
-            "config.json", "metrics.jsonl", "model.safetensors", "loss.png",
+            "config.json", "metrics.jsonl", "model.safetensors", "loss.png", "train_batch.jpg",
         }  # fmt: skip
 
     @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])

@@ -19,6 +19,10 @@ _IMAGES = ("jpegimages", "images", "image", "imgs", "img")
 _WHOLE = ("all", "train", "trainval")  # what a set without lists may be asked for
 
 
+class NoSplitError(ValueError):
+    """The data set is there, and has no split of that name."""
+
+
 @dataclasses.dataclass
 class Split:
     """The annotation files of a split in their order, the folder of their images, and all annotation files of the data
@@ -90,7 +94,28 @@ def find_split(root: Path, split: str) -> Split:
             return Split(found, Folder(images), pattern, [])
     if Folder(root).with_suffix(".xml"):
         return _without_lists(root, root, root, split)
-    raise ValueError(f"{_shown(root)}: no PASCAL VOC data for the split {split!r}{_hint(root, split)}")
+    raise NoSplitError(f"{_shown(root)}: no PASCAL VOC data for the split {split!r}{_hint(root, split)}")
+
+
+def split_names(root: Path) -> list[str]:
+    """The splits of a data set; "all" where it has none.
+
+    Raises:
+        ValueError: there is no data set.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{_shown(root)}: no PASCAL VOC data: there is no such folder")
+    annotations = _child(root, _ANNOTATIONS)
+    if annotations is None:
+        names = [folder.name for folder in _folders(root) if _xml_below(folder)]
+        if not names and not Folder(root).with_suffix(".xml"):
+            raise ValueError(f"{_shown(root)}: no PASCAL VOC data{_hint(root, 'train')}")
+        return names or ["all"]
+    inside = Folder(_child(annotations, _ANNOTATIONS) or annotations)
+    names = [*_lists(root, inside), *(folder.name for folder in _folders(annotations) if _xml_below(folder))]
+    # VOC's lists of single classes ("cat_train") are parts of the others.
+    whole = [name for name in names if name.rpartition("_")[2] not in names or "_" not in name]
+    return sorted(set(whole)) or ["all"]
 
 
 def _hint(root: Path, split: str) -> str:
@@ -134,7 +159,7 @@ def _side_by_side(root: Path, annotations: Path, split: str) -> Split:
         return _without_lists(root, annotations, images, split)
     wanted = root / "ImageSets" / "Main" / f"{split}.txt"
     there = ", ".join(map(printable, sorted({*lists, *folders}))) or "no lists at all"
-    raise ValueError(f"{_shown(wanted)}: no such file; {_shown(wanted.parent)} has {there}")
+    raise NoSplitError(f"{_shown(wanted)}: no such file; {_shown(wanted.parent)} has {there}")
 
 
 def _without_lists(root: Path, annotations: Path, images: Path, split: str) -> Split:
@@ -143,7 +168,7 @@ def _without_lists(root: Path, annotations: Path, images: Path, split: str) -> S
     if not found:
         raise ValueError(f"{_shown(annotations)}: no XML files in this folder{_hint(root, split)}")
     if split not in _WHOLE:
-        raise ValueError(
+        raise NoSplitError(
             f"{_shown(root)}: no split {split!r}: the {len(found)} annotations in {_shown(annotations)} have no lists; "
             f"the whole set is the split 'all', 'train' or 'trainval'. For another, put the names of its images into "
             f"{_shown(root / 'ImageSets' / 'Main' / (split + '.txt'))}, one a line"

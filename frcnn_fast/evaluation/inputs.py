@@ -40,8 +40,8 @@ def found_of(detections: Any, num_classes: int, inclusive: bool = False) -> Foun
             raise ValueError(f"detections[{key!r}] has shape {list(values.shape)}, expected [D]")
     if not len(boxes) == len(scores) == len(labels):
         raise ValueError(
-            f"detections has entries of different lengths: {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels: expected as many of"
-            " each"
+            f"detections has entries of different lengths: {len(boxes)} boxes, {len(scores)} scores and {len(labels)}"
+            " labels: expected as many of each"
         )
     if np.isnan(scores).any():
         raise ValueError("detections['scores'] has a NaN: such a detection has no rank; drop it")

@@ -16,6 +16,7 @@ import frcnn_fast
 from frcnn_fast._device import choose_device
 from frcnn_fast._progress import losses_in_short, progress_bar
 from frcnn_fast.data import DetectionDataset, check_datasets, class_names_of
+from frcnn_fast.data.sheet import with_sheet
 from frcnn_fast.detect import detect
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
@@ -60,8 +61,9 @@ def train(
 ) -> TrainResult:
     """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
 
-    The run's folder receives config.json (all settings), metrics.jsonl, loss.png and model.safetensors, and with `test`
-    evaluation.json and drawings/. A checkpoint is written beside its place and renamed, so that the one before stays
+    The run's folder receives config.json (all settings), train_batch.jpg (the first batches with their boxes),
+    metrics.jsonl, loss.png and model.safetensors, and with `test` evaluation.json and drawings/. All targets are checked
+    before the first update (see `frcnn_fast.data.check_datasets`). A checkpoint is written beside its place and renamed, so that the one before stays
     whole until then.
 
     Args:
@@ -120,7 +122,8 @@ def train(
         def save(iteration: int) -> None:
             save_detector(folder.weights, detector, extra={**(notes or {}), "iteration": iteration})
 
-        fitted = fit(detector, batches, options, log=log, save=save, device=device, advance=bar.update)
+        seen = with_sheet(batches, folder.sheet, detector.class_names, config.preprocess)
+        fitted = fit(detector, seen, options, log=log, save=save, device=device, advance=bar.update)
     detector.eval()
     result = TrainResult(detector, folder.path, *fitted, evaluation=None, unreadable=list(batches.unreadable))
     plot_losses(folder.metrics, folder.losses)
