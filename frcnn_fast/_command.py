@@ -63,7 +63,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, default: str) -> None
     group.add_argument(
         "--skip-broken",
         action="store_true",
-        help="leave out images that are broken or whose annotation is; counts them",
+        help="leave out, and count, images that are broken or badly annotated",
     )
     group.add_argument(
         "--ignore-other-classes", action="store_true", help="leave out objects of other classes than the detector's"

@@ -53,7 +53,7 @@ class Report:
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self.images: dict[str, set[str]] = {}  # of every split
+        self.images: dict[str, set[str]] = {}  # of every split: their annotations' files, or their names
         self.objects: list[Object] = []
 
     def error(self, text: str) -> None:
@@ -67,9 +67,9 @@ class Report:
         return sum(finding.is_error for finding in self.findings)
 
     def summary(self) -> str:
-        images, classes = sum(map(len, self.images.values())), len({item.name for item in self.objects})
+        images, classes = set().union(*self.images.values()), len({item.name for item in self.objects})
         return (
-            f"{images} images, {len(self.objects)} objects of {classes} classes: {self.errors} errors, "
+            f"{len(images)} images, {len(self.objects)} objects of {classes} classes: {self.errors} errors, "
             f"{len(self.findings) - self.errors} odd"
         )
 
@@ -116,21 +116,25 @@ def _check_split(
 ) -> None:
     places = []
     seen = report.images.setdefault(split, set())
+    done = {image for images in report.images.values() for image in images}
     for path in found.annotations:
-        seen.add(path.stem)
+        key = os.fspath(path)
+        seen.add(key)
+        if key in done:  # by another split
+            continue
         faults: list[str] = []
         try:
             annotation = read_annotation(path, faults)
-            report.findings += [Finding(True, fault) for fault in faults]
             places.append(voc.place_of(annotation, found.images, one_based))
         except ValueError as error:
-            report.findings += [Finding(True, fault) for fault in faults if Finding(True, fault) not in report.findings]
-            report.error(str(error))
+            faults.append(str(error))
+        for fault in faults:
+            report.error(fault)
     broken = errors_of(lambda k: read_image(places[k].image), range(len(places)))
     trusted = voc.trust_swapped(places)
-    for place, error in zip(places, broken, strict=True):
-        if error:
-            report.error(error)
+    for place, damage in zip(places, broken, strict=True):
+        if damage:
+            report.error(damage)
         try:
             voc.refuse_size(place, trusted)
         except ValueError as refused:
@@ -251,14 +255,14 @@ def _check_coordinates(report: Report) -> None:
         large = items[0].size is None or min(items[0].size) > 8
         if large and all(max(item.corners) <= 1.5 for item in items):
             report.odd(
-                f"{items[0].where}: the box {_shown(items[0].corners)}, as all of its image, looks like fractions of the "
-                "image, 0..1; expected pixels"
+                f"{items[0].where}: the box {_shown(items[0].corners)}, as all of its image, looks like fractions of "
+                "the image, 0..1; expected pixels"
             )
     placed = [item for item in report.objects if item.size is not None]
     if len(placed) >= 4 and all(_may_be_xywh(item) for item in placed):
         report.odd(
-            f"{placed[0].where}: the box {_shown(placed[0].corners)}, as all {len(placed)}, would as x, y, width, height "
-            "lie inside its image too; see the drawn boxes in train_batch.jpg"
+            f"{placed[0].where}: the box {_shown(placed[0].corners)}, as all {len(placed)}, looks like x, y, width, "
+            "height too (it would lie inside its image); see the boxes drawn in train_batch.jpg"
         )
 
 
@@ -288,10 +292,11 @@ def _check_sizes(report: Report, config: DetectorConfig) -> None:
             tiny.append((w * h, w, h, item))
     if tiny:
         _, w, h, item = min(tiny, key=lambda row: row[0])
+        side = math.sqrt(smallest)
         report.odd(
-            f"{item.where}: tiny against the anchors: {len(tiny)} of {len(sides)} objects, the smallest {w:.1f} x {h:.1f} "
-            f"pixels once resized, where the smallest anchor has {math.sqrt(smallest):.0f} x {math.sqrt(smallest):.0f} and "
-            f"the median object {statistics.median(sides):.0f}; set --anchor-sizes, or --shorter and --longer"
+            f"{item.where}: tiny against the anchors: {len(tiny)} of {len(sides)} objects, the smallest {w:.1f} x "
+            f"{h:.1f} pixels once resized, where the smallest anchor has {side:.0f} x {side:.0f} and the median object "
+            f"{statistics.median(sides):.0f}; set --anchor-sizes, or --shorter and --longer"
         )
 
 

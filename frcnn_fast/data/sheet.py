@@ -1,4 +1,4 @@
-"""A sheet of the first training batches, so that a mistake in boxes, labels or colours is seen before it costs hours."""
+"""A sheet of the first training batches: a mistake in boxes, labels or colours is seen before it costs hours."""
 
 from __future__ import annotations
 

@@ -167,7 +167,8 @@ def _object(path: str, element: _Element) -> VocObject:
     box = _child(path, element, "bndbox")
     xmin, ymin, xmax, ymax = (_number(path, box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
     if xmax < xmin or ymax < ymin:
-        raise _error(path, box, f"the box ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) ends before it begins")
+        hint = " (is it x, y, width, height, or are its corners exchanged?)"
+        raise _error(path, box, f"the box ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) ends before it begins{hint}")
     return VocObject(name.text, (xmin, ymin, xmax, ymax), _difficult(path, element), element.line)
 
 
