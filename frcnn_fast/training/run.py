@@ -62,9 +62,9 @@ def train(
     """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
 
     The run's folder receives config.json (all settings), train_batch.jpg (the first batches with their boxes),
-    metrics.jsonl, loss.png and model.safetensors, and with `test` evaluation.json and drawings/. A checkpoint is written
-    beside its place and renamed, so that the one before stays whole until then. Targets are checked before the first
-    update (see `frcnn_fast.data.check_dataset`).
+    metrics.jsonl, loss.png and model.safetensors, and with `test` evaluation.json and drawings/. A checkpoint is
+    written beside its place and renamed, so that the one before stays whole until then. Targets are checked before the
+    first update (see `frcnn_fast.data.check_dataset`).
 
     Args:
         dataset: training images. One that cannot be read (ValueError or OSError) is left out with a warning.
