@@ -191,7 +191,7 @@ class TestTraining:
         assert list(result.evaluation.ap07) == ["square"]
         assert (tmp_path / "drawings/0.png").is_file()
 
-    def test_images_without_objects_train(self, tmp_path):
+    def test_images_without_objects_train_and_nothing_is_printed(self, tmp_path, capsys):
         class Empty:
             def __init__(self):
                 self.class_names = ["nothing"]
@@ -205,8 +205,9 @@ class TestTraining:
                     "labels": torch.zeros(0, dtype=torch.int64),
                 }
 
-        result = train.train(Empty(), out=tmp_path, config=preset("small"), options=quick())
+        result = train.train(Empty(), out=tmp_path, config=preset("small"), options=quick(), progress=False)
         assert result.iterations == 4
+        assert capsys.readouterr() == ("", "")
 
     def test_divergence_is_reported_and_the_checkpoint_kept(self, tmp_path):
         options = quick(optimizer="sgd", iterations=60, lr=1e6, clip=0.0, warmup=0, log_every=1, checkpoint_every=1)
@@ -487,7 +488,7 @@ class TestUnreadableImages:
         arguments = ["--data-root", str(root), "--backbone", "small", "--iterations", "3", "--workers", "1"]
         with pytest.warns(UserWarning, match=r"2\.jpg: not a readable image"):
             assert train.main([*arguments, "--out", str(tmp_path / "run"), "--drawings", "0"]) == 0
-        assert "left out 1 unreadable images, the first: " in capsys.readouterr().err
+        assert "unreadable images that were left out: 1, the first: " in capsys.readouterr().err
         load_detector(tmp_path / "run")
 
     def test_a_workers_error_is_one_line(self, capsys):
