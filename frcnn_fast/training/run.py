@@ -136,7 +136,7 @@ def train(
 
 
 def _check_test_set(dataset: DetectionDataset, detector: FasterRCNN) -> None:
-    """Find before the training what would fail after it: other classes, no images, a first one that cannot be read."""
+    """Find out before the training what would fail after it."""
     if list(dataset.class_names) != detector.class_names:
         raise ValueError(
             f"test: its classes are {list(dataset.class_names)}, expected those of the training set, "
