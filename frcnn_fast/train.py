@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         )
         if result.unreadable:
             print(
-                f"{parser.prog}: left out {len(result.unreadable)} unreadable images, the first: "
+                f"{parser.prog}: unreadable images that were left out: {len(result.unreadable)}, the first: "
                 f"{result.unreadable[0]}",
                 file=sys.stderr,
             )

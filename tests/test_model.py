@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,7 +179,9 @@ class TestBackboneOfOnesOwn:
         assert both.backbone.convolutions[0].weight.grad.abs().sum() > 0
         assert both.backbone.convolutions[1].weight.grad is None
         losses["loss_objectness"].backward()
-        assert both.backbone.convolutions[1].weight.grad.abs().sum() > 0
+        gradient = both.backbone.convolutions[1].weight.grad
+        assert gradient is not None
+        assert gradient.abs().sum() > 0
 
     def test_the_pooled_level_keeps_its_stride(self):
         both = strangers(Pyramid((8, 16), roi_levels=(1,)))
@@ -374,7 +377,9 @@ class TestForward:
         detector = build_detector(["a", "b"], config)
         losses = detector(**batch())
         sum(losses.values()).backward()
-        assert detector.backbone.features[0].weight.grad.abs().sum() > 0
+        gradient = detector.backbone.get_parameter("features.0.weight").grad
+        assert gradient is not None
+        assert gradient.abs().sum() > 0
         with torch.no_grad():
             found = detector.eval()(batch()["images"], batch()["image_sizes"])
         assert found.boxes.shape == (2, 100, 4)
@@ -401,7 +406,7 @@ class TestConstruction:
         torch.manual_seed(0)
         detector = build_detector(["a"], DetectorConfig(backbone="squeezenet1_0", head_channels=64))
         rpn, head = detector.rpn, detector.roi_head
-        layers = [(rpn.conv, 0.01), (rpn.cls_logits, 0.01), (rpn.bbox_pred, 0.01)]
+        layers: list[tuple[Any, float]] = [(rpn.conv, 0.01), (rpn.cls_logits, 0.01), (rpn.bbox_pred, 0.01)]
         for layer, std in [*layers, (head.cls_score, 0.01), (head.bbox_pred, 0.001)]:
             assert layer.weight.std().item() == pytest.approx(std, rel=0.2)
             assert (layer.bias == 0).all()
@@ -470,7 +475,9 @@ class TestWeights:
         detector = build_detector(["a"], preset("squeezenet1_0"))
         assert load_pretrained(detector, load_weights(file)) == ["classifier.1.weight", "classifier.1.bias"]
         expected = np.load(file)["features.12.expand3x3.weight"]
-        assert np.array_equal(detector.backbone.features[12].expand3x3.weight.detach().numpy(), expected)
+        assert np.array_equal(
+            detector.backbone.get_parameter("features.12.expand3x3.weight").detach().numpy(), expected
+        )
 
 
 class TestCheckpoint:

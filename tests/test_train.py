@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,9 +37,8 @@ def digits(split, length):
 class OneClass:
     """A data set whose objects are all the same to it: a detector learns that in a few seconds."""
 
-    class_names = ("digit",)
-
     def __init__(self, dataset):
+        self.class_names = ["digit"]
         self.dataset = dataset
 
     def __len__(self):
@@ -150,7 +150,8 @@ class TestTraining:
 
     def test_any_data_set_backbone_and_callback(self, tmp_path):
         class Squares:
-            class_names = ("square",)
+            def __init__(self):
+                self.class_names = ["square"]
 
             def __len__(self):
                 return 3
@@ -186,12 +187,14 @@ class TestTraining:
         )  # fmt: skip
         assert seen == [2, 4]
         assert (result.iterations, result.stopped_by) == (4, None)
+        assert result.evaluation is not None
         assert list(result.evaluation.ap07) == ["square"]
         assert (tmp_path / "drawings/0.png").is_file()
 
-    def test_images_without_objects_train(self, tmp_path):
+    def test_images_without_objects_train_and_nothing_is_printed(self, tmp_path, capsys):
         class Empty:
-            class_names = ("nothing",)
+            def __init__(self):
+                self.class_names = ["nothing"]
 
             def __len__(self):
                 return 2
@@ -202,8 +205,9 @@ class TestTraining:
                     "labels": torch.zeros(0, dtype=torch.int64),
                 }
 
-        result = train.train(Empty(), out=tmp_path, config=preset("small"), options=quick())
+        result = train.train(Empty(), out=tmp_path, config=preset("small"), options=quick(), progress=False)
         assert result.iterations == 4
+        assert capsys.readouterr() == ("", "")
 
     def test_divergence_is_reported_and_the_checkpoint_kept(self, tmp_path):
         options = quick(optimizer="sgd", iterations=60, lr=1e6, clip=0.0, warmup=0, log_every=1, checkpoint_every=1)
@@ -259,7 +263,8 @@ class TestCommands:
 
     def test_weights_that_do_not_fit_are_named(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        np.savez("w.npz", **{"features.0.weight": np.zeros((2, 3), np.float32)})
+        weights: Any = {"features.0.weight": np.zeros((2, 3), np.float32)}
+        np.savez("w.npz", **weights)
         with pytest.raises(SystemExit):
             train.main(["--backbone", "squeezenet1_0", "--weights", "w.npz", "--iterations", "1"])
         assert "error: w.npz: lacks features.0.bias, features.3.squeeze.weight" in capsys.readouterr().err
@@ -332,7 +337,8 @@ class TestStages:
         torch.manual_seed(0)
         detector = build_detector(digits("train", 9).class_names, preset("small"))
         detector.roi_head.cls_score.bias.requires_grad_(False)  # frozen by the caller
-        records, moved = [], {}
+        records: list[dict[str, Any]] = []
+        moved: dict[int, set[str]] = {}
 
         def weights():
             return {name: parameter.detach().clone() for name, parameter in detector.named_parameters()}
@@ -423,9 +429,8 @@ class TestFolders:
 class Torn:
     """Some items raise as a truncated file does."""
 
-    class_names = ("digit",)
-
     def __init__(self, torn, length=8):
+        self.class_names = ["digit"]
         self.dataset, self.torn = OneClass(digits("train", length)), torn
 
     def __len__(self):
@@ -483,12 +488,12 @@ class TestUnreadableImages:
         arguments = ["--data-root", str(root), "--backbone", "small", "--iterations", "3", "--workers", "1"]
         with pytest.warns(UserWarning, match=r"2\.jpg: not a readable image"):
             assert train.main([*arguments, "--out", str(tmp_path / "run"), "--drawings", "0"]) == 0
-        assert "left out 1 unreadable images, the first: " in capsys.readouterr().err
+        assert "unreadable images that were left out: 1, the first: " in capsys.readouterr().err
         load_detector(tmp_path / "run")
 
     def test_a_workers_error_is_one_line(self, capsys):
         parser = argparse.ArgumentParser("prog")
-        loader = torch.utils.data.DataLoader(Torn({0}), num_workers=1)
+        loader: Any = torch.utils.data.DataLoader(Torn({0}), num_workers=1)  # type: ignore[arg-type]
         with pytest.raises(SystemExit), _command.errors(parser):
             next(iter(loader))
         assert capsys.readouterr().err == "prog: error: 0.jpg: not a readable image\n"
@@ -498,15 +503,18 @@ class TestTestSet:
     @pytest.mark.parametrize(
         ("test", "message"),
         [
-            (digits("test", 2), r"test: its classes are \['0', .*\], expected those of the training set, \['digit'\]"),
-            (OneClass(digits("test", 0)), "test: got an empty data set"),
-            (Torn({0}), "0.jpg: not a readable image"),
+            (
+                lambda: digits("test", 2),
+                r"test: its classes are \['0', .*\], expected those of the training set, \['digit'\]",
+            ),
+            (lambda: OneClass(digits("test", 0)), "test: got an empty data set"),
+            (lambda: Torn({0}), "0.jpg: not a readable image"),
         ],
     )
     def test_it_is_checked_before_the_training(self, test, message, tmp_path):
         with pytest.raises(ValueError, match=message):
             train.train(
-                OneClass(digits("train", 9)), out=tmp_path / "run", config=preset("small"), options=quick(), test=test
+                OneClass(digits("train", 9)), out=tmp_path / "run", config=preset("small"), options=quick(), test=test()
             )
         assert not (tmp_path / "run").exists()
 
@@ -543,7 +551,7 @@ class TestSignals:
         before = signal.getsignal(number)
         with StopOnSignal() as signals:
             signal.raise_signal(number)
-            assert signals.received is number
+            assert signals.received == number
             with pytest.raises(ends):
                 signal.raise_signal(number)
         assert signal.getsignal(number) is before

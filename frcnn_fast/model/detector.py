@@ -38,7 +38,11 @@ class Detections(NamedTuple):
 
 
 class FasterRCNN(nn.Module):
-    """A two-stage detector (Ren, He, Girshick, Sun).
+    """A two-stage detector (Ren, He, Girshick, Sun), in three parts:
+
+    - `backbone`: images to feature maps (`feature_maps`);
+    - `rpn`: maps to an objectness and a box at every anchor, of which `propose` keeps the best;
+    - `roi_head`: the maps inside each proposal to a class and a box, of which `detect` keeps the best.
 
     Args:
         backbone: any module with `out_channels` and `strides` (see `frcnn_fast.model.Backbone`).

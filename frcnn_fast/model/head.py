@@ -68,7 +68,7 @@ class RoIHead(nn.Module):
     """Pools each region to pool_size x pool_size, runs the body, and predicts classes and boxes.
 
     Args:
-        body: module from [K, C, pool, pool] to [K, body.out_features].
+        body: module from [R, C, pool, pool] to [R, body.out_features].
         shape: of the backbone's maps; those at its `roi_levels` are pooled.
         num_classes: K + 1, the background included.
         config: pooling and predictor settings.
@@ -94,7 +94,7 @@ class RoIHead(nn.Module):
         gaussian_(self.bbox_pred, 0.001)
 
     def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Features of rows (image, x1, y1, x2, y2) [K, 5]: [K, C, pool, pool], zero for padded rows."""
+        """Pooled features of rows (image, x1, y1, x2, y2) [R, 5]: [R, C, pool, pool], zero for padded rows."""
         size, config = self.config.pool_size, self.config
         features = [features[level] for level in self.levels]
         if config.pooling == "roi_pool":
