@@ -239,7 +239,7 @@ def _check_objects(report: Report, config: DetectorConfig, names: Sequence[str] 
 def _check_duplicates(report: Report) -> None:
     first: dict[Any, Object] = {}
     for item in report.objects:
-        key = (item.image, tuple(round(value) for value in item.box))
+        key = (item.image, tuple(round(value, 1) for value in item.box))
         if key not in first:
             first[key] = item
         elif first[key].where != item.where:

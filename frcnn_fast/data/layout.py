@@ -218,19 +218,19 @@ def _listed(path: Path, annotations: Folder, strict: bool = True) -> tuple[list[
         # A name without an annotation is an error of that annotation, which names its file.
         annotation = found or annotations.path / f"{_stem(line.split()[0])}.xml"
         if annotation in chosen:
-            repeated.append(line.strip())
+            repeated.append(line)
         chosen[annotation] = None
     return list(chosen), repeated
 
 
 def _lines(text: str) -> list[str]:
-    return [line for line in re.split(r"\r\n|\r|\n", text) if line.strip(" \t\x00\ufeff")]
+    lines = (line.strip().strip("\x00\ufeff").strip() for line in re.split(r"\r\n|\r|\n", text))
+    return [line for line in lines if line]
 
 
 def _find(line: str, annotations: Folder) -> Path | None:
     """The annotation that a line names: as a whole, without its last column (VOC's class lists have 1, 0 or -1 there),
     or by its first word; as a bare name, a file name or a path."""
-    line = line.strip(" \t\x00\ufeff")
     words = line.split()
     for name in dict.fromkeys([line, line.rpartition(" ")[0].rstrip(), line.rpartition("\t")[0].rstrip(), words[0]]):
         for stem in dict.fromkeys([name, _stem(name)]) if name else ():

@@ -24,7 +24,9 @@ class DetectorConfig:
 
     backbone: str = option("vgg16", "vgg16, squeezenet1_0 or small")
     preprocess: str = option(
-        "caffe", "scaling of the input: caffe (BGR 0..255 minus the mean) or torch (RGB 0..1, mean and deviation)"
+        "caffe",
+        "scaling of the input: caffe (BGR 0..255 minus the mean) or torch (RGB 0..1, mean and deviation)",
+        ("caffe", "torch"),
     )
     shorter: int | None = option(600, "resize the shorter side to this many pixels")
     longer: int | None = option(1000, "but the longer side to at most this many")
