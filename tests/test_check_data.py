@@ -85,7 +85,7 @@ class TestOdd:
     def check(self, root: Path, *boxes: tuple[float, ...], names: Any = None, size: tuple[int, int] = (60, 100)) -> Any:
         names = names or ["cat"] * len(boxes)
         rows = zip(names, boxes, strict=True)
-        texts = [voc_object(name, tuple(map(str, box))) for name, box in rows]  # type: ignore[arg-type]
+        texts = [voc_object(name, tuple(map(str, box))) for name, box in rows]
         report = small(voc_tree(root, a=FINE, b=voc_xml(*texts, size=size)))
         assert errors(report) == []
         return odd(report)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,9 @@ class TestDigits:
         assert len(DigitsDetection("test")) == 200
         assert len(DigitsDetection("train")) == 1_000_000
         dataset = DigitsDetection("test", length=3, size=(480, 640))
-        assert len(list(dataset)) == 3
+        assert len([dataset[k] for k in range(3)]) == 3
+        with pytest.raises(StopIteration):
+            next(item for item in iter(dataset) if item is None)
         assert dataset[-1][0].shape == (3, 480, 640)
         assert same(dataset[-1], dataset[2])
         with pytest.raises(IndexError, match="3 items"):
@@ -458,7 +461,7 @@ class TestCollate:
 
     def test_in_a_data_loader_with_workers(self):
         view = DetectionView(DigitsDetection("train", length=4))
-        loader = torch.utils.data.DataLoader(view, batch_size=2, num_workers=1, collate_fn=Collate("torch"))
+        loader: Any = torch.utils.data.DataLoader(view, batch_size=2, num_workers=1, collate_fn=Collate("torch"))  # type: ignore[arg-type]
         batches = list(loader)
         alone = Collate("torch")([view[2], view[3]])
         assert torch.equal(batches[1].images, alone.images)

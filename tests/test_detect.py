@@ -39,9 +39,7 @@ def found(out: Path) -> list[dict[str, Any]]:
 
 
 def call(run: Path, out: Path, *images: str | Path, threshold: str = "0") -> int:
-    return detect.main(
-        [*map(os.fspath, images), "--checkpoint", str(run), "-o", str(out), "--score-threshold", threshold]
-    )
+    return detect.main([*map(str, images), "--checkpoint", str(run), "-o", str(out), "--score-threshold", threshold])
 
 
 class TestNames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from frcnn_fast.data.voc_xml import read_annotation
 from frcnn_fast.evaluation import CocoEvaluator, VocEvaluator, voc_ap
 from tests.real_data import real_data
 
-NOTHING = {"boxes": [], "scores": [], "labels": []}
+NOTHING: dict[str, list] = {"boxes": [], "scores": [], "labels": []}
 
 
 def found(*rows):
@@ -285,6 +286,104 @@ def test_evaluator_does_what_the_rules_say(images, threshold):
     for label, name in ((1, "cat"), (2, "dog")):
         assert result.ap_area[name] == pytest.approx(retold(images, label, threshold, False), nan_ok=True)
         assert result.ap07[name] == pytest.approx(retold(images, label, threshold, True), nan_ok=True)
+
+
+def kinds(values, dtype=np.float64):
+    """The same numbers as everything that an evaluator's documentation takes."""
+    array = np.array(values, dtype=dtype)
+    big = array.astype(array.dtype.newbyteorder(">"))
+    yield from (values, array, torch.from_numpy(array), big, np.repeat(array, 2, axis=0)[::2])
+    yield from (torch.from_numpy(array).requires_grad_() if dtype == np.float64 else tuple(values),)
+    yield [torch.tensor(value) for value in values]
+
+
+class TestBothEvaluators:
+    """What they take and refuse is the same."""
+
+    box: ClassVar = [0.0, 0.0, 10.0, 20.0]
+
+    @pytest.fixture(params=[VocEvaluator, CocoEvaluator])
+    def evaluator(self, request):
+        if request.param is CocoEvaluator:
+            pytest.importorskip("pycocotools", reason="pycocotools (extra `coco`) is not installed")
+        return request.param(["cat", "dog"])
+
+    @staticmethod
+    def precision(evaluator):
+        result = evaluator.result()
+        return result.ap_area["cat"] if isinstance(evaluator, VocEvaluator) else result.ap_by_class["cat"]
+
+    def test_numbers_of_every_kind(self, evaluator):
+        for boxes, labels, scores in zip(kinds([self.box]), kinds([1], np.int64), kinds([0.5]), strict=True):
+            evaluator.add({"boxes": boxes, "labels": labels, "scores": scores}, {"boxes": boxes, "labels": labels})
+        assert self.precision(evaluator) == pytest.approx(1)
+
+    @pytest.mark.parametrize("empty", [[], np.zeros((0, 4)), torch.zeros(0, 4), torch.tensor([])], ids=str)
+    def test_nothing_found(self, evaluator, empty):
+        evaluator.add({"boxes": empty, "labels": torch.tensor([]), "scores": torch.tensor([])}, truth((1, self.box)))
+        evaluator.add({"boxes": empty, "labels": [], "scores": []}, {"boxes": empty, "labels": []})
+        assert self.precision(evaluator) == 0
+
+    @pytest.mark.parametrize(
+        "box",
+        [
+            [math.nan, 0, 10, 20], [0, 0, math.nan, 20], [math.nan] * 4, [0, 0, math.inf, 20], [-math.inf, 0, 10, 20],
+            [10, 20, 0, 0], [10, 0, 0, 20], [5, 5, 5, 5],
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_boxes_that_are_none_are_wrong_detections(self, evaluator, box):
+        evaluator.add(found((1, 0.9, box)), truth((1, self.box)))
+        assert self.precision(evaluator) == 0
+        evaluator.add(found((1, 0.8, self.box)), truth((1, self.box)))
+        # Right at the second rank: precision 1/2 over recall 1/2 (the COCO figure samples recall at 101 points).
+        assert self.precision(evaluator) == pytest.approx(0.25, abs=0.01)
+
+    @pytest.mark.parametrize(
+        ("detections", "message"),
+        [
+            (found((1, math.nan, box)), r"scores'\] has a NaN"),
+            (found((0, 0.5, box)), r"labels'\] must be in 1..2, got 0..0"),
+            (found((3, 0.5, box)), r"labels'\] must be in 1..2, got 3..3"),
+            (found((1.5, 0.5, box)), r"labels'\] must be in 1..2, got 1.5"),
+            (found((math.nan, 0.5, box)), r"labels'\] must be in 1..2"),
+            ({"boxes": [box], "labels": [1]}, "has no 'scores', only boxes, labels"),
+            ({"boxes": [[*box, *box]], "labels": [1, 1], "scores": [1, 1]}, r"\[1, 8\], expected \[D, 4\]"),
+            ({"boxes": np.zeros((4, 2)), "labels": [1, 1], "scores": [1, 1]}, r"\[4, 2\], expected \[D, 4\]"),
+            ({"boxes": [box], "labels": [1], "scores": [[0.5]]}, r"scores'\] has shape \[1, 1\], expected \[D\]"),
+            ({"boxes": [box], "labels": 1, "scores": [0.5]}, r"labels'\] has shape \[\], expected \[D\]"),
+            ({"boxes": [box], "labels": ["cat"], "scores": [0.5]}, r"labels'\] is text, expected numbers"),
+            ({"boxes": None, "labels": [], "scores": []}, r"boxes'\] is nothing, expected numbers"),
+            ({"boxes": [[1, 2, 3]], "labels": [1], "scores": [1]}, r"\[1, 3\], expected \[D, 4\]"),
+            ([box], "detections: got list, expected a dict"),
+        ],
+        ids=str,
+    )
+    def test_wrong_detections_are_refused_and_leave_no_trace(self, evaluator, detections, message):
+        with pytest.raises(ValueError, match=message):
+            evaluator.add(detections, truth((1, self.box)))
+        evaluator.add(found((1, 0.9, self.box)), truth((1, self.box)))
+        assert self.precision(evaluator) == pytest.approx(1)
+
+    @pytest.mark.parametrize(
+        "target",
+        [
+            truth((0, box)), truth((1.5, box)), truth((1, [math.nan, 0, 1, 1])), truth((1, [5, 5, 1, 1])), [box],
+            {"boxes": []}, {"labels": []}, {"boxes": [box], "labels": [1, 1]}, truth((1, box, 2)), truth((1, box, math.nan)),
+            {"boxes": [[*box, *box]], "labels": [1, 1]},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_wrong_targets_are_refused_and_leave_no_trace(self, evaluator, target):
+        with pytest.raises(ValueError, match="target"):
+            evaluator.add(found((1, 0.9, self.box)), target)
+        evaluator.add(found((1, 0.9, self.box)), truth((1, self.box)))
+        assert self.precision(evaluator) == pytest.approx(1)
+
+    def test_class_names(self, evaluator):
+        for names in ([], "cat", ["a", "a"], None, [""]):
+            with pytest.raises(ValueError, match="class_names: got"):
+                type(evaluator)(names)
 
 
 class TestCoco:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,24 @@ class TestJson:
         path.write_text('{"a": 1}\n{"a": 2}')
         assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
 
-    @pytest.mark.parametrize("bad", ["{", "[1]", "7"])
+    def test_a_line_torn_inside_a_letter(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_bytes('{"a": 1}\n{"a": "ó'.encode()[:-1])
+        assert read_jsonl(path) == [{"a": 1}]
+
+    def test_file_names_that_are_no_utf_8_come_back_as_they_were(self, tmp_path):
+        name = os.fsdecode(b"caf\xe9 \xff.jpg")
+        append_jsonl(tmp_path / "a.jsonl", {"image": name, "class": "ratón"})
+        write_json(tmp_path / "a.json", {name: Path(name)})
+        assert read_jsonl(tmp_path / "a.jsonl") == [{"image": name, "class": "ratón"}]
+        assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: name}
+        assert "ratón".encode() in (tmp_path / "a.jsonl").read_bytes()
+
+    def test_a_mark_of_another_systems_editor(self, tmp_path):
+        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
+        assert read_jsonl(tmp_path / "a.jsonl") == [{"a": 1}]
+
+    @pytest.mark.parametrize("bad", ["{", "[1]", "7", "[" * 100_000, "9" * 5000])
     def test_a_broken_line_is_named(self, tmp_path, bad):
         path = tmp_path / "metrics.jsonl"
         path.write_text(f'{{"a": 1}}\n{bad}\n{{"a": 2}}\n')
@@ -209,7 +227,8 @@ class TestWeights:
         from safetensors.torch import save_file
 
         save_file(self.tensors, tmp_path / "w.safetensors")
-        np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in self.tensors.items()})
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in self.tensors.items()}
+        np.savez(tmp_path / "w.npz", **arrays)
         torch.save(self.tensors, tmp_path / "w.pth")
         torch.save({"state_dict": self.tensors, "epoch": 3}, tmp_path / "nested.pt")
         torch.save({f"module.{name}": tensor for name, tensor in self.tensors.items()}, tmp_path / "parallel.pth")

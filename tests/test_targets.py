@@ -53,7 +53,7 @@ def checked(**entries: Any) -> dict[str, Any]:
     return checked_target(target(**entries), SIZE, 2)
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     # name: (entries, what the error says beside the image's id)
     "label 0": ({"labels": torch.tensor([0])}, ["labels", "[0] is 0", "1..2", "background"]),
     "label -1": ({"labels": torch.tensor([-1])}, ["labels", "is -1", "1..2", "difficult"]),
@@ -336,7 +336,7 @@ class TestClassNames:
         other: Any = Own(target(), names=["emu"])
         with pytest.raises(ValueError, match="different classes"):
             class_names_of(ConcatDataset([dataset, other]))
-        loader = DataLoader(DetectionView(subset), collate_fn=Collate())  # type: ignore[arg-type]
+        loader: Any = DataLoader(DetectionView(subset), collate_fn=Collate())  # type: ignore[arg-type]
         assert next(iter(loader)).gt_labels.tolist() == [[1]]
 
     def test_none_anywhere(self):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast import ops
+from frcnn_fast.data.targets import checked_class_names
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.head import RoIHead, TwoLayerHead
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES, head_losses, rpn_losses
@@ -69,6 +70,8 @@ class FasterRCNN(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes: got {num_classes}, expected at least 2 (the background counts)")
+        if class_names is not None:
+            class_names = checked_class_names(class_names)
         if class_names is not None and len(class_names) != num_classes - 1:
             raise ValueError(
                 f"class_names: got {len(class_names)} names, expected {num_classes - 1}, all classes but the background"

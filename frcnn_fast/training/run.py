@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from frcnn_fast._device import choose_device
 from frcnn_fast._progress import losses_in_short, progress_bar
 from frcnn_fast.data import DetectionDataset, check_datasets, class_names_of
 from frcnn_fast.data.sheet import with_sheet
+from frcnn_fast.data.targets import checked_sample
 from frcnn_fast.detect import detect
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
@@ -140,7 +142,10 @@ def train(
 def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
     """Detections beside the truth, for the first `count` images."""
     for index in range(min(count, len(dataset))):
-        image, target = dataset[index]
-        drawing = side_by_side(image, detect(detector, image), target, detector.class_names)
-        name = str(target.get("image_id", index)).replace(os.sep, "_")
-        save_image(folder / f"{name}.png", drawing)
+        try:
+            image, target = checked_sample(dataset[index], name=index, cut=[])
+            drawing = side_by_side(image, detect(detector, image), target, detector.class_names)
+            name = target["image_id"].replace(os.sep, "_")[:80]
+            save_image(folder / f"{name}.png", drawing)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # a drawing is not worth the run's result
+            warnings.warn(f"test image {index} was not drawn ({error})", stacklevel=2)
