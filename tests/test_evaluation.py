@@ -369,8 +369,8 @@ class TestBothEvaluators:
         "target",
         [
             truth((0, box)), truth((1.5, box)), truth((1, [math.nan, 0, 1, 1])), truth((1, [5, 5, 1, 1])), [box],
-            {"boxes": []}, {"labels": []}, {"boxes": [box], "labels": [1, 1]}, truth((1, box, 2)), truth((1, box, math.nan)),
-            {"boxes": [[*box, *box]], "labels": [1, 1]},
+            {"boxes": []}, {"labels": []}, {"boxes": [box], "labels": [1, 1]}, truth((1, box, 2)),
+            truth((1, box, math.nan)), {"boxes": [[*box, *box]], "labels": [1, 1]},
         ],
         ids=str,
     )  # fmt: skip

@@ -391,7 +391,12 @@ class TestFolders:
         with pytest.raises(FloatingPointError):
             run(optimizer="sgd", iterations=60, lr=1e6, clip=0.0, warmup=0, log_every=1, checkpoint_every=100)
         # Its weights were never worth keeping; the older run's must not pass for them.
-        assert {path.name for path in tmp_path.iterdir()} <= {"notes.txt", "config.json", "metrics.jsonl"}
+        assert {path.name for path in tmp_path.iterdir()} <= {
+            "notes.txt",
+            "config.json",
+            "metrics.jsonl",
+            "train_batch.jpg",
+        }
         assert (tmp_path / "notes.txt").read_text() == "mine"
 
     def test_a_folder_without_a_run_is_used(self, tmp_path):
