@@ -1,10 +1,9 @@
 #include "../kernels/nms/nms.h"
 
 #include "../kernels/nms/box_iou.h"
-#include "families.h"
 #include "run.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
 namespace {
 
 void* data_of(const OptionalTensor& workspace) {
@@ -63,11 +62,10 @@ void bind_nms_padded(py::module_& m) {
   });
 }
 
-}  // namespace
-
-void bind_nms(py::module_& m) {
+const Registrar registrar([](py::module_& m) {
   bind_box_iou(m);
   bind_nms_padded(m);
-}
+});
 
-}  // namespace frcnn_fast
+}  // namespace
+}  // namespace frcnn_fast::bindings
