@@ -159,7 +159,7 @@ class FasterRCNN(nn.Module):
             positive_iou=config.rpn_positive_iou,
             negative_iou=config.rpn_negative_iou,
             batch_size=config.rpn_batch_size,
-            max_positive=config.rpn_max_positive,
+            positive_fraction=config.rpn_max_positive / config.rpn_batch_size,
         )
         objectness, boxes = rpn_losses(
             rpn.logits,

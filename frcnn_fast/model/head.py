@@ -96,8 +96,8 @@ class RoIHead(nn.Module):
         return ops.multiscale_roi_align(
             list(features),
             rois,
-            self.scales,
             size,
+            self.scales,
             config.sampling_ratio,
             aligned=config.aligned,
             canonical_scale=config.canonical_scale,

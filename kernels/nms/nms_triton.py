@@ -265,8 +265,8 @@ def nms_padded(
     num_ranks = boxes.new_empty((B,), dtype=torch.int32)
     nms_sorted_segments(sorted_boxes, sorted_ids, ranked, iou_threshold, max_output, legacy, ranks, num_ranks)
     launch(
-        ranks_to_rows_kernel, (blocks_for(max_output, BLOCK), B), order, ranks, num_ranks, N, max_output, keep, num_keep,
-        like=boxes, BLOCK=BLOCK,
+        ranks_to_rows_kernel, (blocks_for(max_output, BLOCK), B), order, ranks, num_ranks, N, max_output, keep,
+        num_keep, like=boxes, BLOCK=BLOCK,
     )  # fmt: skip
 
 
