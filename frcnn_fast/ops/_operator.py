@@ -77,8 +77,10 @@ class Operator:
         plain, needs_grad = can_bypass_dispatcher(), False
         for t in tensors:
             if t is not None:
-                plain = plain and type(t) in PLAIN_TENSORS
-                needs_grad = needs_grad or t.requires_grad
+                if type(t) not in PLAIN_TENSORS:
+                    plain = False
+                if t.requires_grad:
+                    needs_grad = True
         needs_grad = needs_grad and torch.is_grad_enabled()
         if needs_grad and self.backward is None:
             # The results carry no gradient; the dispatcher need not wonder how to differentiate.
@@ -88,7 +90,7 @@ class Operator:
             found = self._registered(*args, asked_for(backend))
             return found if self.returns is None else self.returns(*found)
         if needs_grad:
-            found = _EagerFunction.apply(self, backend, *_spread(args, self._lists))
+            found = _EagerFunction.apply(self, backend, args, *tensors)
         else:
             found = self.run(backend, *args)
         return found if self.returns is None else tuple.__new__(self.returns, found)
@@ -139,26 +141,25 @@ class Operator:
         """What the backward pass needs, and its backend: the forward pass's, since what is saved is in its form. The
         block around the call may have ended by then, and autograd's own threads are in no block."""
         assert self.setup_context is not None
-        self.setup_context(ctx, self._Arguments(*args), output)
+        self.setup_context(ctx, tuple.__new__(self._Arguments, args), output)
         ctx.backend = asked_for(backend)
 
-    def _gradients(self, ctx: Any, grads: tuple[Any, ...]) -> list[Any]:
-        """One for each argument."""
+    def _gradients(self, ctx: Any, grads: tuple[Any, ...]) -> dict[str, Any]:
         assert self.backward is not None
         with use_backend(ctx.backend):
-            found = self.backward(ctx, *grads)
-        return [found.get(name) for name in self.schema.arguments]
+            return self.backward(ctx, *grads)
 
     def _library_backward(self, ctx: Any, *grads: Any) -> Any:
-        return (*self._gradients(ctx, grads), None)
+        found = self._gradients(ctx, grads)
+        return (*[found.get(name) for name in self.schema.arguments], None)
 
 
 class _EagerFunction(torch.autograd.Function):
     """An op's autograd in eager mode: a fraction of the dispatcher's cost."""
 
     @staticmethod
-    def forward(ctx: Any, op: Operator, backend: str | None, lengths: Sequence[int], *flat: Any) -> Any:
-        args = _gathered(flat, op._lists, lengths)
+    def forward(ctx: Any, op: Operator, backend: str | None, args: tuple[Any, ...], *tensors: Tensor | None) -> Any:
+        """tensors: those among the arguments and in their lists, since autograd sees no others."""
         result = op.run(backend, *args)
         op._setup(ctx, backend, args, result)
         integers = [r for r in ((result,) if op._single else result) if not r.is_floating_point()]
@@ -170,27 +171,11 @@ class _EagerFunction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         op: Operator = ctx.op
-        _, *flat = _spread(op._gradients(ctx, grads), op._lists)
+        found, names = op._gradients(ctx, grads), op.schema.arguments
+        flat = [found.get(names[i]) for i in op._tensors]
+        for i in op._lists:
+            flat += found[names[i]]
         return (None, None, None, *flat)
-
-
-# torch.autograd.Function sees the tensors among its arguments, and none within a list.
-
-
-def _spread(args: Sequence[Any], lists: tuple[int, ...]) -> tuple[Any, ...]:
-    """The lengths of the lists among the arguments, then all arguments, the lists' elements in the place of each."""
-    if not lists:
-        return ((), *args)
-    flat = [item for i, a in enumerate(args) for item in (a if i in lists else (a,))]
-    return (tuple(len(args[i]) for i in lists), *flat)
-
-
-def _gathered(flat: Sequence[Any], lists: tuple[int, ...], lengths: Sequence[int]) -> Sequence[Any]:
-    """The arguments that _spread took apart."""
-    args = list(flat)
-    for i, length in zip(lists, lengths, strict=True):
-        args[i : i + length] = [args[i : i + length]]
-    return args
 
 
 def _detached(a: Any) -> Any:
