@@ -560,10 +560,12 @@ class TestDetectors:
                 seen.append("filter")
                 return super().filter_proposals(*args)
 
+        def noted(*args: Any) -> Any:
+            seen.append("detections")
+            return RoIHeads.postprocess_detections(model.roi_heads, *args)
+
         model.rpn.__class__ = Own
-        model.roi_heads.postprocess_detections = lambda *args: (
-            seen.append("detections") or (RoIHeads.postprocess_detections(model.roi_heads, *args))
-        )
+        model.roi_heads.postprocess_detections = noted
         theirs = detect(model)
         with frcnn_fast.patch_torchvision():
             close(detect(model), theirs)
