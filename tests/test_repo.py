@@ -165,7 +165,7 @@ PLACES = (
         gradient=True,
     ),
     Place("conformance cases", "tests/conformance/cases_<family>.py: OPS", lambda op: op in BY_NAME),
-    Place("hand-worked cases", "tests/conformance/edge_cases/", lambda op: any(c.op == op for c in EDGE_CASES)),
+    Place("hand-worked cases", "tests/conformance/edge_cases/: CASES", lambda op: any(c.op == op for c in EDGE_CASES)),
     Place("C++ launcher", "kernels/<family>/*.h: <op>_cpu", lambda op: declares(op, "cpu"), kernel=True, gradient=True),
     Place(
         "CUDA launcher", "kernels/<family>/*.h: <op>_cuda", lambda op: declares(op, "cuda"), kernel=True, gradient=True
