@@ -190,8 +190,8 @@ def nms_sorted_segments(
         return
     words = blocks_for(min(N, CHUNK), WORD)
     planes, stride = KEPT_TILES + words, words * WORD
-    # Plane p of a segment has a number for each box of the chunk. Below KEPT_TILES: not 0 if the p-th share of the boxes
-    # kept earlier suppresses it. From there on: bit i if box i of word p - KEPT_TILES would.
+    # Plane p of a segment has a number for each box of the chunk. Below KEPT_TILES: not 0 if the p-th share of the
+    # boxes kept earlier suppresses it. From there on: bit i if box i of word p - KEPT_TILES would.
     bits = torch.empty((S, planes, stride), dtype=torch.uint32, device=boxes.device)
     for start in range(0, N, CHUNK):
         n = min(CHUNK, N - start)

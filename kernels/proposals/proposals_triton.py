@@ -91,9 +91,9 @@ def merge_kernel(
 ):  # fmt: skip
     """A program owns KEPT kept boxes of an image (axis 1 of the grid).
 
-    keep [S, k], num_keep [S] -> [B, P] results. Before the i-th kept box of a level come i of its own level, and of every
-    other level those with a higher score, or with the same in a lower level. Elements beyond the last box write the
-    padding. LEVELS: L or more; first_step: the greatest power of two that is no more than k."""
+    keep [S, k], num_keep [S] -> [B, P] results. Before the i-th kept box of a level come i of its own level, and of
+    every other level those with a higher score, or with the same in a lower level. Elements beyond the last box write
+    the padding. LEVELS: L or more; first_step: the greatest power of two that is no more than k."""
     image = tl.program_id(1).to(tl.int64)
     other = tl.arange(0, LEVELS)
     segments = image * L + other
