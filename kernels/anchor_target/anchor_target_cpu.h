@@ -4,7 +4,7 @@
 #include "../common/workspace.h"
 #include "anchor_target.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 
 constexpr int kPad = 16;  // arrays that vectors read are this much longer than what they hold
 
@@ -184,4 +184,4 @@ template <bool kLegacy, class U>
 Status assign_labels(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, const AnchorOptions& options,
                      AssignWorkspace<U>& workspace, int8_t* labels, int32_t* matched);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

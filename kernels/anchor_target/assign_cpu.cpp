@@ -5,7 +5,7 @@
 
 #include "anchor_target_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 namespace {
 
 int64_t count_planes(const AnchorSource& anchors) {
@@ -316,4 +316,4 @@ FF_INSTANTIATE(true, float)
 FF_INSTANTIATE(false, double)
 FF_INSTANTIATE(true, double)
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -12,7 +12,9 @@
 #include "../anchor_decode/anchor_decode.h"
 #include "../nms/nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::detections {
+using namespace anchor_decode;
+using namespace nms;
 
 constexpr int kSoftmaxLanes = 32;
 
@@ -63,4 +65,4 @@ Status detections_cpu(const DetectionInputs& inputs, const DetectionSettings& se
 Status detections_cuda(const DetectionInputs& inputs, const DetectionSettings& settings, void* workspace,
                        const DetectionOutputs& outputs, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::detections

@@ -1,6 +1,6 @@
 #include "detections_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::detections {
 
 size_t detections_workspace_cpu(const DetectionInputs& in, const DetectionSettings& set) {
   return size_t(in.B) * FF_ISA_CALL(detect_image_workspace, in, set);
@@ -23,4 +23,4 @@ Status detections_cpu(const DetectionInputs& in, const DetectionSettings& set, v
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::detections

@@ -6,7 +6,7 @@
 #include "../common/mutant.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 // A non-finite box has a NaN area, which makes its every IoU NaN.
 template <bool kLegacy, class U>
@@ -59,4 +59,4 @@ Status box_iou_backward_cuda(DType dtype, const void* grad, int64_t row_stride, 
                              const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy,
                              void* grad_boxes1, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

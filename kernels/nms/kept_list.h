@@ -7,8 +7,9 @@
 #include "../common/vectors.h"
 #include "nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 
 // Sixteen floats or eight doubles of each coordinate, and the boxes' parts of the division-free test.
 template <class U>
@@ -98,4 +99,4 @@ class KeptList {
 };
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

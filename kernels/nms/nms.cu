@@ -12,7 +12,7 @@
 #include "../common/workspace.h"
 #include "nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace {
 
 constexpr int kWord = 64;  // boxes whose bits share a word of the matrix; a warp's lane has two of them
@@ -253,4 +253,4 @@ Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* c
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -11,7 +11,7 @@
 #include "../common/mutant.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 // The threshold in two forms. With overlap o and areas a, b, the rule is o / ((a + b) - o) > t. That implies
 // o >= share * a + share * b, which costs no division: over the reals o > t / (1 + t) * (a + b), the factor 1 - 1e-5
@@ -100,4 +100,4 @@ Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* c
                                 int64_t S, int64_t N, double threshold, int64_t max_output, bool legacy,
                                 void* workspace, int32_t* keep, int32_t* num_keep, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -1,6 +1,6 @@
 #include "nms_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 namespace {
 
@@ -45,4 +45,4 @@ Status nms_padded_cpu(DType dtype, const void* boxes, const void* scores, const 
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -21,7 +21,9 @@
 #include "../top_n/rank_bins.cuh"
 #include "decoder.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace nms;
+using namespace top_n;
 
 #if defined(FF_TEST_BUILD)  // small cases cross chunks and blocks too
 constexpr int kCluster = 4, kChunk = 64, kRankBins = 64, kListRoom = 96;
@@ -401,4 +403,4 @@ __global__ void __launch_bounds__(kChunk)
 #endif
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -1,6 +1,6 @@
 #include "proposals_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
 namespace {
 
 // Bytes that kept boxes take in any instruction set's list: five numbers each, in blocks of 64 bytes a number.
@@ -72,4 +72,4 @@ Status rpn_proposals_cpu(const ProposalInputs& in, const ProposalSettings& set, 
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -5,7 +5,9 @@
 #include "../top_n/top_n.h"
 #include "proposals.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace nms;
+using namespace top_n;
 
 template <class Key>
 struct LevelMemory {
@@ -25,4 +27,4 @@ struct ImageTask {
 FF_ISA_DECLARE(void propose_image(const ProposalInputs& inputs, const ProposalSettings& settings, int64_t b,
                                   const void* task, const ProposalOutputs& outputs))
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -5,8 +5,14 @@
 #include "../top_n/ranked.h"
 #include "proposals_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace anchor_decode;
+using namespace nms;
+using namespace top_n;
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
+using namespace nms::FF_ISA;
+using namespace top_n::FF_ISA;
 namespace {
 
 constexpr int kBlock = 64;
@@ -202,4 +208,4 @@ void propose_image(const ProposalInputs& in, const ProposalSettings& set, int64_
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -4,7 +4,7 @@
 #include "../common/launch.cuh"
 #include "../common/mutant.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
 
 constexpr int kMergeThreads = 256;
 
@@ -61,4 +61,4 @@ __global__ void __launch_bounds__(kMergeThreads)
   out_indices[row] = kept.index(first + level, i);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

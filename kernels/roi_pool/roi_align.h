@@ -16,7 +16,7 @@
 #pragma once
 #include "roi.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 constexpr int32_t kMaxSamples = 1 << 20;
 
@@ -142,4 +142,4 @@ size_t roi_align_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape
 Status roi_align_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* rois,
                                void* workspace, void* const* grads, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -12,7 +12,7 @@
 #include "../common/launch.cuh"
 #include "roi_pool.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 struct PoolShape {
   int64_t B, C;
@@ -149,4 +149,4 @@ __device__ __forceinline__ void find_maxima(const BinCells& cells, const Values&
     if (order[j] < 0) best[j] = cells.empty() ? U(0) : FF_MUTANT(roi_all_nan, U(NAN), best[j]);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -15,7 +15,7 @@
 #pragma once
 #include "roi.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 struct RoiPoolShape {
   int64_t B, C, H, W;  // the map
@@ -76,4 +76,4 @@ Status roi_pool_backward_cuda(DType dtype, const RoiPoolShape& shape, const void
                               bool grad_output_channels_last, const int32_t* argmax, const void* rois, double scale,
                               void* workspace, void* grad_input, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

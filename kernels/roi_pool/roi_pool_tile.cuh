@@ -16,7 +16,7 @@
 #pragma once
 #include "roi_bins.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 constexpr int kTileThreads = 512;
 constexpr int kQuad = 4;                // channels of an element of the tile
@@ -159,4 +159,4 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   }
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

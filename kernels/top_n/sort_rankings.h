@@ -4,7 +4,7 @@
 #pragma once
 #include "top_n.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 namespace FF_ISA {
 
 constexpr int kDigitBits = 11;
@@ -91,4 +91,4 @@ inline Ranking<Key>* sort_rankings(Ranking<Key>* entries, Ranking<Key>* spare, i
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

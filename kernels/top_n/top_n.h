@@ -7,7 +7,7 @@
 #include "../common/status.h"
 #include "../common/workspace.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 
 template <class U>
 struct RankKeyOf {
@@ -92,4 +92,4 @@ Status top_n_segments_cuda(DType dtype, const void* scores, int64_t B, int64_t A
                            int64_t L, int64_t n, const uint8_t* valid, void* workspace, int32_t* indices,
                            int32_t* counts, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n
