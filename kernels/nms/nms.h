@@ -78,11 +78,11 @@ FF_HD bool takes_part(const Box<U>& box) {
 // num_keep   int64 [B]
 size_t nms_padded_workspace_cpu(DType dtype, int64_t B, int64_t N, int64_t max_output, bool classes);
 Status nms_padded_cpu(DType dtype, const void* boxes, const void* scores, const int64_t* class_ids,
-                      const int64_t* counts, int64_t B, int64_t N, double threshold, int64_t max_output, bool legacy,
+                      const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                       void* workspace, int64_t* keep, int64_t* num_keep);
 size_t nms_padded_workspace_cuda(DType dtype, int64_t B, int64_t N, int64_t max_output, bool classes);
 Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const int64_t* class_ids,
-                       const int64_t* counts, int64_t B, int64_t N, double threshold, int64_t max_output, bool legacy,
+                       const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                        void* workspace, int64_t* keep, int64_t* num_keep, Stream stream);
 
 // The core, for callers whose boxes are already in order: rows of `boxes` are ranks.
@@ -97,7 +97,7 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
 // of 16 bytes; at most half a megabyte a segment.
 size_t nms_sorted_segments_workspace_cuda(DType dtype, int64_t S, int64_t N, int64_t max_output);
 Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* class_ids, const int32_t* counts,
-                                int64_t S, int64_t N, double threshold, int64_t max_output, bool legacy,
+                                int64_t S, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                                 void* workspace, int32_t* keep, int32_t* num_keep, Stream stream);
 
 }  // namespace frcnn_fast::nms

@@ -15,7 +15,7 @@ size_t nms_padded_workspace_cpu(DType dtype, int64_t B, int64_t N, int64_t max_o
 }
 
 Status nms_padded_cpu(DType dtype, const void* boxes, const void* scores, const int64_t* class_ids,
-                      const int64_t* counts, int64_t B, int64_t N, double threshold, int64_t max_output, bool legacy,
+                      const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                       void* workspace, int64_t* keep, int64_t* num_keep) {
   if (N > INT32_MAX) return invalid("boxes: expected fewer than 2^31 an image, got %lld", (long long)N);
   for (int64_t b = 0; counts && b < B; ++b)
@@ -33,7 +33,7 @@ Status nms_padded_cpu(DType dtype, const void* boxes, const void* scores, const 
                               class_ids ? class_ids + b * N : nullptr,
                               FF_MUTANT(nms_counts, counts ? counts[b] : N, N),
                               N,
-                              threshold,
+                              iou_threshold,
                               max_output,
                               legacy,
                               bytes > kStackBytes ? static_cast<char*>(workspace) + begin * int64_t(bytes) : stack,

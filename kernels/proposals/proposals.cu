@@ -192,7 +192,7 @@ Status run_chain(const ProposalInputs& in, const ProposalSettings& set, void* wo
   const int64_t S = in.B * in.L;
   const LevelLimits limits = level_limits(in, set);
   const int64_t n = limits.n, k = limits.k;
-  const Pieces<U> p = lay_out<U>(in, set, n, k, workspace);
+  const Pieces<U> p = take_from<U>(in, set, n, k, workspace);
   Decoder<T, kLegacy> decoder{};
   FF_TRY(make_decoder(in, set, &decoder));
   if (set.filter_first)
@@ -228,7 +228,7 @@ size_t rpn_proposals_workspace_cuda(const ProposalInputs& in, const ProposalSett
     using T = typename decltype(tag)::type;
     size_t rows = 0;
     lay_out_rows<T>(in, limits.k, nullptr, &rows);
-    return std::max(rows, lay_out<Compute<T>>(in, set, limits.n, limits.k, nullptr).bytes);
+    return std::max(rows, take_from<Compute<T>>(in, set, limits.n, limits.k, nullptr).bytes);
   });
 }
 

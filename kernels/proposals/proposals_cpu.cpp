@@ -31,12 +31,12 @@ Status propose(const ProposalInputs& in, const ProposalSettings& set, char* work
   Anchors<U> anchors;
   FF_TRY(make_anchors(in.anchors, in.anchor_image_stride, in.grid, in.grid_levels, in.anchor_offset, in.A, &anchors));
   ImageTask<U> sizing;
-  const size_t piece = lay_out<U>(in, set, nullptr, &sizing);
+  const size_t piece = take_from<U>(in, set, nullptr, &sizing);
   parallel_for(in.B, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       ImageTask<U> task;
       task.anchors = anchors;
-      lay_out<U>(in, set, workspace + piece * size_t(b), &task);
+      take_from<U>(in, set, workspace + piece * size_t(b), &task);
       FF_ISA_CALL(propose_image, in, set, b, &task, out);
     }
   });
