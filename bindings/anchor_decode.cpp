@@ -8,6 +8,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace anchor_decode;
 namespace {
 
 void grid_anchors(const TensorView& cells, const Integers& grid, double offset, const TensorView& boxes) {

@@ -7,6 +7,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace anchor_target;
 namespace {
 
 // Whose device and type the others share; float32 or float64.

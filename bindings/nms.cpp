@@ -4,6 +4,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace nms;
 namespace {
 
 void box_iou(const TensorView& boxes1, const TensorView& boxes2, bool legacy, const TensorView& iou) {
@@ -57,7 +58,9 @@ void padded(const char* op, const TensorView& boxes, const TensorView& scores, c
       });
 }
 
-size_t nms_workspace(const TensorView& boxes) { return padded_workspace(boxes, 1, boxes.size(0), boxes.size(0), false); }
+size_t nms_workspace(const TensorView& boxes) {
+  return padded_workspace(boxes, 1, boxes.size(0), boxes.size(0), false);
+}
 
 void nms(const TensorView& boxes, const TensorView& scores, double iou_threshold, const OptionalTensor& workspace,
          const TensorView& keep, const TensorView& num_keep) {

@@ -8,6 +8,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace proposals;
 namespace {
 
 size_t workspace(const TensorView& scores, const Integers& level_sizes, int64_t pre_nms_top_n, int64_t post_nms_top_n,

@@ -8,6 +8,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace roi_pool;
 namespace {
 
 bool channels_last(const TensorView& tensor, const char* name) {

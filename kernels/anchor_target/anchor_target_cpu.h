@@ -1,5 +1,6 @@
 // What the CPU files of this family share: one image's objects, the axes of grid anchors, and the hot loops.
 #pragma once
+#include "../common/checks.h"
 #include "../common/cpu.h"
 #include "../common/workspace.h"
 #include "anchor_target.h"
@@ -109,9 +110,6 @@ struct SampleWorkspace {
 // labels [B, A] -> chosen [B, S] ascending, positives first, -1 behind; counts [B, 2].
 void sample_labels(const int8_t* labels, int64_t B, int64_t A, const SampleOptions& options,
                    const SampleWorkspace& workspace, int64_t* chosen, int64_t* counts);
-
-// invalid() for a count outside [0, size]; name as in "gt_counts".
-Status check_counts(const char* name, const int64_t* counts, int64_t B, int64_t size);
 
 // The scenes of all images.
 template <class U>

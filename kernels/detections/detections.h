@@ -5,9 +5,6 @@
 // logit makes every score of its row NaN, which passes no threshold.
 //
 // Candidate (n, c), c > 0, has index n * K + (c - 1): ranks are by (score descending, index ascending).
-//
-// Planted mistakes: detect_threshold, detect_background, detect_agnostic, detect_valid, detect_counts, detect_fold,
-// detect_label, detect_class.
 #pragma once
 #include "../anchor_decode/anchor_decode.h"
 #include "../nms/nms.h"

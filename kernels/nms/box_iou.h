@@ -1,6 +1,4 @@
 // IoU of every pair, and its gradient.
-//
-// Planted mistakes: box_iou_non_finite, box_iou_tie.
 #pragma once
 #include "../common/box.h"
 #include "../common/mutant.h"
@@ -54,7 +52,7 @@ Status box_iou_cuda(DType dtype, const void* boxes1, const void* boxes2, int64_t
 // boxes2, in ascending order within 32 interleaved partial sums that are folded in halves.
 Status box_iou_backward_cpu(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N, int64_t M,
                             bool transposed, bool legacy, void* grad_boxes);
-Status box_iou_backward_cuda(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N, int64_t M,
-                             bool transposed, bool legacy, void* grad_boxes, Stream stream);
+Status box_iou_backward_cuda(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N,
+                             int64_t M, bool transposed, bool legacy, void* grad_boxes, Stream stream);
 
 }  // namespace frcnn_fast::nms

@@ -241,10 +241,7 @@ class ClusterStep {
     if (entry < gathered) {
       const Ranking<Key> own = m_.entries[entry];
       for (int i = part; i < gathered; i += kCluster) {
-        const Ranking<Key> other = m_.entries[i];
-        place +=
-            other.key < own.key ||
-            (other.key == own.key && FF_MUTANT(proposals_chunk_ties, other.index<own.index, other.index> own.index));
+        place += comes_before(m_.entries[i], own);
       }
     }
 #pragma unroll

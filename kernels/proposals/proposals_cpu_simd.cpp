@@ -61,7 +61,7 @@ class Level {
  public:
   using U = Compute<T>;
 
-  Level(const T* scores, int64_t first, int64_t size, int64_t budget, const LevelMemory<RankKey<U>>& memory,
+  Level(const T* scores, int64_t first, int64_t size, int64_t budget, const LevelMemory<U>& memory,
         const Suppression<U>& suppression, const Decoder<T, kLegacy>& decoder)
       : scores_(scores + first),
         first_(first),
@@ -177,9 +177,7 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
     int64_t best = -1;
     for (int64_t l = 0; l < in.L; ++l) {
       if (!alive[l]) continue;
-      if (best < 0 || slots[l].level.score() > slots[best].level.score() ||
-          FF_MUTANT(proposals_level_ties, false, slots[l].level.score() == slots[best].level.score()))
-        best = l;
+      if (best < 0 || comes_before(slots[l].level.score(), l, slots[best].level.score(), best)) best = l;
     }
     if (best < 0) break;
     Level<T, kLegacy>& level = slots[best].level;

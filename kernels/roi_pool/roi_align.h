@@ -11,8 +11,6 @@
 // bin, at least 1). output = the sum over the touched cells in row-major order of (row weight * column weight) * value;
 // the gradient of a cell is the sum of (row weight * column weight) * gradient in ascending order of RoI, then bin.
 // These are the same bits on every backend. NaN and infinity in a touched cell count even where its weight is 0.
-//
-// Planted mistakes: align_outside_low, align_outside_high, align_clamp_low, align_min_side, align_adaptive.
 #pragma once
 #include "roi.h"
 

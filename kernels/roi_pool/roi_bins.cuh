@@ -6,8 +6,6 @@
 // ends with. A quarter of the bytes is then written, and read by the backward pass. How large a bin may be is no
 // matter of the map's size alone (a box far larger than the image has bins as large as the map), so each RoI decides
 // for itself, on the device, from its exact bins; the tensor has room for either, and says which it holds.
-//
-// Planted mistakes: roi_packed_cells, roi_packed_room, roi_packed_row, roi_plain_place.
 #pragma once
 #include "../common/launch.cuh"
 #include "roi_pool.h"

@@ -8,10 +8,6 @@
 //
 // Backward: grad[cell] = the sum of the gradients whose argmax is the cell, in ascending order of RoI, then bin, in the
 // compute type, starting from 0: the same bits on every backend.
-//
-// Planted mistakes (FF_MUTANT): roi_padded_row, roi_level_edge (roi.h); roi_round, roi_min_size, roi_bin_end (here);
-// roi_first_max, roi_all_nan, roi_minus_inf (CPU and CUDA sources); CUDA's own are in roi_bins.cuh and
-// roi_pool_tile.cuh; the RoIAlign ones in roi_align.h.
 #pragma once
 #include "roi.h"
 

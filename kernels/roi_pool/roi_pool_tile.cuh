@@ -11,8 +11,6 @@
 //
 // Only for contiguous maps. With channels last a warp of the other kernel has one bin and whole lines of channels: it
 // loads and stores nothing but lines already, and all its lanes have a bin of the same size.
-//
-// Planted mistakes: roi_tile_room, roi_tile_rest, roi_tile_empty, roi_tile_reciprocal.
 #pragma once
 #include "roi_bins.cuh"
 
