@@ -5,16 +5,13 @@
 #include <array>
 #include <vector>
 
-#include "families.h"
 #include "run.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
+using namespace anchor_decode;
 namespace {
 
-using Grid = std::vector<int64_t>;
-using Weights = std::array<double, 4>;
-
-void grid_anchors(const TensorView& cells, const Grid& grid, double offset, const TensorView& boxes) {
+void grid_anchors(const TensorView& cells, const Integers& grid, double offset, const TensorView& boxes) {
   const DType dtype = cells.dtype("cells");
   const void* in = cells.floats("cells");
   void* out = boxes.floats("boxes");
@@ -24,7 +21,7 @@ void grid_anchors(const TensorView& cells, const Grid& grid, double offset, cons
       [&](auto stream) { return grid_anchors_cuda(dtype, in, grid.data(), L, offset, A, out, stream); });
 }
 
-DecodeArguments decode_arguments(const TensorView& anchors, const Grid& grid, double offset,
+DecodeArguments decode_arguments(const TensorView& anchors, const Integers& grid, double offset,
                                  const TensorView& image_sizes, const Weights& weights, double clamp, double min_size,
                                  const void* image_scales, bool legacy) {
   const int64_t stride = anchors.ndim() == 3 ? 4 * anchors.size(1) : 0;
@@ -41,7 +38,7 @@ DecodeArguments decode_arguments(const TensorView& anchors, const Grid& grid, do
           legacy};
 }
 
-void decode_clip(const TensorView& deltas, const TensorView& anchors, const Grid& grid, double offset,
+void decode_clip(const TensorView& deltas, const TensorView& anchors, const Integers& grid, double offset,
                  const TensorView& image_sizes, const Weights& weights, double clamp, double min_size,
                  const OptionalTensor& image_scales, bool legacy, const TensorView& boxes, const TensorView& valid) {
   const DType dtype = deltas.dtype("deltas");
@@ -57,7 +54,7 @@ void decode_clip(const TensorView& deltas, const TensorView& anchors, const Grid
 }
 
 void decode_clip_backward(const TensorView& grad_boxes, const TensorView& deltas, const TensorView& anchors,
-                          const Grid& grid, double offset, const TensorView& image_sizes, const Weights& weights,
+                          const Integers& grid, double offset, const TensorView& image_sizes, const Weights& weights,
                           double clamp, bool legacy, const TensorView& grad_deltas) {
   const DType dtype = deltas.dtype("deltas");
   const void *gradient = grad_boxes.floats("grad_boxes"), *in = deltas.floats("deltas");
@@ -82,13 +79,12 @@ void encode_boxes(const TensorView& gt_boxes, const TensorView& anchors, const W
       [&](auto stream) { return encode_cuda(dtype, in, relative_to, N, weights.data(), legacy, out, stream); });
 }
 
-}  // namespace
-
-void bind_anchor_decode(py::module_& m) {
+const Registrar registrar([](py::module_& m) {
   m.def("grid_anchors", &grid_anchors);
   m.def("decode_clip", &decode_clip);
   m.def("decode_clip_backward", &decode_clip_backward);
   m.def("encode", &encode_boxes);
-}
+});
 
-}  // namespace frcnn_fast
+}  // namespace
+}  // namespace frcnn_fast::bindings

@@ -4,14 +4,11 @@
 
 #include <vector>
 
-#include "families.h"
 #include "run.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
+using namespace anchor_target;
 namespace {
-
-using Grid = std::vector<int64_t>;
-using Weights = std::vector<double>;
 
 // Whose device and type the others share; float32 or float64.
 DType compute_type(const TensorView& gt_boxes) {
@@ -21,7 +18,7 @@ DType compute_type(const TensorView& gt_boxes) {
   return dtype;
 }
 
-AnchorSource anchor_source(const TensorView& anchors, const Grid& grid, double offset, int64_t A) {
+AnchorSource anchor_source(const TensorView& anchors, const Integers& grid, double offset, int64_t A) {
   const int64_t stride = anchors.ndim() == 3 ? 4 * A : 0;
   return {anchors.floats("anchors"), stride, grid.data(), int64_t(grid.size()) / kGridFields, offset, A};
 }
@@ -37,7 +34,7 @@ SampleOptions sample_options(const TensorView& rng, int64_t batch_size, int64_t 
 // Of a tensor of bytes, or null for None.
 void* workspace_of(const OptionalTensor& workspace) { return workspace.data<uint8_t>("workspace"); }
 
-size_t assign_anchors_workspace(const TensorView& gt_boxes, const Grid& grid, int64_t A) {
+size_t assign_anchors_workspace(const TensorView& gt_boxes, const Integers& grid, int64_t A) {
   const AnchorSource anchors = {nullptr, 0, grid.data(), int64_t(grid.size()) / kGridFields, 0.0, A};
   const DType dtype = compute_type(gt_boxes);
   size_t bytes = 0;
@@ -50,7 +47,7 @@ size_t assign_anchors_workspace(const TensorView& gt_boxes, const Grid& grid, in
   return bytes;
 }
 
-void assign_anchors(const TensorView& anchors, const Grid& grid, double offset, const TensorView& gt_boxes,
+void assign_anchors(const TensorView& anchors, const Integers& grid, double offset, const TensorView& gt_boxes,
                     const TensorView& gt_counts, const OptionalTensor& image_sizes, const OptionalTensor& crowd,
                     double positive_iou, double negative_iou, bool low_quality, double crowd_overlap, bool legacy,
                     const OptionalTensor& workspace, const TensorView& labels, const TensorView& matched) {
@@ -93,7 +90,7 @@ void sample_anchors(const TensorView& labels, const TensorView& rng, int64_t bat
       [&](auto stream) { return sample_anchors_cuda(in, B, A, options, bytes, chosen, out, drawn, stream); });
 }
 
-size_t rpn_targets_workspace(const TensorView& gt_boxes, const Grid& grid, int64_t A, int64_t batch_size) {
+size_t rpn_targets_workspace(const TensorView& gt_boxes, const Integers& grid, int64_t A, int64_t batch_size) {
   const AnchorSource anchors = {nullptr, 0, grid.data(), int64_t(grid.size()) / kGridFields, 0.0, A};
   const DType dtype = compute_type(gt_boxes);
   const int64_t B = gt_boxes.size(0), G = gt_boxes.size(1);
@@ -104,7 +101,7 @@ size_t rpn_targets_workspace(const TensorView& gt_boxes, const Grid& grid, int64
   return bytes;
 }
 
-void rpn_targets(const TensorView& anchors, const Grid& grid, double offset, int64_t A, const TensorView& gt_boxes,
+void rpn_targets(const TensorView& anchors, const Integers& grid, double offset, int64_t A, const TensorView& gt_boxes,
                  const TensorView& gt_counts, const TensorView& rng, const OptionalTensor& image_sizes,
                  const OptionalTensor& crowd, double positive_iou, double negative_iou, bool low_quality,
                  double crowd_overlap, int64_t batch_size, int64_t max_positive, const Weights& weights, bool legacy,
@@ -166,9 +163,7 @@ void sample_rois(const TensorView& proposals, const TensorView& counts, const Te
       });
 }
 
-}  // namespace
-
-void bind_anchor_target(py::module_& m) {
+const Registrar registrar([](py::module_& m) {
   m.def("assign_anchors_workspace", &assign_anchors_workspace);
   m.def("assign_anchors", &assign_anchors);
   m.def("sample_anchors_workspace", &sample_anchors_workspace);
@@ -177,6 +172,7 @@ void bind_anchor_target(py::module_& m) {
   m.def("rpn_targets", &rpn_targets);
   m.def("sample_rois_workspace", &sample_rois_workspace);
   m.def("sample_rois", &sample_rois);
-}
+});
 
-}  // namespace frcnn_fast
+}  // namespace
+}  // namespace frcnn_fast::bindings

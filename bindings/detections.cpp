@@ -5,13 +5,11 @@
 #include <algorithm>
 #include <array>
 
-#include "families.h"
 #include "run.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
+using namespace detections;
 namespace {
-
-using Weights = std::array<double, 4>;
 
 DetectionInputs shapes(const TensorView& class_logits, const TensorView& box_deltas) {
   DetectionInputs in{};
@@ -23,8 +21,8 @@ DetectionInputs shapes(const TensorView& class_logits, const TensorView& box_del
   return in;
 }
 
-size_t workspace_bytes(const TensorView& class_logits, const TensorView& box_deltas, double score_threshold,
-                       int64_t max_detections) {
+size_t detections_workspace(const TensorView& class_logits, const TensorView& box_deltas, double score_threshold,
+                            int64_t max_detections) {
   const DetectionInputs in = shapes(class_logits, box_deltas);
   DetectionSettings set{};
   set.score_threshold = score_threshold;
@@ -61,11 +59,10 @@ void detections(const TensorView& class_logits, const TensorView& box_deltas, co
       [&](auto stream) { return detections_cuda(in, set, memory, out, stream); });
 }
 
-}  // namespace
-
-void bind_detections(py::module_& m) {
-  m.def("detections_workspace", &workspace_bytes);
+const Registrar registrar([](py::module_& m) {
+  m.def("detections_workspace", &detections_workspace);
   m.def("detections", &detections);
-}
+});
 
-}  // namespace frcnn_fast
+}  // namespace
+}  // namespace frcnn_fast::bindings

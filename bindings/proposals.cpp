@@ -5,15 +5,13 @@
 #include <array>
 #include <vector>
 
-#include "families.h"
 #include "run.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
+using namespace proposals;
 namespace {
 
-using Sizes = std::vector<int64_t>;
-
-size_t workspace(const TensorView& scores, const Sizes& level_sizes, int64_t pre_nms_top_n, int64_t post_nms_top_n,
+size_t workspace(const TensorView& scores, const Integers& level_sizes, int64_t pre_nms_top_n, int64_t post_nms_top_n,
                  bool filter_first) {
   ProposalInputs inputs{};
   inputs.dtype = scores.dtype("scores");
@@ -31,9 +29,9 @@ size_t workspace(const TensorView& scores, const Sizes& level_sizes, int64_t pre
   return rpn_proposals_workspace_cpu(inputs, settings);
 }
 
-void rpn_proposals(const TensorView& scores, const TensorView& deltas, const TensorView& anchors, const Sizes& grid,
+void rpn_proposals(const TensorView& scores, const TensorView& deltas, const TensorView& anchors, const Integers& grid,
                    double anchor_offset, const TensorView& image_sizes, const OptionalTensor& image_scales,
-                   const Sizes& level_sizes, int64_t pre_nms_top_n, int64_t post_nms_top_n, double iou_threshold,
+                   const Integers& level_sizes, int64_t pre_nms_top_n, int64_t post_nms_top_n, double iou_threshold,
                    double min_size, bool filter_first, const std::array<double, 4>& weights, double clamp, bool legacy,
                    const TensorView& workspace, const TensorView& out_boxes, const TensorView& out_scores,
                    const TensorView& out_indices, const TensorView& out_counts) {
@@ -69,11 +67,10 @@ void rpn_proposals(const TensorView& scores, const TensorView& deltas, const Ten
       [&](auto stream) { return rpn_proposals_cuda(inputs, settings, scratch, outputs, stream); });
 }
 
-}  // namespace
-
-void bind_proposals(py::module_& m) {
+const Registrar registrar([](py::module_& m) {
   m.def("rpn_proposals_workspace", &workspace);
   m.def("rpn_proposals", &rpn_proposals);
-}
+});
 
-}  // namespace frcnn_fast
+}  // namespace
+}  // namespace frcnn_fast::bindings

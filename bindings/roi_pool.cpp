@@ -5,10 +5,10 @@
 #include <vector>
 
 #include "../kernels/roi_pool/roi_align.h"
-#include "families.h"
 #include "run.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
+using namespace roi_pool;
 namespace {
 
 bool channels_last(const TensorView& tensor, const char* name) {
@@ -108,11 +108,9 @@ struct Levels {
   bool cuda() const { return uses_cuda(views[0]); }
 };
 
-using Numbers = const std::vector<double>&;
-
 void bind_align(py::module_& m) {
   m.def("roi_align_workspace",
-        [](const py::sequence& features, const TensorView& rois, Numbers scales, Numbers thresholds,
+        [](const py::sequence& features, const TensorView& rois, const Numbers& scales, const Numbers& thresholds,
            int32_t sampling_ratio, bool aligned, const TensorView& output) -> size_t {
           const Levels levels(features, rois, output, scales, thresholds, sampling_ratio, aligned);
           if (!levels.cuda()) return roi_align_workspace_cpu(levels.dtype, levels.shape);
@@ -120,7 +118,7 @@ void bind_align(py::module_& m) {
           return 0;
         });
   m.def("roi_align",
-        [](const py::sequence& features, const TensorView& rois, Numbers scales, Numbers thresholds,
+        [](const py::sequence& features, const TensorView& rois, const Numbers& scales, const Numbers& thresholds,
            int32_t sampling_ratio, bool aligned, const OptionalTensor& workspace, const TensorView& output) {
           const Levels levels(features, rois, output, scales, thresholds, sampling_ratio, aligned);
           const void* boxes = rois_data(rois, levels.dtype);
@@ -134,7 +132,7 @@ void bind_align(py::module_& m) {
               });
         });
   m.def("roi_align_backward_workspace",
-        [](const TensorView& grad_output, const TensorView& rois, Numbers scales, Numbers thresholds,
+        [](const TensorView& grad_output, const TensorView& rois, const Numbers& scales, const Numbers& thresholds,
            int32_t sampling_ratio, bool aligned, const py::sequence& grads) -> size_t {
           const Levels levels(grads, rois, grad_output, scales, thresholds, sampling_ratio, aligned);
           if (!levels.cuda()) return roi_align_backward_workspace_cpu(levels.dtype, levels.shape);
@@ -142,7 +140,7 @@ void bind_align(py::module_& m) {
           return 0;
         });
   m.def("roi_align_backward",
-        [](const TensorView& grad_output, const TensorView& rois, Numbers scales, Numbers thresholds,
+        [](const TensorView& grad_output, const TensorView& rois, const Numbers& scales, const Numbers& thresholds,
            int32_t sampling_ratio, bool aligned, const OptionalTensor& workspace, const py::sequence& grads) {
           const Levels levels(grads, rois, grad_output, scales, thresholds, sampling_ratio, aligned);
           const void *from = grad_output.raw("grad_output"), *boxes = rois_data(rois, levels.dtype);
@@ -156,11 +154,10 @@ void bind_align(py::module_& m) {
         });
 }
 
-}  // namespace
-
-void bind_roi_pool(py::module_& m) {
+const Registrar registrar([](py::module_& m) {
   bind_pool(m);
   bind_align(m);
-}
+});
 
-}  // namespace frcnn_fast
+}  // namespace
+}  // namespace frcnn_fast::bindings

@@ -132,7 +132,7 @@ def test_nms_equals_rational_greedy(threshold: Fraction, legacy: bool) -> None:
         if not any(iou is not None and iou > threshold for iou in rivals):
             kept.append(i)
     keep, count = reference.nms_padded(
-        boxes[None], scores[None], float(threshold), 120, class_ids=classes[None], legacy=legacy
+        boxes[None], scores[None], classes[None], iou_threshold=float(threshold), max_output=120, legacy=legacy
     )
     assert keep[0, : count[0]].tolist() == kept
 

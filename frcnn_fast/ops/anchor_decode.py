@@ -24,7 +24,7 @@ from frcnn_fast.ops._checks import (
     describe,
     image_sizes_tensor,
 )
-from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops._operator_positional import Operator
 from frcnn_fast.ops.anchor_grids import (
     AnchorGrids,
     anchor_arguments,

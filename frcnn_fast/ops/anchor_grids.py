@@ -12,7 +12,7 @@ from torch import Tensor
 from frcnn_fast import reference
 from frcnn_fast._extension import extension
 from frcnn_fast.ops._checks import check_float, check_same, compute_dtype, contiguous_in, describe
-from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops._operator_positional import Operator
 
 MOST_LEVELS = 8
 

@@ -4,56 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn_fast import reference as oracle
-from frcnn_fast._extension import extension
+from frcnn_fast import reference
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops.results import PaddedKeep
 
 # box_iou
 
 
-def _box_iou_outputs(boxes1: Tensor, boxes2: Tensor, legacy: bool) -> tuple[Tensor]:
-    return (boxes1.new_empty(boxes1.shape[0], boxes2.shape[0], dtype=_checks.compute_dtype(boxes1)),)
+def _box_iou_setup(ctx: Any, a: Any, output: Tensor) -> None:
+    ctx.legacy = a.legacy
+    ctx.wanted = (a.boxes1.requires_grad, a.boxes2.requires_grad)
+    ctx.save_for_backward(a.boxes1, a.boxes2)
 
 
-def _box_iou_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    boxes1, boxes2, ctx.legacy = inputs
-    ctx.wanted = (boxes1.requires_grad, boxes2.requires_grad)
-    ctx.save_for_backward(boxes1, boxes2)
-
-
-def _box_iou_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _box_iou_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
     boxes1, boxes2 = ctx.saved_tensors
-    grad = grad.contiguous()
-    first = _box_iou_backward(grad, boxes1, boxes2, False, ctx.legacy) if ctx.wanted[0] else None
-    second = _box_iou_backward(grad, boxes2, boxes1, True, ctx.legacy) if ctx.wanted[1] else None
-    return first, second, None
+    grad, found = grad.contiguous(), {}
+    if ctx.wanted[0]:
+        found["boxes1"] = _box_iou_backward(grad, boxes1, boxes2, False, ctx.legacy)
+    if ctx.wanted[1]:
+        found["boxes2"] = _box_iou_backward(grad, boxes2, boxes1, True, ctx.legacy)
+    return found
 
 
 _box_iou = Operator(
-    "box_iou(Tensor boxes1, Tensor boxes2, bool legacy) -> Tensor",
-    outputs=_box_iou_outputs,
-    launch=lambda *args: extension().box_iou(*args),
+    "box_iou(Tensor boxes1, Tensor boxes2, bool legacy) -> Tensor iou",
+    outputs=lambda a: (
+        a.boxes1.new_empty(a.boxes1.shape[0], a.boxes2.shape[0], dtype=_checks.compute_dtype(a.boxes1)),
+    ),
+    oracle=reference.box_iou,
     triton="nms.box_iou_triton:box_iou",
-    reference=lambda boxes1, boxes2, legacy: oracle.box_iou(boxes1, boxes2, legacy=legacy),
     setup_context=_box_iou_setup,
     backward=_box_iou_gradient,
 )
 
-# The gradient of `boxes`; grad is [boxes, others], or transposed.
+# The gradient of boxes1; grad is [boxes1, boxes2], or transposed.
 _box_iou_backward = Operator(
-    "box_iou_backward(Tensor grad, Tensor boxes, Tensor others, bool transposed, bool legacy) -> Tensor",
-    outputs=lambda grad, boxes, others, transposed, legacy: (torch.empty_like(boxes),),
-    launch=lambda *args: extension().box_iou_backward(*args),
+    "box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, bool transposed, bool legacy) -> Tensor grad_boxes",
+    outputs=lambda a: (torch.empty_like(a.boxes1),),
+    oracle=reference.box_iou_backward,
     triton="nms.box_iou_triton:box_iou_backward",
-    reference=lambda grad, boxes, others, transposed, legacy: oracle.box_iou_backward(
-        grad.T if transposed else grad, boxes, others, legacy=legacy
-    ),
 )
 
 
@@ -84,74 +79,40 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, *, legacy: bool = False, backend: st
 # nms
 
 
-def _nms_launch(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    max_output: int,
-    class_ids: Tensor | None,
-    counts: Tensor | None,
-    legacy: bool,
-    keep: Tensor,
-    num_keep: Tensor,
-) -> None:
-    C = extension()
-    bytes_needed = C.nms_workspace(boxes, num_keep.shape[0], scores.shape[-1], max_output, class_ids is not None)
-    workspace = boxes.new_empty(bytes_needed, dtype=torch.uint8) if bytes_needed else None
-    C.nms_padded(boxes, scores, iou_threshold, max_output, class_ids, counts, legacy, workspace, keep, num_keep)
-
-
-class _KeptOnly(Operator):
-    """An op that returns as many rows as were kept, so its size depends on the data (on a GPU: one synchronisation)."""
-
-    def run(self, backend: str | None, *args: Any) -> Tensor:
-        keep, count = super().run(backend, *args)
-        return keep[: int(count)]
-
-    def _fake(self, *args: Any) -> Tensor:
-        return args[0].new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
-
-
-def _kept_outputs(boxes: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _kept_outputs(a: Any) -> tuple[Tensor, Tensor]:
+    boxes = a.boxes
     return boxes.new_empty(boxes.shape[0], dtype=torch.int64), boxes.new_empty(1, dtype=torch.int64)
 
 
-def _padded(keep: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.pad(keep, (0, len(boxes) - len(keep)), constant_values=-1), np.asarray([len(keep)])
-
-
-_nms = _KeptOnly(
-    "nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
+_nms = Operator(
+    "nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor keep",
     outputs=_kept_outputs,
-    launch=lambda boxes, scores, threshold, keep, count: _nms_launch(
-        boxes, scores, threshold, boxes.shape[0], None, None, False, keep, count
-    ),
+    workspace=lambda C, a: C.nms_workspace(a.boxes),
+    oracle=reference.nms,
     triton="nms.nms_triton:nms",
-    reference=lambda boxes, scores, threshold: _padded(oracle.nms(boxes, scores, threshold), boxes),
+    dynamic_rows=True,
 )
 
-_batched_nms = _KeptOnly(
-    "batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor",
+_batched_nms = Operator(
+    "batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor keep",
     outputs=_kept_outputs,
-    launch=lambda boxes, scores, idxs, threshold, keep, count: _nms_launch(
-        boxes, scores, threshold, boxes.shape[0], idxs, None, False, keep, count
-    ),
+    workspace=lambda C, a: C.batched_nms_workspace(a.boxes),
+    oracle=reference.batched_nms,
     triton="nms.nms_triton:batched_nms",
-    reference=lambda boxes, scores, idxs, threshold: _padded(oracle.batched_nms(boxes, scores, idxs, threshold), boxes),
+    dynamic_rows=True,
 )
 
 _nms_padded = Operator(
-    "nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int max_output, Tensor? class_ids, Tensor? counts, "
-    "bool legacy) -> (Tensor, Tensor)",
-    outputs=lambda boxes, scores, iou_threshold, max_output, *_: (
-        boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int64),
-        boxes.new_empty(boxes.shape[0], dtype=torch.int64),
+    "nms_padded(Tensor boxes, Tensor scores, Tensor? class_ids, Tensor? counts, float iou_threshold, int max_output, "
+    "bool legacy) -> (Tensor keep, Tensor num_keep)",
+    outputs=lambda a: (
+        a.boxes.new_empty(a.boxes.shape[0], a.max_output, dtype=torch.int64),
+        a.boxes.new_empty(a.boxes.shape[0], dtype=torch.int64),
     ),
-    launch=_nms_launch,
+    workspace=lambda C, a: C.nms_padded_workspace(a.boxes, a.class_ids is not None, a.max_output),
+    oracle=reference.nms_padded,
     triton="nms.nms_triton:nms_padded",
-    reference=lambda boxes, scores, iou_threshold, max_output, class_ids, counts, legacy: oracle.nms_padded(
-        boxes, scores, iou_threshold, max_output, class_ids=class_ids, counts=counts, legacy=legacy
-    ),
+    returns=PaddedKeep,
 )
 
 
@@ -211,14 +172,14 @@ def nms_padded(
     counts: Tensor | None = None,
     legacy: bool = False,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> PaddedKeep:
     """The first max_output boxes that nms keeps of every image, in fixed shapes: no synchronisation on a GPU.
 
     boxes [B, N, 4] and scores [B, N] of one floating dtype. class_ids int64 [B, N]: only equal ids suppress each other.
     counts int64 [B]: rows from counts[b] on do not exist. `legacy`: inclusive pixels.
 
-    Returns keep int64 [B, max_output], rows of the image by descending score, then -1; and num_keep int64 [B]. Rules as
-    for nms. It stops at max_output kept boxes an image: the cost follows what is kept, not N^2; memory is O(B N).
+    Returns `PaddedKeep`: keep int64 [B, max_output], rows of the image by descending score, then -1; and num_keep int64
+    [B]. Rules as for nms. It stops at max_output kept boxes an image: the cost follows what is kept, not N^2; memory is O(B N).
 
     A count outside [0, N] is a ValueError on the CPU; on a GPU that image counts as empty (FRCNN_FAST_CHECK=1 raises).
     """
@@ -237,5 +198,5 @@ def nms_padded(
         _checks.check_same("counts", counts, "boxes", boxes, dtype=False)
         counts = counts.contiguous()
     return _nms_padded(
-        boxes.contiguous(), scores.contiguous(), threshold, max_output, class_ids, counts, bool(legacy), backend=backend
+        boxes.contiguous(), scores.contiguous(), class_ids, counts, threshold, max_output, bool(legacy), backend=backend
     )

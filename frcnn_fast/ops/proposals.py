@@ -21,7 +21,7 @@ from frcnn_fast.ops._checks import (
     compute_dtype,
     image_sizes_tensor,
 )
-from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops._operator_positional import Operator
 from frcnn_fast.ops.anchor_decode import DELTA_CLAMP
 from frcnn_fast.ops.anchor_grids import AnchorGrids, anchor_arguments, explicit_anchors
 

@@ -13,7 +13,7 @@ from frcnn_fast import reference as oracle
 from frcnn_fast._extension import extension
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
-from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops._operator_positional import Operator
 from frcnn_fast.ops._rois import (
     dense,
     empty_maps,

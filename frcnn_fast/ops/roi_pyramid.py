@@ -14,7 +14,7 @@ from frcnn_fast._extension import extension
 from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._backends import asked_for
-from frcnn_fast.ops._operator import Operator, plain_eager
+from frcnn_fast.ops._operator_positional import Operator, plain_eager
 from frcnn_fast.ops._rois import (
     dense,
     empty_maps,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from frcnn_fast import ops
 from frcnn_fast.ops._checks import INTEGERS
-from frcnn_fast.ops._operator import plain_eager
+from frcnn_fast.ops._torch_private import plain_eager
 from frcnn_fast.ops.anchor_grids import MOST_LEVELS, AnchorGrids
 from frcnn_fast.patch.core import Library, Patch
 

@@ -6,7 +6,15 @@ one order that all backends follow. Padding is 0 for floats and -1 for integers.
 4] or [B, A, 4].
 """
 
-from .anchor_decode import decode, decode_clip, decode_clip_backward, encode, generate_anchors, grid_anchors
+from .anchor_decode import (
+    decode,
+    decode_clip,
+    decode_clip_backward,
+    encode,
+    explicit_anchors,
+    generate_anchors,
+    grid_anchors,
+)
 from .anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from .arithmetic import exp_, log_
 from .detections import detections, softmax
@@ -35,6 +43,7 @@ __all__ = [
     "detections",
     "encode",
     "exp_",
+    "explicit_anchors",
     "generate_anchors",
     "grid_anchors",
     "log_",

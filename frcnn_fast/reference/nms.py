@@ -16,13 +16,16 @@ def box_iou(boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> 
     return box.iou(boxes1[:, None, :], boxes2[None, :, :], legacy)
 
 
-def box_iou_backward(grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> np.ndarray:
-    """Gradient of boxes1 [N, 4], given that of the IoU [N, M].
+def box_iou_backward(
+    grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *, transposed: bool = False, legacy: bool = False
+) -> np.ndarray:
+    """Gradient of boxes1 [N, 4], given that of the IoU [N, M], or transposed, [M, N].
 
     Through max and min it goes to the side that was taken, half to each in a tie; boxes that only touch pass
     nothing through the intersection. Lane l of 32 sums columns l, l + 32, ... in turn; lanes are then
     folded in halves.
     """
+    grad = grad.T if transposed else grad
     dtype = boxes1.dtype.type
     with np.errstate(all="ignore"):
         a, b = boxes1[:, None, :], boxes2[None, :, :]
@@ -96,11 +99,11 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarr
 def nms_padded(
     boxes: np.ndarray,
     scores: np.ndarray,
-    iou_threshold: float,
-    max_output: int,
-    *,
     class_ids: np.ndarray | None = None,
     counts: np.ndarray | None = None,
+    *,
+    iou_threshold: float,
+    max_output: int,
     legacy: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first max_output kept rows of each image: keep int64 [B, max_output], num_keep int64 [B]."""

@@ -17,7 +17,7 @@
 #include "../common/philox.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 
 constexpr int8_t kPositive = 1, kNegative = 0, kIgnored = -1;
 
@@ -227,4 +227,4 @@ Status sample_rois_cuda(DType dtype, int64_t B, const Proposals& proposals, cons
                         const int64_t* gt_labels, const RoiOptions& options, const SampleOptions& sample,
                         const double* weights, void* workspace, const RoiOutputs& outputs, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -37,15 +37,15 @@ def box_iou_kernel(
     tl.store(out + (i[:, None] * M + j[None, :]), overlap, mask=(i < N)[:, None] & (j < M)[None, :])
 
 
-def box_iou(boxes1: Tensor, boxes2: Tensor, legacy: bool, out: Tensor) -> None:
-    N, M = out.shape
+def box_iou(boxes1: Tensor, boxes2: Tensor, legacy: bool, iou: Tensor) -> None:
+    N, M = iou.shape
     if N * M:
         columns = min(COLUMNS, max(16, triton.next_power_of_2(M)))
         rows = PAIRS // columns
         across = blocks_for(M, columns)
         launch(
-            box_iou_kernel, (across * blocks_for(N, rows),), boxes1, N, boxes2, M, across, out,
-            like=out, LEGACY=legacy, ROWS=rows, COLUMNS=columns,
+            box_iou_kernel, (across * blocks_for(N, rows),), boxes1, N, boxes2, M, across, iou,
+            like=iou, LEGACY=legacy, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
 
 
@@ -113,12 +113,12 @@ def box_iou_backward_kernel(
 
 
 def box_iou_backward(
-    grad: Tensor, boxes: Tensor, others: Tensor, transposed: bool, legacy: bool, grad_boxes: Tensor
+    grad: Tensor, boxes1: Tensor, boxes2: Tensor, transposed: bool, legacy: bool, grad_boxes: Tensor
 ) -> None:
-    N, M = boxes.shape[0], others.shape[0]
+    N, M = boxes1.shape[0], boxes2.shape[0]
     if N:
         row_stride, column_stride = (1, N) if transposed else (M, 1)
         launch(
-            box_iou_backward_kernel, (blocks_for(N, ROWS),), grad, row_stride, column_stride, boxes, N, others, M,
-            grad_boxes, like=boxes, LEGACY=legacy, ROWS=ROWS, LANES=LANES,
+            box_iou_backward_kernel, (blocks_for(N, ROWS),), grad, row_stride, column_stride, boxes1, N, boxes2, M,
+            grad_boxes, like=boxes1, LEGACY=legacy, ROWS=ROWS, LANES=LANES,
         )  # fmt: skip

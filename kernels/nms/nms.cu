@@ -12,7 +12,7 @@
 #include "../common/workspace.h"
 #include "nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace {
 
 constexpr int kWord = 64;  // boxes whose bits share a word of the matrix; a warp's lane has two of them
@@ -225,7 +225,7 @@ size_t nms_sorted_segments_workspace_cuda(DType, int64_t S, int64_t N, int64_t) 
 }
 
 Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* class_ids, const int32_t* counts,
-                                int64_t S, int64_t N, double threshold, int64_t max_output, bool legacy,
+                                int64_t S, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                                 void* workspace, int32_t* keep, int32_t* num_keep, Stream stream) {
   if (S == 0) return kOk;
   if (N == 0 || max_output == 0) {
@@ -239,7 +239,7 @@ Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* c
                             counts,
                             N,
                             int32_t(max_output),
-                            make_suppression<U>(threshold),
+                            make_suppression<U>(iou_threshold),
                             0,
                             nullptr,
                             nullptr,
@@ -253,4 +253,4 @@ Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* c
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

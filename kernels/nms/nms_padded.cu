@@ -6,7 +6,8 @@
 #include "../top_n/top_n.h"
 #include "nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
+using namespace top_n;
 namespace {
 
 constexpr int kThreads = 256;
@@ -81,7 +82,7 @@ size_t nms_padded_workspace_cuda(DType dtype, int64_t B, int64_t N, int64_t max_
 }
 
 Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const int64_t* class_ids,
-                       const int64_t* counts, int64_t B, int64_t N, double threshold, int64_t max_output, bool legacy,
+                       const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                        void* workspace, int64_t* keep, int64_t* num_keep, Stream stream) {
   if (B == 0) return kOk;
   if (N > INT32_MAX || max_output > INT32_MAX)
@@ -102,7 +103,7 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
     FF_TRY(top_n_segments_cuda(dtype, scores, B, N, level, 1, N, w.competes, w.scratch, w.order, w.ranked, stream));
     FF_LAUNCH(gather_kernel<T>, blocks, kThreads, 0, stream, all, class_ids, w.order, B, N, w.boxes, w.class_ids);
     FF_TRY(nms_sorted_segments_cuda(sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32, w.boxes,
-                                    class_ids ? w.class_ids : nullptr, w.ranked, B, N, threshold, max_output, legacy,
+                                    class_ids ? w.class_ids : nullptr, w.ranked, B, N, iou_threshold, max_output, legacy,
                                     w.scratch, w.keep, w.num_keep, stream));
     FF_LAUNCH(ranks_to_rows_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep, w.num_keep, B, N,
               max_output, keep, num_keep);
@@ -110,4 +111,4 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -172,7 +172,7 @@ def resolve_kernel(
 
 
 def nms_sorted_segments(
-    boxes: Tensor, class_ids: Tensor | None, counts: Tensor, threshold: float, max_output: int, legacy: bool,
+    boxes: Tensor, class_ids: Tensor | None, counts: Tensor, iou_threshold: float, max_output: int, legacy: bool,
     keep: Tensor, num_keep: Tensor,
 ) -> None:  # fmt: skip
     """The core, for callers whose boxes are already in order: rows of `boxes` are ranks.
@@ -198,7 +198,7 @@ def nms_sorted_segments(
         kept_tiles = min(KEPT_TILES, blocks_for(min(start, max_output), WORD))
         launch(
             test_kernel, (S, kept_tiles + blocks_for(n, WORD), blocks_for(n, ROWS)), boxes, class_ids, counts, N,
-            start, double_bits(threshold), max_output, keep, num_keep, kept_tiles, bits, planes, stride,
+            start, double_bits(iou_threshold), max_output, keep, num_keep, kept_tiles, bits, planes, stride,
             like=boxes, LEGACY=legacy, KEPT_TILES=KEPT_TILES, ROWS=ROWS, WORD=WORD,
             STEP=STEP * 4 // boxes.element_size(),
         )  # fmt: skip
@@ -249,8 +249,8 @@ def ranks_to_rows_kernel(order, ranks, num_ranks, N, max_output, keep, num_keep,
 
 
 def nms_padded(
-    boxes: Tensor, scores: Tensor, threshold: float, max_output: int, class_ids: Tensor | None, counts: Tensor | None,
-    legacy: bool, keep: Tensor, num_keep: Tensor,
+    boxes: Tensor, scores: Tensor, class_ids: Tensor | None, counts: Tensor | None, iou_threshold: float,
+    max_output: int, legacy: bool, keep: Tensor, num_keep: Tensor,
 ) -> None:  # fmt: skip
     B, N = scores.shape
     if N >= 1 << 31 or max_output >= 1 << 31:
@@ -272,7 +272,7 @@ def nms_padded(
     launch(gather_kernel, grid, boxes, class_ids, order, N, sorted_boxes, sorted_ids, like=boxes, BLOCK=BLOCK)
     ranks = boxes.new_empty((B, max_output), dtype=torch.int32)
     num_ranks = boxes.new_empty((B,), dtype=torch.int32)
-    nms_sorted_segments(sorted_boxes, sorted_ids, ranked, threshold, max_output, legacy, ranks, num_ranks)
+    nms_sorted_segments(sorted_boxes, sorted_ids, ranked, iou_threshold, max_output, legacy, ranks, num_ranks)
     launch(
         ranks_to_rows_kernel, (blocks_for(max_output, BLOCK), B), order, ranks, num_ranks, N, max_output, keep,
         num_keep, like=boxes, BLOCK=BLOCK,
@@ -280,11 +280,11 @@ def nms_padded(
 
 
 def batched_nms(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, keep: Tensor, count: Tensor
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float, keep: Tensor, num_keep: Tensor
 ) -> None:
     ids = None if idxs is None else idxs[None]
-    nms_padded(boxes[None], scores[None], threshold, boxes.shape[0], ids, None, False, keep[None], count)
+    nms_padded(boxes[None], scores[None], ids, None, iou_threshold, boxes.shape[0], False, keep[None], num_keep)
 
 
-def nms(boxes: Tensor, scores: Tensor, threshold: float, keep: Tensor, count: Tensor) -> None:
-    batched_nms(boxes, scores, None, threshold, keep, count)
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: Tensor, num_keep: Tensor) -> None:
+    batched_nms(boxes, scores, None, iou_threshold, keep, num_keep)

@@ -4,7 +4,7 @@
 #include "../common/launch.cuh"
 #include "../common/mutant.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 #if defined(FF_TEST_BUILD)
 constexpr int kResolveRounds = 2;  // small cases need the slow way too
@@ -62,4 +62,4 @@ __device__ unsigned resolve_chunk(bool alive, const unsigned (&overlaps)[kWords]
   return mine;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -4,7 +4,8 @@
 #include "../common/launch.cuh"
 #include "proposals.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace anchor_decode;
 
 // Passed to kernels by value.
 template <class T, bool kLegacy>
@@ -42,4 +43,4 @@ Status make_decoder(const ProposalInputs& in, const ProposalSettings& set, Decod
                       &decoder->anchors);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals
