@@ -71,9 +71,9 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
         "nms_padded": Sample(ops.nms_padded, [box, scores], {"iou_threshold": 0.4, "max_output": 16}),
         "rpn_proposals": Sample(ops.rpn_proposals, [logits, deltas, table, sizes], per_level),
         "assign_anchors": Sample(ops.assign_anchors, [table, gt_boxes, gt_counts]),
-        "sample_anchors": Sample(ops.sample_anchors, [labels, rng], {"batch_size": 32, "max_positive": 8}),
+        "sample_anchors": Sample(ops.sample_anchors, [labels, rng], {"batch_size": 32, "positive_fraction": 0.25}),
         "rpn_targets": Sample(
-            ops.rpn_targets, [table, gt_boxes, gt_counts, rng], {"batch_size": 32, "max_positive": 8}
+            ops.rpn_targets, [table, gt_boxes, gt_counts, rng], {"batch_size": 32, "positive_fraction": 0.25}
         ),
         "sample_rois": Sample(
             ops.sample_rois, [proposals, counts, gt_boxes, gt_labels, gt_counts, rng], {"batch_size": 16}

@@ -196,7 +196,7 @@ def test_a_sample_is_as_full_as_it_can_be(backend: Backend, values: list, rng: t
     )
     most = int(batch * share)
     state = on(backend, rng, 2, dtype=torch.int64)
-    indices, sampled, counts = ops.sample_anchors(labels, state, batch_size=batch, max_positive=most)
+    indices, sampled, counts = ops.sample_anchors(labels, state, batch_size=batch, positive_fraction=share)
     positives, negatives = counts[0].tolist()
     assert positives == min(most, values.count(1))
     assert negatives == min(batch - positives, values.count(0))

@@ -80,7 +80,7 @@ def _pyramid(K: int, channels: int, channels_last: bool) -> Callable[[str], Case
         regions = rois(K, shape=FPN).to(device)
 
         def run(backend: str | None = None) -> Any:
-            return ops.multiscale_roi_align(features, regions, scales, BINS, 2, backend=backend)
+            return ops.multiscale_roi_align(features, regions, BINS, scales, 2, backend=backend)
 
         against: dict[str, Competitor] = {}
         if not competitors.torchvision_missing:

@@ -15,7 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def accepts_arrays(function: F) -> F:
     """Lets a function of tensors take NumPy or CuPy arrays too; its results are then arrays of that kind.
 
-    The first argument decides; of a named result each field is one. Arrays are viewed, not copied; CuPy's current stream must be the one torch uses.
+    The first argument decides; of a named result each field is one. Arrays are viewed, not copied; CuPy's current
+    stream must be the one torch uses.
     """
 
     @functools.wraps(function)

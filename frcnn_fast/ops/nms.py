@@ -179,7 +179,8 @@ def nms_padded(
     counts int64 [B]: rows from counts[b] on do not exist. `legacy`: inclusive pixels.
 
     Returns `PaddedKeep`: keep int64 [B, max_output], rows of the image by descending score, then -1; and num_keep int64
-    [B]. Rules as for nms. It stops at max_output kept boxes an image: the cost follows what is kept, not N^2; memory is O(B N).
+    [B]. Rules as for nms. It stops at max_output kept boxes an image: the cost follows what is kept, not N^2; memory is
+    O(B N).
 
     A count outside [0, N] is a ValueError on the CPU; on a GPU that image counts as empty (FRCNN_FAST_CHECK=1 raises).
     """

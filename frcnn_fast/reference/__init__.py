@@ -1,9 +1,8 @@
 """The oracle: every op in plain NumPy, sharing no code with the kernels.
 
-Functions take and return NumPy arrays, have the names and arguments of `frcnn_fast.ops`, and compute in the
-precision of the float arrays they are given (float32 or float64): every operation rounded by itself, in the
-one order that all backends follow. Padding is 0 for floats and -1 for integers. Anchors are explicit: [A,
-4] or [B, A, 4].
+Functions take and return NumPy arrays, have the names and arguments of the ops' schemas (frcnn_fast/ops), and compute
+in the precision of the float arrays they are given (float32 or float64): every operation rounded by itself, in the one
+order that all backends follow. Padding is 0 for floats and -1 for integers. Anchors are explicit: [A, 4] or [B, A, 4].
 """
 
 from .anchor_decode import (
@@ -29,6 +28,7 @@ from .roi_pool import (
     roi_levels,
     roi_pool,
     roi_pool_backward,
+    rois_of,
 )
 from .top_n import ranked, top_n
 
@@ -58,6 +58,7 @@ __all__ = [
     "roi_levels",
     "roi_pool",
     "roi_pool_backward",
+    "rois_of",
     "rpn_proposals",
     "rpn_targets",
     "sample_anchors",

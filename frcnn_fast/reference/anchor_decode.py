@@ -128,10 +128,10 @@ def decode_clip(
     anchors: np.ndarray,
     image_sizes: np.ndarray,
     *,
+    image_scales: np.ndarray | None = None,
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     clamp: float = DELTA_CLAMP,
     min_size: float = 0.0,
-    image_scales: np.ndarray | None = None,
     legacy: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decode deltas [B, A, 4], clip to image_sizes [B, 2] (h, w), judge: boxes [B, A, 4], valid bool [B, A].

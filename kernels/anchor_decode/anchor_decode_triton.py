@@ -93,12 +93,12 @@ def grid_anchors_kernel(cells, levels, offset, A, boxes, BLOCK: tl.constexpr):
     store_box(boxes, index, x1, y1, x2, y2, mask)
 
 
-def grid_anchors(cells: Tensor, grid: Sequence[int], offset: float, boxes: Tensor) -> None:
+def grid_anchors(anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, boxes: Tensor) -> None:
     A = boxes.shape[0]
     if A:
-        source = anchor_source(cells, grid, offset)
+        source = anchor_source(anchors, anchor_grid, anchor_offset)
         launch(
-            grid_anchors_kernel, (blocks_for(A, BLOCK),), cells, source.levels, source.offset, A, boxes,
+            grid_anchors_kernel, (blocks_for(A, BLOCK),), anchors, source.levels, source.offset, A, boxes,
             like=boxes, BLOCK=BLOCK,
         )  # fmt: skip
 
@@ -137,15 +137,17 @@ def decode_clip_kernel(
 
 
 def decode_clip(
-    deltas: Tensor, anchors: Tensor, grid: Sequence[int], offset: float, image_sizes: Tensor, weights: Sequence[float],
-    clamp: float, min_size: float, image_scales: Tensor | None, legacy: bool, boxes: Tensor, valid: Tensor,
+    deltas: Tensor, anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, image_sizes: Tensor,
+    image_scales: Tensor | None, weights: Sequence[float], clamp: float, min_size: float, legacy: bool, boxes: Tensor,
+    valid: Tensor,
 ) -> None:  # fmt: skip
     B, A = valid.shape
     if B * A:
         launch(
-            decode_clip_kernel, (blocks_for(A, BLOCK), B), deltas, *anchor_source(anchors, grid, offset), image_sizes,
-            *map(double_bits, weights), double_bits(clamp), double_bits(min_size), image_scales, A, boxes, valid,
-            like=deltas, LEGACY=legacy, BLOCK=BLOCK,
+            decode_clip_kernel, (blocks_for(A, BLOCK), B), deltas,
+            *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes, *map(double_bits, weights),
+            double_bits(clamp), double_bits(min_size), image_scales, A, boxes, valid, like=deltas, LEGACY=legacy,
+            BLOCK=BLOCK,
         )  # fmt: skip
 
 
@@ -193,15 +195,15 @@ def decode_clip_backward_kernel(
 
 
 def decode_clip_backward(
-    grad_boxes: Tensor, deltas: Tensor, anchors: Tensor, grid: Sequence[int], offset: float, image_sizes: Tensor,
-    weights: Sequence[float], clamp: float, legacy: bool, grad_deltas: Tensor,
+    grad_boxes: Tensor, deltas: Tensor, anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float,
+    image_sizes: Tensor, weights: Sequence[float], clamp: float, legacy: bool, grad_deltas: Tensor,
 ) -> None:  # fmt: skip
     B, A, _ = deltas.shape
     if B * A:
         launch(
             decode_clip_backward_kernel, (blocks_for(A, BLOCK), B), grad_boxes, deltas,
-            *anchor_source(anchors, grid, offset), image_sizes, *map(double_bits, weights), double_bits(clamp), A,
-            grad_deltas, like=deltas, LEGACY=legacy, BLOCK=BLOCK,
+            *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes, *map(double_bits, weights),
+            double_bits(clamp), A, grad_deltas, like=deltas, LEGACY=legacy, BLOCK=BLOCK,
         )  # fmt: skip
 
 
@@ -217,10 +219,10 @@ def encode_kernel(gt_boxes, anchors, wx, wy, ww, wh, N, deltas, LEGACY: tl.const
     store_box(deltas, row, d0, d1, d2, d3, mask)
 
 
-def encode(gt_boxes: Tensor, anchors: Tensor, weights: Sequence[float], legacy: bool, deltas: Tensor) -> None:
+def encode(gt_boxes: Tensor, anchors: Tensor, weights: Sequence[float], legacy: bool, targets: Tensor) -> None:
     N = gt_boxes.numel() // 4
     if N:
         launch(
-            encode_kernel, (blocks_for(N, BLOCK),), gt_boxes, anchors, *map(double_bits, weights), N, deltas,
+            encode_kernel, (blocks_for(N, BLOCK),), gt_boxes, anchors, *map(double_bits, weights), N, targets,
             like=gt_boxes, LEGACY=legacy, BLOCK=BLOCK,
         )  # fmt: skip

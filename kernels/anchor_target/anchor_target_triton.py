@@ -23,7 +23,19 @@ from ..common.launch_triton import anchor_source, blocks_for, double_bits, launc
 from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, scalar
 from .overlap_triton import has_peak, is_inside, is_negative, is_positive, match_objects, on_crowd
-from .sample_triton import NEGATIVES, ROWS, TALLY, draw, draw_item, enlist, is_last, is_likely, seats, store_targets
+from .sample_triton import (
+    NEGATIVES,
+    ROWS,
+    TALLY,
+    draw,
+    draw_item,
+    enlist,
+    is_last,
+    is_likely,
+    most_positive,
+    seats,
+    store_targets,
+)
 
 PEAKS = TALLY
 # In place of a best overlap.
@@ -193,13 +205,14 @@ def programs_for(candidates: int, each: int) -> int:
 
 
 def find_overlaps(
-    anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None,
-    image_sizes: Tensor | None, positive_iou: float, negative_iou: float, crowd_overlap: float, legacy: bool,
-    object: Tensor,
+    anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, gt_boxes: Tensor, gt_counts: Tensor,
+    crowd: Tensor | None, image_sizes: Tensor | None, positive_iou: float, negative_iou: float, crowd_overlap: float,
+    legacy: bool, object: Tensor,
 ) -> tuple[Any, ...]:  # fmt: skip
     """The first arguments of label_kernel and of target_kernel. Fills object [B, A]."""
     (B, A), G = object.shape, gt_boxes.shape[1]
-    source, ious = anchor_source(anchors, grid, offset), (double_bits(positive_iou), double_bits(negative_iou))
+    source = anchor_source(anchors, anchor_grid, anchor_offset)
+    ious = double_bits(positive_iou), double_bits(negative_iou)
     tallies, best = new_tallies(B, G, gt_boxes), gt_boxes.new_empty((B, A))
     if A:
         launch(
@@ -211,7 +224,7 @@ def find_overlaps(
 
 
 def assign_anchors(
-    anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: Tensor, gt_counts: Tensor,
+    anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, gt_boxes: Tensor, gt_counts: Tensor,
     image_sizes: Tensor | None, crowd: Tensor | None, positive_iou: float, negative_iou: float, low_quality: bool,
     crowd_overlap: float, legacy: bool, labels: Tensor, matched: Tensor,
 ) -> None:  # fmt: skip
@@ -219,8 +232,8 @@ def assign_anchors(
     if not B * A:
         return
     found = find_overlaps(
-        anchors, grid, offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou, crowd_overlap,
-        legacy, matched,
+        anchors, anchor_grid, anchor_offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou,
+        crowd_overlap, legacy, matched,
     )  # fmt: skip
     block = label_block(gt_boxes)
     launch(
@@ -230,8 +243,8 @@ def assign_anchors(
 
 
 def sample_anchors(
-    labels: Tensor, rng: Tensor, batch_size: int, max_positive: int, stream: int, indices: Tensor, sampled: Tensor,
-    counts: Tensor,
+    labels: Tensor, rng: Tensor, batch_size: int, positive_fraction: float, stream: int, indices: Tensor,
+    out_labels: Tensor, counts: Tensor,
 ) -> None:  # fmt: skip
     B, A = labels.shape
     if not B:
@@ -246,30 +259,30 @@ def sample_anchors(
         )  # fmt: skip
     launch(
         sample_kernel, (programs_for(A, SAMPLE_BLOCK), B), labels, A, tallies, rng, stream, batch_size,
-        min(max_positive, batch_size), items, winners, indices, sampled, counts, like=labels, warps=WARPS,
-        registers=128, BLOCK=SAMPLE_BLOCK,
+        most_positive(batch_size, positive_fraction), items, winners, indices, out_labels, counts, like=labels,
+        warps=WARPS, registers=128, BLOCK=SAMPLE_BLOCK,
     )  # fmt: skip
 
 
 def rpn_targets(
-    anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: Tensor, gt_counts: Tensor, rng: Tensor,
-    image_sizes: Tensor | None, crowd: Tensor | None, positive_iou: float, negative_iou: float, low_quality: bool,
-    crowd_overlap: float, batch_size: int, max_positive: int, weights: Sequence[float], legacy: bool, stream: int,
-    indices: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, counts: Tensor,
+    anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, gt_boxes: Tensor, gt_counts: Tensor,
+    rng: Tensor, image_sizes: Tensor | None, crowd: Tensor | None, positive_iou: float, negative_iou: float,
+    low_quality: bool, crowd_overlap: float, batch_size: int, positive_fraction: float, weights: Sequence[float],
+    legacy: bool, stream: int, indices: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, counts: Tensor,
 ) -> None:  # fmt: skip
-    B, A = gt_boxes.shape[0], num_anchors(anchors, grid)
+    B, A = gt_boxes.shape[0], num_anchors(anchors, anchor_grid)
     if not B:
         return
     object = gt_boxes.new_empty((B, A), dtype=torch.int32)
     found = find_overlaps(
-        anchors, grid, offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou, crowd_overlap,
-        legacy, object,
+        anchors, anchor_grid, anchor_offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou,
+        crowd_overlap, legacy, object,
     )  # fmt: skip
     block = label_block(gt_boxes)
     kinds, items = labels.new_empty((B, A)), indices.new_empty((B, A))
     launch(
         target_kernel, (programs_for(A, block), B), *found, object, rng, stream, batch_size,
-        min(max_positive, batch_size), *map(double_bits, weights), kinds, items, matched.new_empty((B, batch_size)),
-        indices, labels, targets, matched, counts, like=gt_boxes, warps=WARPS, registers=96, LEGACY=legacy,
-        LOW_QUALITY=low_quality, BLOCK=block,
+        most_positive(batch_size, positive_fraction), *map(double_bits, weights), kinds, items,
+        matched.new_empty((B, batch_size)), indices, labels, targets, matched, counts, like=gt_boxes, warps=WARPS,
+        registers=96, LEGACY=legacy, LOW_QUALITY=low_quality, BLOCK=block,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, scalar
 from .anchor_target_triton import new_tallies, programs_for
 from .overlap_triton import gt_count, is_negative, is_positive, match_objects, on_crowd
-from .sample_triton import ROWS, TALLY, draw, draw_item, enlist, is_last, seats, store_targets
+from .sample_triton import ROWS, TALLY, draw, draw_item, enlist, is_last, most_positive, seats, store_targets
 
 BLOCK = 128
 WARPS = 4
@@ -93,7 +93,7 @@ def sample_rois(
     proposals: Tensor, counts: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_counts: Tensor, rng: Tensor,
     crowd: Tensor | None, batch_size: int, positive_fraction: float, positive_iou: float, negative_iou_high: float,
     negative_iou_low: float, append_gt: bool, crowd_overlap: float, weights: Sequence[float], legacy: bool, stream: int,
-    rois: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, drawn: Tensor,
+    rois: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, out_counts: Tensor,
 ) -> None:  # fmt: skip
     B, G, _ = gt_boxes.shape
     if not B:
@@ -103,7 +103,7 @@ def sample_rois(
     launch(
         roi_kernel, (programs_for(N + G, BLOCK), B), proposals, counts, N, gt_boxes, gt_labels, gt_counts, crowd, G,
         *map(double_bits, (positive_iou, negative_iou_high, negative_iou_low, crowd_overlap)), rng, stream, batch_size,
-        int(batch_size * positive_fraction), *map(double_bits, weights), new_tallies(B, 0, proposals), object, items,
-        matched.new_empty((B, batch_size)), rois, labels, targets, matched, drawn, like=proposals, warps=WARPS,
-        APPEND_GT=append_gt, LEGACY=legacy, BLOCK=BLOCK,
+        most_positive(batch_size, positive_fraction), *map(double_bits, weights), new_tallies(B, 0, proposals), object,
+        items, matched.new_empty((B, batch_size)), rois, labels, targets, matched, out_counts, like=proposals,
+        warps=WARPS, APPEND_GT=append_gt, LEGACY=legacy, BLOCK=BLOCK,
     )  # fmt: skip

@@ -182,11 +182,11 @@ inline int64_t chunks_of(int64_t candidates) { return candidates ? blocks_for(ca
 inline DeviceSampler take_sampler(WorkspaceArena& arena, int64_t B, int64_t capacity, const SampleOptions& options) {
   DeviceSampler sampler = {};
   sampler.rng = options.rng;
-  sampler.stream = options.stream;
+  sampler.stream = options.stream_id;
   sampler.M = capacity;
   sampler.words = chunks_of(capacity) * kWordsAChunk;
   sampler.S = int32_t(options.batch_size);
-  sampler.max_positive = int32_t(options.max_positive < options.batch_size ? options.max_positive : options.batch_size);
+  sampler.max_positive = int32_t(options.max_positive());
   sampler.positive = arena.take<unsigned>(B * sampler.words);
   sampler.negative = arena.take<unsigned>(B * sampler.words);
   sampler.likely = arena.take<unsigned>(B * sampler.words);

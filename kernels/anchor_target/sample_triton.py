@@ -24,6 +24,11 @@ OTHERS = tl.constexpr(32)  # that a row is compared with
 POSITIVE = tl.constexpr(-(1 << 31))  # beside the index of a winner, so that positives come first
 
 
+def most_positive(batch_size: int, positive_fraction: float) -> int:
+    """The positives that a sample may have."""
+    return int(batch_size * positive_fraction)
+
+
 @triton.jit
 def draw_item(rng, index, image, stream):
     """What sampling sorts by: the key, then the index (below 2^31)."""

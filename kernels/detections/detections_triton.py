@@ -139,9 +139,9 @@ def most_candidates(N: int, K: int, threshold: float) -> int:
 
 
 def detections(
-    class_logits: Tensor, box_deltas: Tensor, proposals: Tensor, image_counts: Tensor, image_sizes: Tensor,
+    class_logits: Tensor, box_deltas: Tensor, proposals: Tensor, counts: Tensor, image_sizes: Tensor,
     score_threshold: float, iou_threshold: float, max_detections: int, min_size: float, weights: Sequence[float],
-    clamp: float, legacy: bool, boxes: Tensor, scores: Tensor, labels: Tensor, counts: Tensor,
+    clamp: float, legacy: bool, boxes: Tensor, scores: Tensor, labels: Tensor, out_counts: Tensor,
 ) -> None:  # fmt: skip
     B, N, classes = class_logits.shape
     K, D = classes - 1, max_detections
@@ -149,7 +149,7 @@ def detections(
         raise ValueError(f"class_logits: expected fewer than 2^31 candidates an image, got {N} boxes of {K} classes")
     ranks = most_candidates(N, K, score_threshold)
     if ranks == 0 or D == 0:
-        for result, padding in ((boxes, 0), (scores, 0), (labels, -1), (counts, 0)):
+        for result, padding in ((boxes, 0), (scores, 0), (labels, -1), (out_counts, 0)):
             result.fill_(padding)
         return
     if B == 0:
@@ -162,7 +162,7 @@ def detections(
     parameters = (*map(double_bits, weights), double_bits(clamp))
     all_scores = scores.new_empty((B, N * K))
     launch(
-        score_kernel, (blocks_for(B * N, ROWS),), class_logits, box_deltas, proposals, image_counts, image_sizes, B * N,
+        score_kernel, (blocks_for(B * N, ROWS),), class_logits, box_deltas, proposals, counts, image_sizes, B * N,
         N, classes, double_bits(score_threshold), *parameters, double_bits(min_size), all_scores,
         like=scores, AGNOSTIC=agnostic, LEGACY=legacy, ROWS=ROWS, LANES=LANES,
     )  # fmt: skip
@@ -177,5 +177,5 @@ def detections(
     nms_sorted_segments(all_boxes, class_ids, num_ranked, iou_threshold, D, legacy, keep, num_keep)
     launch(
         write_kernel, (blocks_for(D, BLOCK), B), all_scores, all_boxes, order, keep, num_keep, N * K, K, ranks, D,
-        boxes, scores, labels, counts, like=scores, BLOCK=BLOCK,
+        boxes, scores, labels, out_counts, like=scores, BLOCK=BLOCK,
     )  # fmt: skip

@@ -76,8 +76,8 @@ Status box_iou_cuda(DType dtype, const void* boxes1, const void* boxes2, int64_t
   });
 }
 
-Status box_iou_backward_cuda(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N, int64_t M,
-                             bool transposed, bool legacy, void* grad_boxes, Stream stream) {
+Status box_iou_backward_cuda(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N,
+                             int64_t M, bool transposed, bool legacy, void* grad_boxes, Stream stream) {
   if (N == 0) return kOk;
   const int64_t row_stride = transposed ? 1 : M, column_stride = transposed ? N : 1;
   return visit(dtype, [&](auto tag) {

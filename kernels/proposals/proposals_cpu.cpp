@@ -14,7 +14,7 @@ size_t take_from(const ProposalInputs& in, const ProposalSettings& set, void* me
     level.ranked = take_ranked_buffers<RankKey<U>>(&arena, size, level.chunk);
     level.kept = take_kept_blocks<U>(&arena, std::min(n, set.post_nms_top_n));
   }
-  task->masked_scores = arena.take<U>(set.filter_first ? in.A : 0);
+  task->masked_scores = arena.take<U>(set.filter_before_top_n ? in.A : 0);
   return arena.used();
 }
 
@@ -22,7 +22,7 @@ size_t take_from(const ProposalInputs& in, const ProposalSettings& set, void* me
 template <class U>
 Status propose(const ProposalInputs& in, const ProposalSettings& set, char* workspace, const ProposalOutputs& out) {
   Anchors<U> anchors;
-  FF_TRY(make_anchors(in.anchors, in.anchor_image_stride, in.grid, in.grid_levels, in.anchor_offset, in.A, &anchors));
+  FF_TRY(make_anchors(in.anchors, in.A, &anchors));
   ImageTask<U> sizing;
   const size_t piece = take_from<U>(in, set, nullptr, &sizing);
   parallel_for(in.B, 1, [&](int64_t begin, int64_t end) {

@@ -20,7 +20,7 @@ template <class U>
 struct ImageTask {
   Anchors<U> anchors;
   LevelMemory<U> levels[kMaxLevels];
-  void* masked_scores;  // [A] in dtype, filter_first only
+  void* masked_scores;  // [A] in dtype, filter_before_top_n only
 };
 
 // The proposals of image b. task: an ImageTask of the compute type.

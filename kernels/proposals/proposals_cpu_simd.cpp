@@ -145,7 +145,7 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
 
   const T* const own_scores = static_cast<const T*>(in.scores) + b * in.A;
   const T* scores = own_scores;
-  if (FF_MUTANT(proposals_filter_order, set.filter_first, false)) {
+  if (FF_MUTANT(proposals_filter_order, set.filter_before_top_n, false)) {
     T* const masked = static_cast<T*>(task.masked_scores);
     for (int64_t a = 0; a < in.A; a += kBlock) {
       const int count = int(in.A - a < kBlock ? in.A - a : kBlock);

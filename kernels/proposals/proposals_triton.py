@@ -1,9 +1,9 @@
 """proposals.cu in Triton: a fixed chain of launches over all images and levels.
 
-judge     (filter_first only) does an anchor decode to a box that may compete? (kernels/anchor_decode)
+judge     (filter_before_top_n only) does an anchor decode to a box that may compete? (kernels/anchor_decode)
 top-N     every (image, level) segment's best pre_nms_top_n, in order (kernels/top_n)
 decode    an element is a selected anchor: decode, clip, judge, count in each block what may compete
-compact   (not filter_first: there all may) a block of ranks moves up by what the blocks before it have dropped
+compact   (not filter_before_top_n: there all may) a block of ranks moves up by what the blocks before it have dropped
 NMS       every segment by itself, up to post_nms_top_n (kernels/nms)
 merge     an element is a kept box: its place among all levels of the image, by binary search in the other levels
 """
@@ -138,10 +138,10 @@ def merge_kernel(
 
 
 def rpn_proposals(
-    scores: Tensor, deltas: Tensor, anchors: Tensor, grid: Sequence[int], offset: float, image_sizes: Tensor,
-    image_scales: Tensor | None, level_sizes: Sequence[int], pre_nms_top_n: int, post_nms_top_n: int,
-    iou_threshold: float, min_size: float, filter_first: bool, weights: Sequence[float], clamp: float, legacy: bool,
-    boxes: Tensor, out_scores: Tensor, indices: Tensor, counts: Tensor,
+    scores: Tensor, deltas: Tensor, anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float,
+    image_sizes: Tensor, image_scales: Tensor | None, level_sizes: Sequence[int], pre_nms_top_n: int,
+    post_nms_top_n: int, iou_threshold: float, min_size: float, filter_before_top_n: bool, weights: Sequence[float],
+    clamp: float, legacy: bool, boxes: Tensor, out_scores: Tensor, indices: Tensor, counts: Tensor,
 ) -> None:  # fmt: skip
     (B, A), L, P = scores.shape, len(level_sizes), post_nms_top_n
     # No level gives more candidates than it has, none contributes more than P.
@@ -157,11 +157,11 @@ def rpn_proposals(
         return scores.new_empty(shape, dtype=dtype)
 
     decoding = (
-        deltas, *anchor_source(anchors, grid, offset), image_sizes, *map(double_bits, weights), double_bits(clamp),
-        double_bits(min_size), image_scales, A,
+        deltas, *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes, *map(double_bits, weights),
+        double_bits(clamp), double_bits(min_size), image_scales, A,
     )  # fmt: skip
     valid = None
-    if filter_first:
+    if filter_before_top_n:
         valid = integers(B, A, dtype=torch.uint8)
         launch(
             decode_clip_kernel, (blocks_for(A, BLOCK), B), *decoding, None, valid, like=scores, LEGACY=legacy,
@@ -173,12 +173,12 @@ def rpn_proposals(
 
     blocks = blocks_for(n, RANKS)
     candidates, rankings = boxes.new_empty((S, n, 4)), boxes.new_empty((S, n))
-    fit, num_fit = (None, None) if filter_first else (integers(S, n, dtype=torch.uint8), integers(S, blocks))
+    fit, num_fit = (None, None) if filter_before_top_n else (integers(S, n, dtype=torch.uint8), integers(S, blocks))
     launch(
         decode_kernel, (blocks, S), *decoding, scores, selected, num_selected, L, n, candidates, rankings, fit, num_fit,
         like=scores, LEGACY=legacy, RANKS=RANKS,
     )  # fmt: skip
-    if not filter_first:
+    if not filter_before_top_n:
         some = torch.empty_like(candidates), torch.empty_like(rankings), torch.empty_like(selected)
         num_boxes = torch.empty_like(num_selected)
         launch(

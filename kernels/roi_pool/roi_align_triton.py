@@ -303,33 +303,35 @@ def align_backward(
 
 
 def roi_align(
-    input: Tensor, rois: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool, output: Tensor
-) -> None:
-    check_size({"input": input}, height, width)
-    align((input,), rois, (scale,), (), ratio, aligned, output)
+    input: Tensor, rois: Tensor, output_height: int, output_width: int, spatial_scale: float, sampling_ratio: int,
+    aligned: bool, output: Tensor,
+) -> None:  # fmt: skip
+    check_size({"input": input}, output_height, output_width)
+    align((input,), rois, (spatial_scale,), (), sampling_ratio, aligned, output)
 
 
 def roi_align_backward(
-    grad: Tensor, rois: Tensor, B: int, C: int, H: int, W: int, last: bool, scale: float, ratio: int, aligned: bool,
-    grad_input: Tensor,
+    grad: Tensor, rois: Tensor, input_shape: Sequence[int], channels_last: bool, spatial_scale: float,
+    sampling_ratio: int, aligned: bool, grad_input: Tensor,
 ) -> None:  # fmt: skip
     check_size({"input": grad_input}, *grad.shape[2:])
-    align_backward(grad, rois, (scale,), (), ratio, aligned, (grad_input,))
+    align_backward(grad, rois, (spatial_scale,), (), sampling_ratio, aligned, (grad_input,))
 
 
 def multiscale_roi_align(
-    features: Sequence[Tensor], rois: Tensor, height: int, width: int, scales: Sequence[float], ratio: int,
-    aligned: bool, canonical_scale: float, canonical_level: int, output: Tensor,
+    features: Sequence[Tensor], rois: Tensor, output_height: int, output_width: int, spatial_scales: Sequence[float],
+    sampling_ratio: int, aligned: bool, canonical_scale: float, canonical_level: int, output: Tensor,
 ) -> None:  # fmt: skip
-    check_size(levels_by_name(features), height, width)
-    thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
-    align(features, rois, scales, thresholds, ratio, aligned, output)
+    check_size(levels_by_name(features), output_height, output_width)
+    thresholds = level_thresholds(tuple(spatial_scales), canonical_scale, canonical_level)
+    align(features, rois, spatial_scales, thresholds, sampling_ratio, aligned, output)
 
 
 def multiscale_roi_align_backward(
-    grad: Tensor, rois: Tensor, shapes: Sequence[int], layouts: Sequence[bool], scales: Sequence[float], ratio: int,
-    aligned: bool, canonical_scale: float, canonical_level: int, *grads: Tensor,
+    grad: Tensor, rois: Tensor, input_shapes: Sequence[int], channels_last: Sequence[bool],
+    spatial_scales: Sequence[float], sampling_ratio: int, aligned: bool, canonical_scale: float, canonical_level: int,
+    grad_features: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    check_size(levels_by_name(grads), *grad.shape[2:])
-    thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
-    align_backward(grad, rois, scales, thresholds, ratio, aligned, grads)
+    check_size(levels_by_name(grad_features), *grad.shape[2:])
+    thresholds = level_thresholds(tuple(spatial_scales), canonical_scale, canonical_level)
+    align_backward(grad, rois, spatial_scales, thresholds, sampling_ratio, aligned, grad_features)

@@ -1,6 +1,8 @@
 """roi_pool.h and roi_pool.cu in Triton. Forward: one launch, see roi_triton.BinTile; every number of a tile steps
 through the cells of its own bin. Backward: a gather, see roi_gather_triton.py."""
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -157,8 +159,8 @@ def owed_to_argmax(
 
 
 def roi_pool(
-    input: Tensor, rois: Tensor, height: int, width: int, spatial_scale: float, with_argmax: bool, output: Tensor,
-    argmax: Tensor,
+    input: Tensor, rois: Tensor, output_height: int, output_width: int, spatial_scale: float, with_argmax: bool,
+    output: Tensor, argmax: Tensor,
 ) -> None:  # fmt: skip
     B, C, H, W = input.shape
     K, _, P, Q = output.shape
@@ -173,10 +175,11 @@ def roi_pool(
 
 
 def roi_pool_backward(
-    grad: Tensor, argmax: Tensor, rois: Tensor, B: int, C: int, H: int, W: int, last: bool, spatial_scale: float,
+    grad: Tensor, argmax: Tensor, rois: Tensor, input_shape: Sequence[int], channels_last: bool, spatial_scale: float,
     grad_input: Tensor,
 ) -> None:  # fmt: skip
     K, _, P, Q = grad.shape
+    B = grad_input.shape[0]
     check_size({"input": grad_input}, P, Q)
     if grad_input.numel():
         tables = Tables.empty(rois, [grad_input])
