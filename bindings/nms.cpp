@@ -79,8 +79,8 @@ void batched_nms(const TensorView& boxes, const TensorView& scores, const Tensor
   padded("batched_nms", boxes, scores, class_ids, nullptr, 1, N, iou_threshold, N, false, workspace, keep, num_keep);
 }
 
-size_t nms_padded_workspace(const TensorView& boxes, bool classes, int64_t max_output) {
-  return padded_workspace(boxes, boxes.size(0), boxes.size(1), max_output, classes);
+size_t nms_padded_workspace(const TensorView& boxes, const OptionalTensor& class_ids, int64_t max_output) {
+  return padded_workspace(boxes, boxes.size(0), boxes.size(1), max_output, class_ids.present);
 }
 
 void nms_padded(const TensorView& boxes, const TensorView& scores, const OptionalTensor& class_ids,
@@ -99,7 +99,7 @@ const Registrar registrar([](py::module_& m) {
   m.def("batched_nms_workspace", &batched_nms_workspace, "boxes"_a);
   m.def("batched_nms", &batched_nms, "boxes"_a, "scores"_a, "idxs"_a, "iou_threshold"_a, "workspace"_a, "keep"_a,
         "num_keep"_a);
-  m.def("nms_padded_workspace", &nms_padded_workspace, "boxes"_a, "classes"_a, "max_output"_a);
+  m.def("nms_padded_workspace", &nms_padded_workspace, "boxes"_a, "class_ids"_a, "max_output"_a);
   m.def("nms_padded", &nms_padded, "boxes"_a, "scores"_a, "class_ids"_a, "counts"_a, "iou_threshold"_a, "max_output"_a,
         "legacy"_a, "workspace"_a, "keep"_a, "num_keep"_a);
 });

@@ -109,7 +109,7 @@ _nms_padded = Operator(
         a.boxes.new_empty(a.boxes.shape[0], a.max_output, dtype=torch.int64),
         a.boxes.new_empty(a.boxes.shape[0], dtype=torch.int64),
     ),
-    workspace=lambda C, a: C.nms_padded_workspace(a.boxes, a.class_ids is not None, a.max_output),
+    workspace=lambda C, a: C.nms_padded_workspace(a.boxes, a.class_ids, a.max_output),
     oracle=reference.nms_padded,
     triton="nms.nms_triton:nms_padded",
     returns=PaddedKeep,
