@@ -52,7 +52,7 @@ def roi_kernel(
     count = tl.load(proposal_counts + image) if not mutant("roi_count") else N
     count = tl.where(count > N, 0, count) if not mutant("roi_count_range") else count
     takes_part = index < count
-    if crowd is not None and not mutant("target_crowd"):
+    if crowd is not None and not mutant("roi_crowd"):
         covered = on_crowd(box, gt, image, scalar(crowd_overlap, U), LEGACY)
         takes_part = takes_part & (covered == 0)
     if APPEND_GT:

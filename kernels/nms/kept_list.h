@@ -28,7 +28,7 @@ FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const Pretes
   const V overlap = w * max_lanes(splat(U(0)), h);
   const V iou = overlap / ((splat(candidate_area) + bw * bh) - overlap);
   const V limit = splat(threshold);
-  return (likely & FF_MUTANT(nms_threshold, above(iou, limit), at_least(iou, limit))) != 0;
+  return (likely & FF_MUTANT(nms_kept_threshold, above(iou, limit), at_least(iou, limit))) != 0;
 }
 
 // Whether a box in the block suppresses the candidate.

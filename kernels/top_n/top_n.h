@@ -47,16 +47,20 @@ struct alignas(2 * sizeof(Key)) Ranking {
   uint32_t index;
 };
 
-// The rank order: by score descending, ties by lower index. Every comparison of two candidates is one of these two.
+// The rank order: by score descending, ties by lower index. Every comparison of two candidates is a comes_before.
 // The radix sorts and the selection compare no pairs: they take candidates in index order and keep equal keys so.
+template <class Index>
+FF_HD bool wins_tie(Index a, Index b) {
+  return FF_MUTANT(rank_tie, a < b, b < a);
+}
 template <class Key>
 FF_HD bool comes_before(const Ranking<Key>& a, const Ranking<Key>& b) {
-  return a.key < b.key || (a.key == b.key && FF_MUTANT(rank_tie, a.index<b.index, a.index> b.index));
+  return a.key < b.key || (a.key == b.key && wins_tie(a.index, b.index));
 }
 // The same by scores, none of them NaN.
 template <class U, class Index>
 FF_HD bool comes_before(U score_a, Index index_a, U score_b, Index index_b) {
-  return score_a > score_b || (score_a == score_b && FF_MUTANT(rank_tie, index_a<index_b, index_a> index_b));
+  return score_a > score_b || (score_a == score_b && wins_tie(index_a, index_b));
 }
 
 // What Ranked (ranked.h) works in. One thread's; take_ranked_buffers() cuts it from a workspace.
