@@ -41,7 +41,7 @@ from frcnn_fast.evaluation import VocEvaluator
 from frcnn_fast.io import load_weights
 from frcnn_fast.model import DetectorConfig, build_detector, load_pretrained, preset
 from frcnn_fast.training import TrainOptions, recipe
-from frcnn_fast.training.batches import training_batches
+from frcnn_fast.training.batches import TrainingBatches
 from frcnn_fast.training.loop import make_optimizer, train_step
 
 BACKBONE = "squeezenet1_0"
@@ -77,7 +77,7 @@ class Contestant:
             load_pretrained(ours, tensors, source=os.fspath(weights))
             ours.seed(options.seed)
         self.optimizer = make_optimizer(self.detector, options)
-        self.batches = enumerate(training_batches(training, config, options))
+        self.batches = enumerate(TrainingBatches(training, config, options))
         self.test_batches: DataLoader[Batch] = DataLoader(
             DetectionView(self.test, config.shorter, config.longer),  # type: ignore[arg-type]
             collate_fn=Collate(config.preprocess),

@@ -5,6 +5,7 @@
 #include "anchors.h"
 
 namespace frcnn_fast::bindings {
+using namespace anchor_decode;
 namespace {
 
 void grid_anchors(const TensorView& anchors, const Integers& anchor_grid, double anchor_offset,

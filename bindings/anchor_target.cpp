@@ -5,6 +5,7 @@
 #include "anchors.h"
 
 namespace frcnn_fast::bindings {
+using namespace anchor_target;
 namespace {
 
 // Whose device and type the others share; float32 or float64.

@@ -7,6 +7,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace detections;
 namespace {
 
 DetectionInputs shapes(const TensorView& class_logits, const TensorView& box_deltas) {

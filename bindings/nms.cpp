@@ -4,6 +4,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace nms;
 namespace {
 
 void box_iou(const TensorView& boxes1, const TensorView& boxes2, bool legacy, const TensorView& iou) {

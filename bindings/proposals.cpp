@@ -7,6 +7,7 @@
 #include "anchors.h"
 
 namespace frcnn_fast::bindings {
+using namespace proposals;
 namespace {
 
 // Without data: what the workspace's size depends on.

@@ -9,6 +9,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace roi_pool;
 namespace {
 
 bool is_channels_last(const TensorView& tensor, const char* name) {

@@ -3,6 +3,7 @@
 #include "run.h"
 
 namespace frcnn_fast::bindings {
+using namespace top_n;
 namespace {
 
 size_t top_n_workspace(const TensorView& scores, int64_t n) {

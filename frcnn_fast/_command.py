@@ -1,4 +1,4 @@
-"""What the commands share: choosing a data set and a device, and saying plainly what went wrong."""
+"""What the commands share: choosing a data set, and saying plainly what went wrong."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
-from frcnn_fast._extras import require
 from frcnn_fast.data import DetectionDataset, DigitsDetection, VocDetection
 from frcnn_fast.evaluation import VocResult
 
@@ -27,28 +24,16 @@ def errors(parser: argparse.ArgumentParser) -> Iterator[None]:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, ImportError, OSError, FloatingPointError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 
-def progress_bar(total: int, **settings: Any) -> Any:
-    """A tqdm bar that counts pictures: live on a terminal, a line every ten seconds in a log."""
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    tqdm = require("tqdm", "train").tqdm
-    return tqdm(total=total, unit="img", dynamic_ncols=True, mininterval=interval, maxinterval=interval, **settings)
-
-
-def device(name: str | None) -> torch.device:
-    """The device called `name`; by default the GPU that torch sees, else the processor."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: got {name!r}, expected for example 'cpu' or 'cuda:0' ({error})") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: got {name!r}, but torch finds no usable GPU here; use 'cpu'")
-    return found
+def _one_line(message: str) -> str:
+    lines = message.strip().splitlines() or [""]
+    if lines[0].startswith("Caught ") and len(lines) > 1:
+        # A DataLoader raises a worker's error with the worker's traceback in its message; the last line is the error.
+        return lines[-1].partition(": ")[2]
+    return " ".join(line.strip() for line in lines)
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser, default: str) -> None:

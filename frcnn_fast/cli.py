@@ -9,7 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
-    "detect": "find objects in picture files",
+    "detect": "find objects in image files",
     "doctor": "what is installed, which backends work here, and why not the others",
 }
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import _command
+from frcnn_fast._device import choose_device
 from frcnn_fast.data import Collate, boxes_to_original, read_image, resize
 from frcnn_fast.io import write_json
 from frcnn_fast.model import FasterRCNN, load_detector
-from frcnn_fast.visualize import draw_boxes, save_picture
+from frcnn_fast.visualize import draw_boxes, save_image
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     args = parser.parse_args(argv)
     with _command.errors(parser):
-        detector = load_detector(args.checkpoint, device=_command.device(args.device))
+        detector = load_detector(args.checkpoint, device=choose_device(args.device))
         out, records, taken, broken = Path(args.out), [], set[str](), 0
         for path in image_files(args.images):
             try:
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 class_names=detector.class_names,
             )
             record["picture"] = _free_name(path.stem, taken) + ".png"
-            save_picture(out / record["picture"], picture)
+            save_image(out / record["picture"], picture)
             records.append(record)
             print(f"{path}: {len(record['detections'])} objects, {out / record['picture']}")
         write_json(out / "detections.json", records)

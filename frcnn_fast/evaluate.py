@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from frcnn_fast import _command
+from frcnn_fast._device import choose_device
+from frcnn_fast._progress import progress_bar
 from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView, boxes_to_original
 from frcnn_fast.data.transforms import Target
 from frcnn_fast.evaluation import VocEvaluator, VocResult
@@ -32,7 +34,7 @@ def detect_all(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    with _command.progress_bar(len(view), desc="evaluating", disable=not progress) as bar:
+    with progress_bar(len(view), desc="evaluating", disable=not progress) as bar:
         for batch in batches:
             moved = batch.to(device, non_blocking=True)
             found = detector(moved.images, moved.image_sizes, image_scales=moved.image_scales).to_list()
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("-o", "--out", metavar="FILE", help="write the result as JSON")
     args = parser.parse_args(argv)
     with _command.errors(parser):
-        detector = load_detector(args.checkpoint, device=_command.device(args.device))
+        detector = load_detector(args.checkpoint, device=choose_device(args.device))
         _command.fill_in(args, load_checkpoint(args.checkpoint).extra.get("data", {}))
         dataset = _command.open_dataset(args, args.test_split or "test", detector.class_names)
         result = evaluate(detector, dataset, iou_threshold=args.iou, batch_size=args.batch_size, workers=args.workers)

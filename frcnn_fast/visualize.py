@@ -1,8 +1,9 @@
-"""Pictures to look at: detections beside the truth, contact sheets, loss curves."""
+"""Drawings to look at: detections beside the truth, contact sheets, loss curves."""
 
 from __future__ import annotations
 
 import colorsys
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +14,19 @@ from torch import Tensor
 from frcnn_fast._extras import require
 from frcnn_fast.io import PathLike, atomic_path, read_jsonl
 
-_SHORTER_SIDE = 400  # smaller pictures are enlarged until lines and letters are fine beside their objects
+_SHORTER_SIDE = 400  # smaller images are enlarged until lines and letters are fine beside their objects
 _CAPTION = (32, 34, 38)
 _PAPER = (245, 245, 243)
+
+# A loss has the same colour in every plot, whichever others are there; the first stage is blue, the second red.
+LOSS_COLOURS = {
+    "loss": "black",
+    "loss_objectness": "tab:blue",
+    "loss_rpn_box_reg": "tab:cyan",
+    "loss_classifier": "tab:red",
+    "loss_box_reg": "tab:orange",
+}
+_OTHER_COLOURS = ("tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:gray")
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -40,32 +51,32 @@ def draw_boxes(
 ) -> Any:
     """Draw boxes with their class and score.
 
-    A picture whose shorter side is under 400 pixels is enlarged by a whole factor first. The best boxes are
+    An image whose shorter side is under 400 pixels is enlarged by a whole factor first. The best boxes are
     drawn last, on top. Labels are placed where they cover no other label, if there is such a place.
 
     Args:
-        image: uint8 tensor or array [3, H, W], RGB, or a PIL picture.
+        image: uint8 tensor or array [3, H, W], RGB, or a PIL image.
         boxes: [D, 4], x1, y1, x2, y2 in pixels of `image`, half-open. Boxes with a NaN or without area are
             left out.
         labels: [D], 1..K; None draws all in one colour without a name.
         scores: [D]; None writes none.
         class_names: label k is class_names[k - 1]; None writes the number.
         difficult: bool [D]: such boxes are drawn thin and marked.
-        caption: a line of text above the picture; "" for none.
+        caption: a line of text above the image; "" for none.
 
     Returns:
-        A PIL picture.
+        A PIL image.
     """
     image_module = require("PIL.Image", "train")
     image_draw = require("PIL.ImageDraw", "train")
-    picture = _as_picture(image)
-    factor = max(1, math.ceil(_SHORTER_SIDE / min(picture.size)))
+    drawing = _as_drawing(image)
+    factor = max(1, math.ceil(_SHORTER_SIDE / min(drawing.size)))
     if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), image_module.Resampling.BICUBIC)
-    shorter = min(picture.size)
+        drawing = drawing.resize((drawing.width * factor, drawing.height * factor), image_module.Resampling.BICUBIC)
+    shorter = min(drawing.size)
     line = max(2, round(shorter / 220))
     font = _font(max(14, round(shorter / 34)))
-    draw = image_draw.Draw(picture)
+    draw = image_draw.Draw(drawing)
 
     corners = np.asarray(_numbers(boxes), dtype=np.float64).reshape(-1, 4) * factor
     order = np.argsort(_numbers(scores), kind="stable") if scores is not None else np.arange(len(corners))
@@ -92,8 +103,8 @@ def draw_boxes(
             words.append("difficult")
         if words:
             plates.append((" ".join(words), colour, (x1, y1, x2, y2)))
-    _draw_plates(draw, font, plates, picture.size)
-    return _captioned(picture, caption, font) if caption else picture
+    _draw_plates(draw, font, plates, drawing.size)
+    return _captioned(drawing, caption, font) if caption else drawing
 
 
 def side_by_side(
@@ -104,7 +115,7 @@ def side_by_side(
     *,
     score_threshold: float = 0.5,
 ) -> Any:
-    """One picture twice: with its detections (left) and with its true boxes (right).
+    """One image twice: with its detections (left) and with its true boxes (right).
 
     Args:
         image: as in `draw_boxes`.
@@ -114,7 +125,7 @@ def side_by_side(
         score_threshold: detections with a lower score are not drawn.
 
     Returns:
-        A PIL picture.
+        A PIL image.
     """
     scores = np.asarray(_numbers(detections["scores"]), dtype=np.float64)
     shown = np.flatnonzero(scores >= score_threshold)
@@ -139,44 +150,44 @@ def side_by_side(
     return contact_sheet([found, truth], columns=2, gap=6)
 
 
-def contact_sheet(pictures: Sequence[Any], columns: int | None = None, gap: int = 12) -> Any:
-    """Several pictures (as in `draw_boxes`) on one sheet, row by row, columns of equal width, each picture
+def contact_sheet(images: Sequence[Any], columns: int | None = None, gap: int = 12) -> Any:
+    """Several images (as in `draw_boxes`) on one sheet, row by row, columns of equal width, each image
     centred in its cell.
 
     Args:
-        pictures: at least one.
+        images: at least one.
         columns: None makes the sheet about as wide as high.
-        gap: pixels around and between the pictures.
+        gap: pixels around and between the images.
 
     Returns:
-        A PIL picture.
+        A PIL image.
     """
-    if not pictures:
-        raise ValueError("pictures is empty: a sheet needs at least one")
+    if not images:
+        raise ValueError("images is empty: a sheet needs at least one")
     image_module = require("PIL.Image", "train")
-    ready = [_as_picture(picture) for picture in pictures]
-    width = max(picture.width for picture in ready)
+    ready = [_as_drawing(image) for image in images]
+    width = max(drawing.width for drawing in ready)
     if columns is None:
-        height = sum(picture.height for picture in ready) / len(ready)
+        height = sum(drawing.height for drawing in ready) / len(ready)
         columns = round(math.sqrt(len(ready) * height / width))
     columns = max(1, min(columns, len(ready)))
     rows = [ready[i : i + columns] for i in range(0, len(ready), columns)]
-    heights = [max(picture.height for picture in row) for row in rows]
+    heights = [max(drawing.height for drawing in row) for row in rows]
     size = (columns * (width + gap) + gap, sum(heights) + (len(rows) + 1) * gap)
     sheet = image_module.new("RGB", size, _PAPER)
     top = gap
     for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            left = gap + column * (width + gap) + (width - picture.width) // 2
-            sheet.paste(picture, (left, top + (height - picture.height) // 2))
+        for column, drawing in enumerate(row):
+            left = gap + column * (width + gap) + (width - drawing.width) // 2
+            sheet.paste(drawing, (left, top + (height - drawing.height) // 2))
         top += height + gap
     return sheet
 
 
-def save_picture(path: PathLike, picture: Any) -> None:
-    """Write a PIL picture whole or not at all; the ending of `path` (.png, .jpg) chooses the format."""
+def save_image(path: PathLike, image: Any) -> None:
+    """Write a PIL image whole or not at all; the ending of `path` (.png, .jpg) chooses the format."""
     with atomic_path(path) as beside:
-        picture.save(beside, **({"quality": 92} if beside.suffix.lower() in (".jpg", ".jpeg") else {}))
+        image.save(beside, **({"quality": 92} if beside.suffix.lower() in (".jpg", ".jpeg") else {}))
 
 
 def plot_losses(metrics: PathLike, path: PathLike) -> None:
@@ -185,7 +196,7 @@ def plot_losses(metrics: PathLike, path: PathLike) -> None:
     Args:
         metrics: JSON lines; every record with an `iteration` gives a point to each of its numbers whose name
             begins with "loss". The faint line is what was recorded, the strong one a running mean.
-        path: the picture to write, for example loss.png.
+        path: the image to write, for example loss.png.
 
     Raises:
         ValueError: `metrics` is missing or broken or has no losses; names it.
@@ -205,9 +216,10 @@ def plot_losses(metrics: PathLike, path: PathLike) -> None:
     top = 0.0
     # The sum first and in black, then the largest part: the legend reads like the curves lie.
     means = {name: np.mean([value for _, value in curve]) for name, curve in points.items()}
-    for i, name in enumerate(sorted(points, key=lambda name: (name != "loss", -means[name]))):
+    others = itertools.cycle(_OTHER_COLOURS)
+    for name in sorted(points, key=lambda name: (name != "loss", -means[name])):
         steps, values = np.array(points[name], dtype=np.float64).T
-        colour = "black" if name == "loss" else f"C{i % 10}"
+        colour = LOSS_COLOURS.get(name) or next(others)
         smooth = _running_mean(values, max(1, len(values) // 40))
         axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
         axes.plot(steps, smooth, color=colour, linewidth=1.8, label=_curve_name(name))
@@ -239,14 +251,14 @@ def _numbers(values: Any) -> Any:
     return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _as_picture(image: Any) -> Any:
-    """A PIL picture that may be drawn on, of a PIL picture or of uint8 [3, H, W]."""
+def _as_drawing(image: Any) -> Any:
+    """A PIL image that may be drawn on, of a PIL image or of uint8 [3, H, W]."""
     image_module = require("PIL.Image", "train")
     if isinstance(image, image_module.Image):
         return image.convert("RGB") if image.mode != "RGB" else image.copy()
     pixels = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ValueError(f"image must be uint8 [3, H, W] or a PIL picture, got {pixels.dtype} {pixels.shape}")
+        raise ValueError(f"image must be uint8 [3, H, W] or a PIL image, got {pixels.dtype} {pixels.shape}")
     return image_module.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
@@ -287,12 +299,12 @@ def _common_area(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> 
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _captioned(picture: Any, caption: str, font: Any) -> Any:
-    """The picture under a dark bar with one line of text."""
+def _captioned(drawing: Any, caption: str, font: Any) -> Any:
+    """The drawing under a dark bar with one line of text."""
     image_module, image_draw = require("PIL.Image", "train"), require("PIL.ImageDraw", "train")
     box = font.getbbox("Ag0")
     bar = box[3] - box[1] + 14
-    whole = image_module.new("RGB", (picture.width, picture.height + bar), _CAPTION)
-    whole.paste(picture, (0, bar))
+    whole = image_module.new("RGB", (drawing.width, drawing.height + bar), _CAPTION)
+    whole.paste(drawing, (0, bar))
     image_draw.Draw(whole).text((10, 7 - box[1]), caption, fill=(255, 255, 255), font=font)
     return whole

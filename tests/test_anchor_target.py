@@ -119,8 +119,8 @@ def pyramid(g: np.random.Generator, integer: bool) -> ops.AnchorGrids:
         half = g.uniform(0, 60, (g.integers(1, 5), 4))
         cells = np.rint(half / 4) * 4 if integer else half
         size, stride = g.integers(1, 40, 2), g.integers(1, 33, 2)
-        cells = torch.tensor(cells * [-1, -1, 1, 1], dtype=torch.float32)
-        levels.append((cells, (int(size[0]), int(size[1])), (int(stride[0]), int(stride[1]))))
+        corners = torch.tensor(cells * [-1, -1, 1, 1], dtype=torch.float32)
+        levels.append((corners, (int(size[0]), int(size[1])), (int(stride[0]), int(stride[1]))))
     return ops.AnchorGrids(levels, offset=float(g.choice([0.0, 0.5])))
 
 

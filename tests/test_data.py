@@ -114,7 +114,7 @@ class TestDigits:
         assert len(DigitsDetection("test")) == 200
         assert len(DigitsDetection("train")) == 1_000_000
         dataset = DigitsDetection("test", length=3, size=(480, 640))
-        assert len(list(dataset)) == 3
+        assert len([*iter(dataset)]) == 3
         assert dataset[-1][0].shape == (3, 480, 640)
         assert same(dataset[-1], dataset[2])
         with pytest.raises(IndexError, match="3 items"):

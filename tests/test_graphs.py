@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import frcnn_fast
-from frcnn_fast.model import FasterRCNN, SmallTrunk, preset
+from frcnn_fast.model import FasterRCNN, SmallBackbone, preset
 from tests.samples import samples
 from tests.test_compile import same
 
@@ -80,7 +80,7 @@ def test_repeats_are_equal_to_the_bit(name: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_whole_detection_is_one_graph(backend: str) -> None:
     torch.manual_seed(0)
-    detector = FasterRCNN(SmallTrunk(), 4, preset("small")).cuda().eval()
+    detector = FasterRCNN(SmallBackbone(), 4, preset("small")).cuda().eval()
     images, sizes = torch.randn(2, 3, 192, 256, device="cuda"), torch.tensor([[192, 256], [160, 200]], device="cuda")
     exact = torch.backends.cudnn.flags(deterministic=True)
     with torch.inference_mode(), frcnn_fast.use_backend(backend), exact:

@@ -1,6 +1,9 @@
 """The detector: names, shapes, losses, initialisation, checkpoints, and what it says to input that does not fit."""
 
+import dataclasses
 import math
+from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from frcnn_fast.model import (
     VGG16,
     DetectorConfig,
     FasterRCNN,
-    SmallTrunk,
+    SmallBackbone,
     SqueezeNet,
     build_detector,
     load_detector,
@@ -20,9 +23,11 @@ from frcnn_fast.model import (
     preset,
     save_detector,
 )
-from frcnn_fast.model.backbones import freeze_layers
+from frcnn_fast.model.config import config_for
 from frcnn_fast.model.head import VGG16Head, rows_of_images
 from frcnn_fast.model.losses import head_losses, rpn_losses
+from frcnn_fast.model.protocol import backbone_shape, freeze_stages
+from frcnn_fast.training import recipe
 from tests.real_data import real_data
 
 # torchvision's names of the convolutions of vgg16 and of its first two fully connected layers.
@@ -66,7 +71,7 @@ def batch(sizes=((64, 96), (80, 64)), objects=((3, 1), (0, 0)), seed=0):
     }
 
 
-class TestTrunks:
+class TestBackbones:
     def test_parameter_names_are_torchvisions(self):
         assert list(VGG16().state_dict()) == VGG16_NAMES
         assert list(VGG16Head().state_dict()) == VGG16_HEAD_NAMES
@@ -83,13 +88,13 @@ class TestTrunks:
 
     @pytest.mark.parametrize("cell", [(6, 6), (7, 5)])
     def test_squeezenet_cells_lie_where_anchors_take_them_to_be(self, cell):
-        trunk = SqueezeNet()
-        for name, parameter in trunk.named_parameters():
+        backbone = SqueezeNet()
+        for name, parameter in backbone.named_parameters():
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 0.01)
         images = torch.zeros(1, 3, 208, 208)
         images[:, :, 16 * cell[0], 16 * cell[1]] = 1.0  # one bright pixel, at the centre of the cell's anchors
         with torch.no_grad():
-            response = trunk(images)[0][0].sum(0)
+            response = backbone(images)[0][0].sum(0)
         assert response[cell] > 0
         for axis, centre in enumerate(cell):
             profile = response.sum(1 - axis)
@@ -98,22 +103,167 @@ class TestTrunks:
             torch.testing.assert_close(before, after, rtol=1e-4, atol=0.0)
 
     @pytest.mark.parametrize("shape", [(64, 96), (50, 71)])
-    def test_small_trunk_has_two_levels(self, shape):
-        fine, coarse = SmallTrunk()(torch.zeros(1, 3, *shape))
+    def test_small_backbone_has_two_levels(self, shape):
+        fine, coarse = SmallBackbone()(torch.zeros(1, 3, *shape))
         assert fine.shape == (1, 64, math.ceil(shape[0] / 4), math.ceil(shape[1] / 4))
         assert coarse.shape == (1, 64, math.ceil(shape[0] / 8), math.ceil(shape[1] / 8))
 
     def test_the_paper_tunes_conv3_1_and_up(self):
-        trunk = VGG16()
-        freeze_layers(trunk, trunk.paper_frozen_layers)
-        frozen = [name for name, parameter in trunk.named_parameters() if not parameter.requires_grad]
+        backbone = VGG16()
+        freeze_stages(backbone, backbone.frozen_stages)
+        frozen = [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad]
         assert frozen == VGG16_NAMES[:8]
 
+    @pytest.mark.parametrize("kind", [VGG16, SqueezeNet])
+    def test_stages_end_before_the_poolings(self, kind):
+        backbone = kind()
+        poolings = [i for i, layer in enumerate(backbone.features) if isinstance(layer, nn.MaxPool2d)]
+        # SqueezeNet: the last stage begins after the last pooling as well.
+        assert backbone.stage_ends == (*poolings, len(backbone.features))
+        freeze_stages(backbone, len(backbone.stage_ends))
+        assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
     def test_freezing_more_than_there_is_is_refused(self):
-        with pytest.raises(ValueError, match="freeze: got 40 layers, but VGG16 has 30"):
-            freeze_layers(VGG16(), 40)
-        with pytest.raises(ValueError, match="SmallTrunk has no `features`"):
-            freeze_layers(SmallTrunk(), 1)
+        with pytest.raises(ValueError, match="freeze: got 6 stages, but VGG16 has 5"):
+            freeze_stages(VGG16(), 6)
+        with pytest.raises(ValueError, match=r"SmallBackbone has no method freeze\(stages\)"):
+            freeze_stages(SmallBackbone(), 1)
+
+
+class Pyramid(nn.Module):
+    """A backbone as a stranger writes it: a map for each stride."""
+
+    def __init__(self, strides=(8, 16), returns=tuple, channels=6, **attributes):
+        super().__init__()
+        self.out_channels, self.strides, self.returns = channels, strides, returns
+        torch.manual_seed(0)
+        self.convolutions = nn.ModuleList([nn.Conv2d(3, 6, 3, stride=stride, padding=1) for stride in strides])
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, images):
+        return self.returns([convolution(images) for convolution in self.convolutions])
+
+
+def strangers(backbone, **changes):
+    torch.manual_seed(0)
+    changes = {
+        "rpn_channels": 8,
+        "head_channels": 8,
+        "proposals_train": (50, 20),
+        "proposals_test": (50, 20),
+        **changes,
+    }
+    return build_detector(["a", "b"], dataclasses.replace(config_for(backbone), **changes), backbone=backbone)
+
+
+class TestBackboneOfOnesOwn:
+    @pytest.mark.parametrize(
+        "returns", [tuple, list, lambda maps: OrderedDict(zip("01", maps, strict=True))], ids=["tuple", "list", "dict"]
+    )
+    def test_every_collection_of_maps_is_understood(self, returns):
+        found = [strangers(Pyramid(returns=kind))(**batch()) for kind in (tuple, returns)]
+        assert found[0] == found[1]
+
+    def test_a_single_map_is_understood(self):
+        losses = strangers(Pyramid((16,), returns=lambda maps: maps[0]))(**batch())
+        assert all(torch.isfinite(loss) for loss in losses.values())
+
+    @pytest.mark.parametrize("pooling", ["roi_pool", "roi_align"])
+    def test_a_map_for_the_rpn_alone(self, pooling):
+        """It has anchors and a gradient from the RPN; RoI pooling reads the other one as if it were alone."""
+        both = strangers(Pyramid((8, 16), roi_levels=(0,)), pooling=pooling)
+        inputs = batch()
+        losses = both(**inputs)
+        (losses["loss_classifier"] + losses["loss_box_reg"]).backward(retain_graph=True)
+        assert both.backbone.convolutions[0].weight.grad.abs().sum() > 0
+        assert both.backbone.convolutions[1].weight.grad is None
+        losses["loss_objectness"].backward()
+        gradient = both.backbone.convolutions[1].weight.grad
+        assert gradient is not None
+        assert gradient.abs().sum() > 0
+
+    def test_the_pooled_level_keeps_its_stride(self):
+        both = strangers(Pyramid((8, 16), roi_levels=(1,)))
+        one = strangers(Pyramid((16,)))
+        maps = both.backbone(batch()["images"])
+        rois = torch.tensor([[0.0, 4, 6, 60, 50]])
+        assert torch.equal(both.roi_head.pool(maps, rois), one.roi_head.pool(maps[1:], rois))
+
+    @pytest.mark.parametrize(
+        ("stride", "says", "message"),
+        [
+            (8, 16, r"map 0 of Pyramid is \(12, 12\) for images of \(96, 96\) pixels, not at its stride of 16: .* 6 "),
+            (16, 8, "expected 12 cells or one more along 96 pixels, got 6"),
+        ],
+    )
+    def test_a_wrong_stride_is_found_at_the_first_forward(self, stride, says, message):
+        backbone = Pyramid((stride,))
+        backbone.strides = (says,)
+        with pytest.raises(ValueError, match=message):
+            strangers(backbone)(**batch())
+
+    @pytest.mark.parametrize("size", [(61, 97), (64, 96), (65, 79)])
+    @pytest.mark.parametrize("padding", [0, 1])
+    def test_maps_may_be_rounded_down_or_up(self, size, padding):
+        backbone = Pyramid((4,))
+        backbone.convolutions[0] = nn.Conv2d(3, 6, 4 if padding == 0 else 3, stride=4, padding=padding)
+        detector = strangers(backbone).eval()
+        with torch.no_grad():
+            detector(torch.zeros(1, 3, *size), torch.tensor([size]))
+
+    @pytest.mark.parametrize(
+        ("backbone", "error", "message"),
+        [
+            (Pyramid(returns=lambda maps: maps[:1]), ValueError, r"returned 1 maps, expected 2, .* strides \(8, 16\)"),
+            (Pyramid(channels=5), ValueError, "map 0 of Pyramid has 6 channels, expected its out_channels, 5"),
+            (Pyramid(returns=lambda maps: None), TypeError, "Pyramid returned NoneType, expected a map"),
+            (Pyramid((8,), returns=lambda maps: maps[0][0]), TypeError, r"returned shape \(6, 12, 12\), expected"),
+        ],
+    )
+    def test_maps_that_are_not_as_said(self, backbone, error, message):
+        with pytest.raises(error, match=message):
+            strangers(backbone)(**batch())
+
+    @pytest.mark.parametrize(
+        ("attributes", "error", "message"),
+        [
+            ({"strides": None}, TypeError, "Pyramid has out_channels 6 and strides None, expected an int and a tuple"),
+            ({"strides": (8.0,)}, TypeError, r"strides \(8.0,\), expected"),
+            ({"out_channels": "6"}, TypeError, "out_channels '6'"),
+            ({"roi_levels": 0}, TypeError, "roi_levels 0, expected a tuple of ints"),
+            ({"roi_levels": ()}, TypeError, r"roi_levels \(\), expected"),
+            ({"roi_levels": (0, 2)}, ValueError, r"roi_levels \(0, 2\), expected ascending indices below 2"),
+            ({"roi_levels": (1, 0)}, ValueError, r"roi_levels \(1, 0\), expected ascending"),
+        ],
+    )
+    def test_attributes_that_do_not_fit(self, attributes, error, message):
+        backbone = Pyramid()
+        for name, value in attributes.items():
+            setattr(backbone, name, value)
+        with pytest.raises(error, match=message):
+            backbone_shape(backbone)
+
+    def test_its_defaults_are_todays(self):
+        config = config_for(Pyramid((4, 8, 16)))
+        assert (config.preprocess, config.head_channels, config.pooling) == ("torch", 1024, "roi_align")
+        assert config.anchor_sizes == ((32.0,), (64.0,), (128.0,))
+        assert config_for(Pyramid((16,))).anchor_sizes == ((64.0, 128.0, 256.0, 512.0),)
+        assert recipe("Pyramid").iterations == 5000
+        assert recipe("vgg16").iterations == 80_000
+        assert config_for(SmallBackbone()) == preset("small")
+
+    def test_names_of_its_published_weights(self):
+        class Renamed(Pyramid):
+            def pretrained_names(self):
+                return {"convolutions.0.weight": "conv1.weight"}
+
+        detector = strangers(Renamed())
+        weights = {"conv1.weight": torch.ones(6, 3, 3, 3), "fc.weight": torch.zeros(2, 2)}
+        assert load_pretrained(detector, weights) == ["fc.weight"]
+        assert (detector.backbone.convolutions[0].weight == 1).all()
+        with pytest.raises(ValueError, match=r"lacks conv1\.weight of Renamed; it has fc\.weight"):
+            load_pretrained(detector, {"fc.weight": torch.zeros(2, 2)})
 
 
 class TestLosses:
@@ -218,7 +368,7 @@ class TestForward:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
     @pytest.mark.parametrize("pooling", ["roi_pool", "roi_align"])
-    def test_single_level_trunks_run_as_well(self, pooling):
+    def test_single_level_backbones_run_as_well(self, pooling):
         torch.manual_seed(0)
         config = preset(
             "squeezenet1_0", pooling=pooling, anchor_sizes=((32.0,),), rpn_channels=16, head_channels=8,
@@ -227,12 +377,14 @@ class TestForward:
         detector = build_detector(["a", "b"], config)
         losses = detector(**batch())
         sum(losses.values()).backward()
-        assert detector.backbone.features[0].weight.grad.abs().sum() > 0
+        gradient = detector.backbone.get_parameter("features.0.weight").grad
+        assert gradient is not None
+        assert gradient.abs().sum() > 0
         with torch.no_grad():
             found = detector.eval()(batch()["images"], batch()["image_sizes"])
         assert found.boxes.shape == (2, 100, 4)
 
-    def test_proposals_keep_to_the_minimum_side_of_the_original_picture(self):
+    def test_proposals_keep_to_the_minimum_side_of_the_original_image(self):
         detector = small_detector(min_size=16.0).eval()
         inputs = batch()
         with torch.no_grad():
@@ -254,7 +406,7 @@ class TestConstruction:
         torch.manual_seed(0)
         detector = build_detector(["a"], DetectorConfig(backbone="squeezenet1_0", head_channels=64))
         rpn, head = detector.rpn, detector.roi_head
-        layers = [(rpn.conv, 0.01), (rpn.cls_logits, 0.01), (rpn.bbox_pred, 0.01)]
+        layers: list[tuple[Any, float]] = [(rpn.conv, 0.01), (rpn.cls_logits, 0.01), (rpn.bbox_pred, 0.01)]
         for layer, std in [*layers, (head.cls_score, 0.01), (head.bbox_pred, 0.001)]:
             assert layer.weight.std().item() == pytest.approx(std, rel=0.2)
             assert (layer.bias == 0).all()
@@ -267,8 +419,8 @@ class TestConstruction:
         assert rpn.cls_logits.weight.shape == (9, 512, 1, 1)
 
     def test_settings_that_do_not_fit_each_other(self):
-        with pytest.raises(ValueError, match="pooling: 'roi_pool' reads one feature level, anchor_sizes names 2"):
-            DetectorConfig(anchor_sizes=((32.0,), (64.0,)))
+        with pytest.raises(ValueError, match="pooling: 'roi_pool' reads one feature level, the backbone offers 2"):
+            build_detector(["a"], preset("small", pooling="roi_pool"))
         with pytest.raises(ValueError, match="pooling: got 'max'"):
             DetectorConfig(pooling="max")
         with pytest.raises(ValueError, match="all of the same length"):
@@ -278,7 +430,7 @@ class TestConstruction:
         with pytest.raises(ValueError, match="backbone: got 'resnet', expected one of small, squeezenet1_0, vgg16"):
             build_detector(["a"], preset("resnet"))
         with pytest.raises(ValueError, match="num_classes: got 1"):
-            FasterRCNN(SmallTrunk(), 1, preset("small"))
+            FasterRCNN(SmallBackbone(), 1, preset("small"))
         with pytest.raises(TypeError, match="backbone: Linear has out_channels None"):
             FasterRCNN(nn.Linear(1, 1), 2)
 
@@ -300,7 +452,7 @@ class TestConstruction:
 
 
 class TestWeights:
-    def test_published_weights_fill_trunk_and_head(self):
+    def test_published_weights_fill_backbone_and_head(self):
         torch.manual_seed(0)
         detector = build_detector(["a"], DetectorConfig(backbone="squeezenet1_0", head_channels=8))
         weights = {name: torch.full_like(p, 0.5) for name, p in detector.backbone.state_dict().items()}
@@ -323,7 +475,9 @@ class TestWeights:
         detector = build_detector(["a"], preset("squeezenet1_0"))
         assert load_pretrained(detector, load_weights(file)) == ["classifier.1.weight", "classifier.1.bias"]
         expected = np.load(file)["features.12.expand3x3.weight"]
-        assert np.array_equal(detector.backbone.features[12].expand3x3.weight.detach().numpy(), expected)
+        assert np.array_equal(
+            detector.backbone.get_parameter("features.12.expand3x3.weight").detach().numpy(), expected
+        )
 
 
 class TestCheckpoint:
@@ -340,13 +494,13 @@ class TestCheckpoint:
             found = again(inputs["images"], inputs["image_sizes"])
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
-    def test_a_trunk_of_ones_own_is_asked_for(self, tmp_path):
-        class Mine(SmallTrunk):
+    def test_a_backbone_of_ones_own_is_asked_for(self, tmp_path):
+        class Mine(SmallBackbone):
             pass
 
         detector = build_detector(["a"], preset("small"), backbone=Mine())
         save_detector(tmp_path / "model.safetensors", detector)
-        with pytest.raises(ValueError, match="trained with a trunk of its own, Mine; pass one as `backbone`"):
+        with pytest.raises(ValueError, match="trained with a backbone of its own, Mine; pass one as `backbone`"):
             load_detector(tmp_path)
         load_detector(tmp_path, backbone=Mine())
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import frcnn_fast
 from bench.competitors import torchvision_missing
 from frcnn_fast import ops
-from frcnn_fast.patch import _iou_threshold, _Replaced
+from frcnn_fast.patch.core import Library
+from frcnn_fast.patch.torchvision import _TORCHVISION, _iou_threshold
 
 needs_torchvision = pytest.mark.skipif(bool(torchvision_missing), reason=torchvision_missing or "torchvision is there")
 if not torchvision_missing:
@@ -39,7 +40,8 @@ SERVED = (*FUSED, "nms", "batched_nms", "box_iou", "roi_pool", "roi_align")
 @pytest.fixture(autouse=True)
 def nothing_stays_patched() -> Iterator[None]:
     yield
-    assert frcnn_fast.patch._handles == 0
+    assert _TORCHVISION.holders == 0
+    assert not _TORCHVISION.active
 
 
 @pytest.fixture
@@ -78,9 +80,17 @@ def test_the_threshold_decides_as_a_float64_does(threshold: float) -> None:
     assert _iou_threshold(torch.empty(0, dtype=torch.float64), threshold) == threshold
 
 
-def test_what_is_replaced_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a package of our own by torchvision's name."""
+def pretend_library(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) -> ModuleType:
+    """A package of our own; its module `pretend.first` has these functions."""
+    package, first = ModuleType("pretend"), ModuleType("pretend.first")
+    package.__version__ = "7"  # type: ignore[attr-defined]
+    vars(first).update(functions)
+    monkeypatch.setitem(sys.modules, "pretend", package)
+    monkeypatch.setitem(sys.modules, "pretend.first", first)
+    return first
 
+
+def test_what_is_replaced_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def half(x: int) -> int:
         return x // 2
 
@@ -91,30 +101,61 @@ def test_what_is_replaced_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
         def loss(self) -> str:
             return "theirs"
 
-    forward, loss = Net.forward, Net.loss
-    first, late, other = ModuleType("torchvision.first"), ModuleType("torchvision.late"), ModuleType("another")
-    first.half = first.renamed = other.half = half  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torchvision.first", first)
+    first: Any = pretend_library(monkeypatch, half=half, renamed=half, Net=Net)
+    late: Any = ModuleType("pretend.late")
+    other: Any = ModuleType("another")
+    other.half, forward = half, Net.forward
     monkeypatch.setitem(sys.modules, "another", other)
-    replaced = _Replaced(
-        [
-            (None, half, lambda x: NotImplemented if x % 2 else -x),
-            (Net, forward, lambda self, x: "ours"),
-            (Net, loss, lambda self: "ours"),
-        ]
+    library = Library(
+        "pretend",
+        {
+            "first:half": lambda x: NotImplemented if x % 2 else -x,
+            "first:Net:forward": lambda self, x: "ours",
+            "first:Net:loss": lambda self: "ours",
+        },
     )
-    replaced.put()
+    patch = library.patch()
+    assert patch.replaced == ["pretend.first.half", "pretend.first.Net.forward", "pretend.first.Net.loss"]
     assert first.half is first.renamed
     assert other.half is half
     assert (first.half(4), first.half(x=5), Net().forward(1)) == (-4, 2, "ours")
-    late.half = kept = first.half  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torchvision.late", late)
+    late.half = kept = first.half
+    monkeypatch.setitem(sys.modules, "pretend.late", late)
     somebody_elses = Net.loss = lambda self: "somebody else's"  # type: ignore[method-assign]
-    replaced.restore()
+    patch.undo()
     assert first.half is first.renamed is late.half is half
     assert Net.forward is forward
     assert Net.loss is somebody_elses
     assert kept(4) == 2
+
+
+def test_what_a_library_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_library(monkeypatch, half=lambda x, up=False: x // 2)
+    with pytest.raises(ImportError, match=r"pretend 7 has no function first:double, which a patch would replace"):
+        Library("pretend", {"first:double": lambda x: x}).patch()
+    with pytest.raises(ImportError, match=r"pretend 7: first:half takes up, unknown to this patch"):
+        Library("pretend", {"first:half": lambda x: x}).patch()
+
+
+def test_recompilations_are_counted_for_each_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile has a limit for each code object."""
+
+    def function(plus: int) -> Callable[..., Any]:
+        scope: dict[str, Any] = {}
+        exec(f"def f(x):\n    return x + {plus}", scope)  # code of its own, as torchvision's functions have
+        return scope["f"]
+
+    first = pretend_library(monkeypatch, **{f"f{i}": function(i) for i in range(6)})
+    library = Library("pretend", {f"first:f{i}": lambda x: NotImplemented for i in range(6)})
+    limits = torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True)
+    torch._dynamo.reset()
+    patch = library.patch()
+    try:
+        with limits:
+            for i in range(6):
+                assert torch.compile(getattr(first, f"f{i}"), backend="eager")(torch.zeros(1)) == i
+    finally:
+        patch.undo()
 
 
 # The patch itself
@@ -187,6 +228,40 @@ class TestPatch:
         monkeypatch.setattr("torchvision.ops.nms", nms)
         with pytest.raises(ImportError, match="ops:nms takes soft, unknown"):
             frcnn_fast.patch_torchvision()
+
+    def test_it_says_what_it_replaces(self) -> None:
+        with frcnn_fast.patch_torchvision() as patch:
+            assert "torchvision.ops.nms" in patch.replaced
+            assert "torchvision.models.detection.rpn.RegionProposalNetwork.forward" in patch.replaced
+            assert repr(patch) == "<Patch of 9 functions, in force>"
+        assert repr(patch) == "<Patch of 9 functions, undone>"
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+    def test_detectors_can_be_scripted_while_patched_and_after(self) -> None:
+        """A script that fails half-way would leave torchvision's classes half compiled, for good."""
+        with frcnn_fast.patch_torchvision():
+            for name in SERVED:
+                if name not in FUSED:
+                    torch.jit.script(getattr(torchvision.ops, name))
+            built = detector()
+            scripted = torch.jit.script(built)
+        theirs = detect(built)
+        for model in (scripted, torch.jit.script(built), torch.jit.script(detector())):
+            with torch.no_grad():
+                found = model(two_images(built))[1]
+            close(found, theirs)
+
+    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+    def test_compiled_functions_are_torchvisions(self, served: set[str]) -> None:
+        boxes, scores = some_boxes(40), some_scores(40)
+        theirs = torchvision.ops.box_iou(boxes, boxes), torchvision.ops.nms(boxes, scores, 0.5)
+        with frcnn_fast.patch_torchvision():
+            compiled = torch.compile(
+                lambda: (torchvision.ops.box_iou(boxes, boxes), torchvision.ops.nms(boxes, scores, 0.5)),
+                backend="eager",
+            )
+            equal(compiled(), theirs)
+        assert served == set()
 
     def test_a_detector_built_while_patched_outlives_it(self, served: set[str]) -> None:
         with frcnn_fast.patch_torchvision():
@@ -361,7 +436,7 @@ class TestFunctions:
 # Detectors
 
 
-def pictures(model: Any) -> list[Tensor]:
+def two_images(model: Any) -> list[Tensor]:
     """Two, in the model's type."""
     g, dtype = torch.Generator().manual_seed(1), next(model.parameters()).dtype
     return [
@@ -371,7 +446,7 @@ def pictures(model: Any) -> list[Tensor]:
 
 
 def ground_truth(model: Any) -> list[dict[str, Tensor]]:
-    """The second picture has none."""
+    """The second image has none."""
     boxes = torch.tensor(
         [[20.0, 30, 90, 120], [60, 60, 200, 150], [70, 65, 190, 140]], dtype=next(model.parameters()).dtype
     )
@@ -387,9 +462,11 @@ def ground_truth(model: Any) -> list[dict[str, Tensor]]:
 def detector(kind: Any = None, **settings: Any) -> Any:
     """ResNet-18 with a pyramid and small heads; random weights, so scaled that scores and boxes spread."""
     torch.manual_seed(0)
-    trunk = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+    )
     model = (kind or FasterRCNN)(
-        trunk,
+        backbone,
         min_size=200,
         max_size=300,
         rpn_post_nms_top_n_test=300,
@@ -412,10 +489,10 @@ def detector(kind: Any = None, **settings: Any) -> Any:
 
 def one_level() -> Any:
     torch.manual_seed(0)
-    trunk = torchvision.models.squeezenet1_1(weights=None).features[:6]
-    trunk.out_channels = 128
+    backbone = torchvision.models.squeezenet1_1(weights=None).features[:6]
+    backbone.out_channels = 128
     model = FasterRCNN(
-        trunk,
+        backbone,
         min_size=200,
         max_size=300,
         rpn_anchor_generator=AnchorGenerator(((16, 32, 64),), ((0.5, 1.0, 2.0),)),
@@ -433,14 +510,14 @@ def one_level() -> Any:
 
 def detect(model: Any) -> list[dict[str, Tensor]]:
     with torch.no_grad():
-        return model(pictures(model))
+        return model(two_images(model))
 
 
 def train_step(model: Any, targets: list[dict[str, Tensor]] | None = None) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Losses and gradients, with the same samples each time."""
     model = copy.deepcopy(model).train()  # batch normalisation moves its statistics
     torch.manual_seed(3)
-    losses = model(pictures(model), targets or ground_truth(model))
+    losses = model(two_images(model), targets or ground_truth(model))
     sum(losses.values()).backward()
     return losses, [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -476,7 +553,7 @@ class TestDetectors:
         equal(detect(model), theirs)
 
     def test_training(self, served: set[str]) -> None:
-        """In float32 the losses only: rounding decides some of the trunk's ReLUs, which gradients do not forgive."""
+        """In float32 the losses only: rounding decides some ReLUs of the backbone, and gradients follow."""
         model = detector()
         theirs = train_step(model)
         with frcnn_fast.patch_torchvision():
@@ -523,15 +600,18 @@ class TestDetectors:
         nothing = [ground_truth(model)[1]] * 2
         theirs = train_step(model, nothing)
         with frcnn_fast.patch_torchvision():
-            # torchvision makes the targets of a picture without objects in float32, whatever the detector is in.
+            # torchvision makes the targets of an image without objects in float32, whatever the detector is in.
             close(train_step(model, nothing), theirs)
 
     @pytest.mark.parametrize("kind", ["MaskRCNN", "KeypointRCNN"])
     def test_masks_and_keypoints(self, kind: str, served: set[str]) -> None:
         if kind == "MaskRCNN":
-            model = detector(
-                MaskRCNN, mask_head=MaskRCNNHeads(256, (16,), 1), mask_predictor=MaskRCNNPredictor(16, 16, 5)
-            )
+            predictor = MaskRCNNPredictor(16, 16, 5)
+            with torch.no_grad():
+                predictor.mask_fcn_logits.weight *= (
+                    0.03  # logits of 100 make masks of 0 and 1, and their rounding large
+                )
+            model = detector(MaskRCNN, mask_head=MaskRCNNHeads(256, (16,), 1), mask_predictor=predictor)
         else:
             heads = {"keypoint_head": KeypointRCNNHeads(256, (16,)), "keypoint_predictor": KeypointRCNNPredictor(16, 2)}
             model = detector(KeypointRCNN, **heads)
@@ -560,10 +640,12 @@ class TestDetectors:
                 seen.append("filter")
                 return super().filter_proposals(*args)
 
+        def noted(*args: Any) -> Any:
+            seen.append("detections")
+            return RoIHeads.postprocess_detections(model.roi_heads, *args)
+
         model.rpn.__class__ = Own
-        model.roi_heads.postprocess_detections = lambda *args: (
-            seen.append("detections") or (RoIHeads.postprocess_detections(model.roi_heads, *args))
-        )
+        model.roi_heads.postprocess_detections = noted
         theirs = detect(model)
         with frcnn_fast.patch_torchvision():
             close(detect(model), theirs)
@@ -589,7 +671,7 @@ class TestDetectors:
         model = detector().rpn.train(training)
         head = model.head
         model.head = nn.Sequential(head)
-        model.head.forward = lambda maps: tuple([x.bfloat16() for x in of] for of in head(maps))  # type: ignore
+        model.head.forward = lambda maps: tuple([x.bfloat16() for x in of] for of in head(maps))
         images = ImageList(torch.empty(2, 3, 128, 160), [(128, 160), (120, 150)])
         g = torch.Generator().manual_seed(2)
         maps = {str(i): torch.randn(2, 256, 32 >> i, 40 >> i, generator=g) for i in range(5)}
@@ -616,7 +698,7 @@ class TestDetectors:
         logits = [20 + 20 * torch.rand(2, 3, 24 >> i, 32 >> i, generator=g) for i in range(3)]
         deltas = [torch.randn(2, 12, 24 >> i, 32 >> i, generator=g) * 0.3 for i in range(3)]
         rpn.head = nn.Identity()
-        rpn.head.forward = lambda maps: (logits, deltas)  # type: ignore[method-assign]
+        rpn.head.forward = lambda maps: (logits, deltas)
         images = ImageList(torch.empty(2, 3, 96, 128), [(96, 128), (90, 100)])
 
         theirs = rpn(images, maps)
@@ -626,7 +708,7 @@ class TestDetectors:
         assert served == {"rpn_proposals"}
 
     def test_tiny_huge_and_unevenly_many_detections(self, served: set[str]) -> None:
-        """On the last step alone: sides about 0.01 pixels, deltas beyond the clamp, another number for each picture."""
+        """On the last step alone: sides about 0.01 pixels, deltas beyond the clamp, another number for each image."""
         heads = RoIHeads(None, None, None, 0.5, 0.5, 128, 0.25, (10.0, 10.0, 5.0, 5.0), 0.05, 0.5, 30)
         proposals = [some_boxes(30), some_boxes(0), some_boxes(17, seed=1)]
         g = torch.Generator().manual_seed(5)
@@ -650,8 +732,8 @@ class TestDetectors:
         model = detector().double()
 
         def gradient() -> Tensor:
-            picture = pictures(model)[0].requires_grad_()
-            return torch.autograd.grad(model([picture])[0]["scores"].sum(), picture)[0]
+            image = two_images(model)[0].requires_grad_()
+            return torch.autograd.grad(model([image])[0]["scores"].sum(), image)[0]
 
         theirs = gradient()
         with frcnn_fast.patch_torchvision():

@@ -49,7 +49,7 @@ def test_nms_keeps_apart_and_drops_only_what_overlaps(backend: Backend, rows: li
     boxes = on(backend, [r[0] for r in rows], -1, 4)
     scores = on(backend, [r[1] for r in rows], -1)
     keep = ops.nms(boxes, scores, limit).cpu().tolist()
-    above = (ops.box_iou(boxes, boxes) > np.float32(limit)).cpu().numpy()
+    above = ops.box_iou(boxes, boxes).cpu().numpy() > np.float32(limit)
     order = rank(scores.cpu().numpy())
     assert keep == [i for i in order if i in set(keep)], "kept rows come in rank order"
     place = {i: p for p, i in enumerate(order)}

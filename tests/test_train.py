@@ -1,11 +1,14 @@
-"""Training and its commands, end to end on small pictures."""
+"""Training and its commands, end to end on small images."""
 
+import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +16,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from frcnn_fast import cli, detect, doctor, evaluate, train
+from frcnn_fast import _command, cli, detect, doctor, evaluate, train
 from frcnn_fast.data import DigitsDetection
 from frcnn_fast.io import read_jsonl
-from frcnn_fast.model import build_detector, load_detector, preset, save_detector
-from frcnn_fast.training import TrainOptions, recipe
-from frcnn_fast.training.batches import ShuffledForever
+from frcnn_fast.model import DetectorConfig, build_detector, load_detector, preset, save_detector
+from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
+from frcnn_fast.training import TrainOptions, fit, recipe
+from frcnn_fast.training.batches import ShuffledForever, TrainingBatches
+from frcnn_fast.training.folder import free_folder, new_run
+from frcnn_fast.training.interrupt import StopOnSignal
+from frcnn_fast.training.schemes import SCHEMES, Stage
 
 SIZE = (128, 160)
 
@@ -30,9 +37,8 @@ def digits(split, length):
 class OneClass:
     """A data set whose objects are all the same to it: a detector learns that in a few seconds."""
 
-    class_names = ("digit",)
-
     def __init__(self, dataset):
+        self.class_names = ["digit"]
         self.dataset = dataset
 
     def __len__(self):
@@ -62,12 +68,12 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     options = recipe("small", iterations=100, log_every=10, warmup=10, lr=2e-3)
     training, test = OneClass(digits("train", 100_000)), OneClass(digits("test", 40))
-    return train.train(training, out=out, config=preset("small"), options=options, test=test, pictures=2)
+    return train.train(training, out=out, config=preset("small"), options=options, test=test, drawings=2)
 
 
 @pytest.fixture(scope="module")
 def voc_tree(tmp_path_factory):
-    """Six pictures of digits written as a PASCAL VOC tree: four to train on, two to test on."""
+    """Six images of digits written as a PASCAL VOC tree: four to train on, two to test on."""
     root = tmp_path_factory.mktemp("voc")
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True)
@@ -113,7 +119,7 @@ class TestSchedule:
         with pytest.raises(ValueError, match=message):
             TrainOptions(**changes)
 
-    def test_every_epoch_shows_every_picture_once(self):
+    def test_every_epoch_shows_every_image_once(self):
         indices = list(ShuffledForever(5, 12, seed=1))
         assert sorted(indices[:5]) == sorted(indices[5:10]) == [0, 1, 2, 3, 4]
         assert len(indices) == 12
@@ -131,8 +137,9 @@ class TestTraining:
 
     def test_it_leaves_its_results(self, run):
         names = {str(path.relative_to(run.out)) for path in run.out.rglob("*") if path.is_file()}
-        pictures = {"pictures/digits-test-0-0.png", "pictures/digits-test-0-1.png"}
-        assert names == {"metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json"} | pictures
+        drawings = {"drawings/digits-test-0-0.png", "drawings/digits-test-0-1.png"}
+        files = {"config.json", "metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json"}
+        assert names == files | drawings
         written = json.loads((run.out / "evaluation.json").read_text())
         assert written["map07"] == pytest.approx(run.evaluation.map07)
 
@@ -141,9 +148,10 @@ class TestTraining:
         assert again.map07 == run.evaluation.map07
         assert again.ap_area == run.evaluation.ap_area
 
-    def test_any_data_set_trunk_and_callback(self, tmp_path):
+    def test_any_data_set_backbone_and_callback(self, tmp_path):
         class Squares:
-            class_names = ("square",)
+            def __init__(self):
+                self.class_names = ["square"]
 
             def __len__(self):
                 return 3
@@ -154,7 +162,7 @@ class TestTraining:
                 box = torch.tensor([[10.0 + index, 10, 40 + index, 40]])
                 return image, {"boxes": box, "labels": torch.tensor([1])}
 
-        class Trunk(nn.Module):
+        class Backbone(nn.Module):
             out_channels, strides = 8, (8,)
 
             def __init__(self):
@@ -174,17 +182,19 @@ class TestTraining:
             return record["iteration"] == 4
 
         result = train.train(
-            Squares(), out=tmp_path, backbone=Trunk(), config=config, options=quick(iterations=50, flips=True),
-            test=Squares(), pictures=1, callback=stop_at_four,
+            Squares(), out=tmp_path, backbone=Backbone(), config=config, options=quick(iterations=50, flips=True),
+            test=Squares(), drawings=1, callback=stop_at_four,
         )  # fmt: skip
         assert seen == [2, 4]
-        assert (result.iterations, result.interrupted) == (4, False)
+        assert (result.iterations, result.stopped_by) == (4, None)
+        assert result.evaluation is not None
         assert list(result.evaluation.ap07) == ["square"]
-        assert (tmp_path / "pictures/0.png").is_file()
+        assert (tmp_path / "drawings/0.png").is_file()
 
-    def test_pictures_without_objects_train(self, tmp_path):
+    def test_images_without_objects_train_and_nothing_is_printed(self, tmp_path, capsys):
         class Empty:
-            class_names = ("nothing",)
+            def __init__(self):
+                self.class_names = ["nothing"]
 
             def __len__(self):
                 return 2
@@ -195,8 +205,9 @@ class TestTraining:
                     "labels": torch.zeros(0, dtype=torch.int64),
                 }
 
-        result = train.train(Empty(), out=tmp_path, config=preset("small"), options=quick())
+        result = train.train(Empty(), out=tmp_path, config=preset("small"), options=quick(), progress=False)
         assert result.iterations == 4
+        assert capsys.readouterr() == ("", "")
 
     def test_divergence_is_reported_and_the_checkpoint_kept(self, tmp_path):
         options = quick(optimizer="sgd", iterations=60, lr=1e6, clip=0.0, warmup=0, log_every=1, checkpoint_every=1)
@@ -211,15 +222,15 @@ class TestTraining:
     def test_freezing_follows_the_weights(self, tmp_path):
         torch.manual_seed(3)
         config = preset("squeezenet1_0", rpn_channels=8, head_channels=8, shorter=64, longer=80)
-        trunk = build_detector(["a"], config).backbone.state_dict()
-        np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in trunk.items()})
-        options = recipe("squeezenet1_0", iterations=2, batch_size=1, freeze=4, log_every=1, warmup=1)
+        backbone = build_detector(["a"], config).backbone.state_dict()
+        np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in backbone.items()})
+        options = recipe("squeezenet1_0", iterations=2, batch_size=1, freeze=1, log_every=1, warmup=1)
         result = train.train(
             digits("train", 10), out=tmp_path / "run", config=config, options=options, weights=tmp_path / "w.npz"
         )
         trained = result.detector.backbone.state_dict()
-        same = {name.split(".")[1] for name in trunk if torch.equal(trunk[name], trained[name])}
-        assert same == {"0", "3"}
+        same = {name.split(".")[1] for name in backbone if torch.equal(backbone[name], trained[name])}
+        assert same == {"0"}
 
 
 class TestCommands:
@@ -227,7 +238,7 @@ class TestCommands:
         out = tmp_path / "run"
         data = ["--dataset", "voc", "--data-root", str(voc_tree)]
         settings = ["--backbone", "small", "--preprocess", "caffe", "--shorter", "96", "--iterations", "3"]
-        assert train.main([*data, *settings, "--out", str(out), "--batch-size", "2", "--pictures", "1"]) == 0
+        assert train.main([*data, *settings, "--out", str(out), "--batch-size", "2", "--drawings", "1"]) == 0
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.startswith("VOC07 mAP 0.")
         assert len(last) == len("VOC07 mAP 0.9123")
@@ -239,8 +250,8 @@ class TestCommands:
         assert capsys.readouterr().out.splitlines()[-1] == last
         assert list(json.loads(result.read_text())["classes"]) == ["digit"]
 
-        pictures = [str(voc_tree / "JPEGImages/4.jpg"), str(voc_tree / "JPEGImages")]
-        arguments = [*pictures, "--checkpoint", str(out), "-o", str(tmp_path / "found"), "--score-threshold", "0.01"]
+        images = [str(voc_tree / "JPEGImages/4.jpg"), str(voc_tree / "JPEGImages")]
+        arguments = [*images, "--checkpoint", str(out), "-o", str(tmp_path / "found"), "--score-threshold", "0.01"]
         assert detect.main(arguments) == 0
         records = json.loads((tmp_path / "found/detections.json").read_text())
         assert [record["picture"] for record in records] == [
@@ -252,13 +263,14 @@ class TestCommands:
 
     def test_weights_that_do_not_fit_are_named(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        np.savez("w.npz", **{"features.0.weight": np.zeros((2, 3), np.float32)})
+        weights: Any = {"features.0.weight": np.zeros((2, 3), np.float32)}
+        np.savez("w.npz", **weights)
         with pytest.raises(SystemExit):
             train.main(["--backbone", "squeezenet1_0", "--weights", "w.npz", "--iterations", "1"])
         assert "error: w.npz: lacks features.0.bias, features.3.squeeze.weight" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == [tmp_path / "w.npz"]
 
-    def test_a_broken_picture_does_not_cost_the_others(self, voc_tree, tmp_path, capsys):
+    def test_a_broken_image_does_not_cost_the_others(self, voc_tree, tmp_path, capsys):
         save_detector(tmp_path / "model.safetensors", build_detector(["digit"], preset("small")))
         (tmp_path / "torn.jpg").write_bytes((voc_tree / "JPEGImages/0.jpg").read_bytes()[:100])
         images = [tmp_path / "torn.jpg", tmp_path / "gone.jpg", voc_tree / "JPEGImages/1.jpg"]
@@ -312,27 +324,237 @@ class TestCommands:
         assert "no command 'fly'" in capsys.readouterr().err
 
 
-class TestInterrupt:
-    def test_ctrl_c_keeps_the_checkpoint(self, tmp_path):
+class TestStages:
+    def test_approximate_joint_training_is_one_stage(self):
+        (stage,) = TrainOptions(iterations=7).stages()
+        assert stage == Stage(RPN_LOSSES + ROI_LOSSES, ("backbone", "rpn", "roi_head"), 7)
+
+    def test_a_stage_moves_its_parts_by_its_losses(self, monkeypatch):
+        """Two stages, the proposal network and then the head, each with its own warm-up."""
+        stages = [Stage(RPN_LOSSES, ("backbone", "rpn"), 2), Stage(ROI_LOSSES, ("roi_head",), 3)]
+        monkeypatch.setitem(SCHEMES, "approximate-joint", lambda iterations: stages)
+        options = quick(log_every=1, checkpoint_every=2, batch_size=1, optimizer="sgd", lr=0.01, weight_decay=0.0)
+        torch.manual_seed(0)
+        detector = build_detector(digits("train", 9).class_names, preset("small"))
+        detector.roi_head.cls_score.bias.requires_grad_(False)  # frozen by the caller
+        records: list[dict[str, Any]] = []
+        moved: dict[int, set[str]] = {}
+
+        def weights():
+            return {name: parameter.detach().clone() for name, parameter in detector.named_parameters()}
+
+        before = weights()
+
+        def save(done):
+            nonlocal before
+            now = weights()
+            moved[done] = {name for name in now if not torch.equal(now[name], before[name])}
+            before = now
+
+        batches = TrainingBatches(digits("train", 9), detector.config, options)
+        assert len(batches) == 5
+        fitted = fit(detector, batches, options, log=records.append, save=save, device=torch.device("cpu"))
+        assert fitted == (5, None)
+        assert {name.split(".")[0] for name in moved[2]} == {"backbone", "rpn"}
+        assert {name.split(".")[0] for name in moved[4]} == {"roi_head"}
+        assert "roi_head.cls_score.weight" in moved[4]
+        assert "roi_head.cls_score.bias" not in moved[4]
+        assert [{name for name in record if name.startswith("loss_")} for record in records] == [
+            set(RPN_LOSSES)
+        ] * 2 + [set(ROI_LOSSES)] * 3
+        assert [record["lr"] for record in records] == pytest.approx([0.005, 0.01, 0.005, 0.01, 0.01])
+
+
+class TestFolders:
+    def test_a_second_run_does_not_touch_the_first(self, tmp_path):
+        def run(**changes):
+            return train.train(
+                digits("train", 9), out=tmp_path / "run", config=preset("small"), options=quick(), **changes
+            )
+
+        first = run()
+        assert first.out == tmp_path / "run"
+        contents = {path.name: path.read_bytes() for path in first.out.iterdir()}
+        assert [run().out.name, run().out.name] == ["run-2", "run-3"]
+        assert {path.name: path.read_bytes() for path in first.out.iterdir()} == contents
+
+    def test_overwrite_leaves_nothing_of_the_older_run(self, tmp_path):
+        def run(**changes):
+            return train.train(
+                digits("train", 9), out=tmp_path, config=preset("small"), options=quick(**changes), overwrite=True
+            )
+
+        assert run().out == tmp_path
+        (tmp_path / "drawings").mkdir()
+        (tmp_path / "drawings/0.png").touch()
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(FloatingPointError):
+            run(optimizer="sgd", iterations=60, lr=1e6, clip=0.0, warmup=0, log_every=1, checkpoint_every=100)
+        # Its weights were never worth keeping; the older run's must not pass for them.
+        assert {path.name for path in tmp_path.iterdir()} <= {"notes.txt", "config.json", "metrics.jsonl"}
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
+    def test_a_folder_without_a_run_is_used(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/notes.txt").touch()
+        assert free_folder(tmp_path / "run").path == tmp_path / "run"
+        assert new_run(f"{tmp_path}/run/", {"a": 1}).path == tmp_path / "run"
+        assert json.loads((tmp_path / "run/config.json").read_text()) == {"a": 1}
+        assert free_folder(f"{tmp_path}/run/").path == tmp_path / "run-2"
+
+    def test_the_settings_are_kept(self, run):
+        settings = json.loads((run.out / "config.json").read_text())
+        assert DetectorConfig.from_dict(settings["detector"]) == run.detector.config
+        kept = {**settings["training"], "milestones": tuple(settings["training"]["milestones"])}
+        assert TrainOptions(**kept) == recipe(
+            "small", iterations=100, log_every=10, warmup=10, lr=2e-3, device="cpu", freeze=0
+        )
+        assert settings["class_names"] == ["digit"]
+        assert settings["weights"] is None
+        assert settings["versions"]["torch"] == torch.__version__
+
+    def test_the_command_finds_a_folder_of_its_own(self, voc_tree, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        arguments = ["--data-root", str(voc_tree), "--backbone", "small", "--iterations", "1", "--drawings", "0"]
+        assert train.main(arguments) == train.main(arguments) == 0
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["voc", "voc-2"]
+        assert "results in runs/voc-2" in capsys.readouterr().err
+        settings = json.loads((tmp_path / "runs/voc-2/config.json").read_text())
+        assert settings["data"]["data_root"] == str(voc_tree)
+        assert settings["data"]["train_split"] == "trainval"
+        assert train.main([*arguments, "--overwrite"]) == 0
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["voc", "voc-2"]
+
+
+class Torn:
+    """Some items raise as a truncated file does."""
+
+    def __init__(self, torn, length=8):
+        self.class_names = ["digit"]
+        self.dataset, self.torn = OneClass(digits("train", length)), torn
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        if index in self.torn:
+            raise ValueError(f"{index}.jpg: not a readable image")
+        return self.dataset[index]
+
+
+class TestUnreadableImages:
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_another_image_takes_the_place(self, workers):
+        options = quick(iterations=8, batch_size=2, workers=workers)
+        batches = TrainingBatches(Torn({3, 5}), preset("small"), options)
+        with pytest.warns(
+            UserWarning, match=r"left out \d unreadable images? so far, the last: [35]\.jpg: not a"
+        ) as told:
+            found = list(batches)
+        assert [len(batch) for batch in found] == [2] * 8
+        assert sorted(batches.unreadable) == ["3.jpg: not a readable image", "5.jpg: not a readable image"]
+        assert len(told) == 2
+        ids = {image_id for batch in found for image_id in batch.image_ids}
+        assert ids == {f"digits-train-0-{i}" for i in (0, 1, 2, 4, 6, 7)}
+
+    def test_replacements_do_not_depend_on_workers(self):
+        def ids(workers):
+            batches = TrainingBatches(Torn({3, 5}), preset("small"), quick(iterations=8, workers=workers))
+            return [batch.image_ids for batch in batches]
+
+        with pytest.warns(UserWarning, match="left out"):
+            assert ids(0) == ids(1)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_nothing_readable_is_an_error_in_one_line(self, workers, tmp_path):
+        with (
+            pytest.warns(UserWarning, match="left out"),
+            pytest.raises(ValueError, match=r"^dataset: 10 images in a row could not be read, the last: .*image$"),
+        ):
+            train.train(Torn(set(range(8))), out=tmp_path, config=preset("small"), options=quick(workers=workers))
+
+    def test_the_warnings_grow_rare(self, recwarn):
+        batches = TrainingBatches(Torn(set(range(60)), 64), preset("small"), quick(iterations=4, batch_size=1))
+        for number in range(60):
+            batches._note(f"{number}.jpg")
+            batches._note(f"{number}.jpg")
+        assert [str(told.message).split()[2] for told in recwarn] == ["1", "2", "4", "8", "16", "32"]
+
+    def test_a_truncated_file_does_not_end_the_command(self, voc_tree, tmp_path, capsys):
+        root = tmp_path / "voc"
+        shutil.copytree(voc_tree, root)
+        torn = root / "JPEGImages/2.jpg"
+        torn.write_bytes(torn.read_bytes()[:-1000])
+        arguments = ["--data-root", str(root), "--backbone", "small", "--iterations", "3", "--workers", "1"]
+        with pytest.warns(UserWarning, match=r"2\.jpg: not a readable image"):
+            assert train.main([*arguments, "--out", str(tmp_path / "run"), "--drawings", "0"]) == 0
+        assert "unreadable images that were left out: 1, the first: " in capsys.readouterr().err
+        load_detector(tmp_path / "run")
+
+    def test_a_workers_error_is_one_line(self, capsys):
+        parser = argparse.ArgumentParser("prog")
+        loader: Any = torch.utils.data.DataLoader(Torn({0}), num_workers=1)  # type: ignore[arg-type]
+        with pytest.raises(SystemExit), _command.errors(parser):
+            next(iter(loader))
+        assert capsys.readouterr().err == "prog: error: 0.jpg: not a readable image\n"
+
+
+class TestTestSet:
+    @pytest.mark.parametrize(
+        ("test", "message"),
+        [
+            (
+                lambda: digits("test", 2),
+                r"test: its classes are \['0', .*\], expected those of the training set, \['digit'\]",
+            ),
+            (lambda: OneClass(digits("test", 0)), "test: got an empty data set"),
+            (lambda: Torn({0}), "0.jpg: not a readable image"),
+        ],
+    )
+    def test_it_is_checked_before_the_training(self, test, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            train.train(
+                OneClass(digits("train", 9)), out=tmp_path / "run", config=preset("small"), options=quick(), test=test()
+            )
+        assert not (tmp_path / "run").exists()
+
+
+class TestSignals:
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_a_signal_keeps_the_checkpoint(self, number, status, workers, tmp_path):
         arguments = ["--iterations", "100000", "--log-every", "1", "--batch-size", "1", "--out", str(tmp_path)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "frcnn_fast.train", *arguments],
+            [sys.executable, "-m", "frcnn_fast.train", *arguments, "--workers", str(workers)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )
         deadline = time.monotonic() + 120
         while not (tmp_path / "metrics.jsonl").exists() and process.poll() is None:
             assert time.monotonic() < deadline, "training did not start"
             time.sleep(0.1)
-        os.kill(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)  # as a terminal and a batch system do: workers get it, too
         output, errors = process.communicate(timeout=120)
-        assert process.returncode == 130, errors.decode()
+        assert process.returncode == status, errors.decode()
         assert b"Traceback" not in errors
         assert b"the detector so far is in" in errors
         assert b"VOC07" not in output
         assert load_detector(tmp_path).class_names == [str(digit) for digit in range(10)]
-        assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "model.safetensors", "loss.png"}
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "config.json", "metrics.jsonl", "model.safetensors", "loss.png",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+    def test_the_second_signal_ends_at_once(self, number, ends):
+        before = signal.getsignal(number)
+        with StopOnSignal() as signals:
+            signal.raise_signal(number)
+            assert signals.received == number
+            with pytest.raises(ends):
+                signal.raise_signal(number)
+        assert signal.getsignal(number) is before
 
 
 class TestDoctor:

@@ -1,4 +1,4 @@
-"""Pictures: right places, right sizes, no crash on the odd cases."""
+"""Images: right places, right sizes, no crash on the odd cases."""
 
 from __future__ import annotations
 
@@ -7,37 +7,40 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from frcnn_fast.io import append_jsonl
+from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
 from frcnn_fast.visualize import (
+    LOSS_COLOURS,
     class_colour,
     contact_sheet,
     draw_boxes,
     plot_losses,
-    save_picture,
+    save_image,
     side_by_side,
 )
 
 GREY = torch.full((3, 200, 300), 128, dtype=torch.uint8)
 
 
-def differs_from_grey(picture) -> np.ndarray:
-    return (np.asarray(picture) != 128).any(-1)
+def differs_from_grey(drawing) -> np.ndarray:
+    return (np.asarray(drawing) != 128).any(-1)
 
 
 def test_lines_lie_on_the_edge_of_the_enlarged_box():
-    picture = draw_boxes(GREY, torch.tensor([[50.0, 60.0, 100.0, 120.0]]), [3])
-    assert picture.size == (600, 400)  # twice, so that the shorter side has 400
+    drawing = draw_boxes(GREY, torch.tensor([[50.0, 60.0, 100.0, 120.0]]), [3])
+    assert drawing.size == (600, 400)  # twice, so that the shorter side has 400
     colour = class_colour(3)
-    pixels = np.asarray(picture)
+    pixels = np.asarray(drawing)
     for x, y in ((100, 180), (199, 180), (150, 120), (150, 239)):
         assert tuple(pixels[y, x]) == colour, (x, y)
     for x, y in ((96, 200), (203, 200), (150, 180), (150, 244)):
-        assert not differs_from_grey(picture)[y, x], (x, y)
+        assert not differs_from_grey(drawing)[y, x], (x, y)
 
 
-def test_large_pictures_keep_their_size():
+def test_large_images_keep_their_size():
     assert draw_boxes(torch.zeros(3, 600, 500, dtype=torch.uint8), []).size == (500, 600)
 
 
@@ -80,15 +83,15 @@ def test_low_scores_are_not_shown_beside_the_truth():
     assert side_by_side(GREY, weak, target, score_threshold=0.2) != side_by_side(GREY, none, target)
 
 
-def test_contact_sheet_places_every_picture():
-    pictures = [Image.new("RGB", (40, height), (height, 0, 0)) for height in (10, 30, 20)]
-    sheet = np.asarray(contact_sheet(pictures, columns=2, gap=5))
+def test_contact_sheet_places_every_image():
+    images = [Image.new("RGB", (40, height), (height, 0, 0)) for height in (10, 30, 20)]
+    sheet = np.asarray(contact_sheet(images, columns=2, gap=5))
     assert sheet.shape == (5 + 30 + 5 + 20 + 5, 5 + 40 + 5 + 40 + 5, 3)
     assert tuple(sheet[20, 20]) == (10, 0, 0)
     assert tuple(sheet[20, 60]) == (30, 0, 0)
     assert tuple(sheet[50, 20]) == (20, 0, 0)
-    assert contact_sheet(pictures).size[0] > 0
-    with pytest.raises(ValueError, match="pictures is empty"):
+    assert contact_sheet(images).size[0] > 0
+    with pytest.raises(ValueError, match="images is empty"):
         contact_sheet([])
 
 
@@ -99,12 +102,12 @@ def test_colours_of_neighbours_are_far_apart():
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
-def test_pictures_are_saved(tmp_path, name):
-    save_picture(tmp_path / "deep" / name, draw_boxes(GREY, []))
+def test_images_are_saved(tmp_path, name):
+    save_image(tmp_path / "deep" / name, draw_boxes(GREY, []))
     assert Image.open(tmp_path / "deep" / name).size == (600, 400)
 
 
-def test_bad_pictures_are_named():
+def test_bad_images_are_named():
     with pytest.raises(ValueError, match=r"image must be uint8 \[3, H, W\] .* got float32 \(3, 2, 2\)"):
         draw_boxes(torch.zeros(3, 2, 2), [])
 
@@ -117,9 +120,24 @@ class TestLosses:
         append_jsonl(metrics, {"iteration": 50, "loss": math.nan})
         append_jsonl(metrics, {"voc07_map": 0.5})
         plot_losses(metrics, tmp_path / "loss.png")
-        with Image.open(tmp_path / "loss.png") as picture:
-            assert picture.size == (1080, 600)
-            assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+        with Image.open(tmp_path / "loss.png") as drawing:
+            assert drawing.size == (1080, 600)
+            assert len(np.unique(np.asarray(drawing.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+    def test_a_loss_keeps_its_colour(self, tmp_path, monkeypatch):
+        assert set(LOSS_COLOURS) == {"loss", *RPN_LOSSES, *ROI_LOSSES}
+        assert len(set(LOSS_COLOURS.values())) == len(LOSS_COLOURS)
+        drawn = []
+        monkeypatch.setattr(Axes, "plot", lambda self, *args, color, **rest: drawn.append((rest.get("label"), color)))
+        monkeypatch.setattr(Axes, "legend", lambda self, **rest: None)
+        for values in ({"loss_classifier": 1.0, "loss_objectness": 2.0}, {"loss_classifier": 3.0, "loss_mask": 9.0}):
+            append_jsonl(tmp_path / "metrics.jsonl", {"iteration": 0, **values})
+            plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+            (tmp_path / "metrics.jsonl").unlink()
+        named = [(label, colour) for label, colour in drawn if label]
+        assert named == [
+            ("objectness", "tab:blue"), ("classifier", "tab:red"), ("mask", "tab:green"), ("classifier", "tab:red"),
+        ]  # fmt: skip
 
     def test_one_point_is_enough(self, tmp_path):
         append_jsonl(tmp_path / "metrics.jsonl", {"iteration": 0, "loss": 0.0})

@@ -47,7 +47,7 @@ class TorchvisionDetector(nn.Module):
             rpn_fg_iou_thresh=config.rpn_positive_iou,
             rpn_bg_iou_thresh=config.rpn_negative_iou,
             rpn_batch_size_per_image=config.rpn_batch_size,
-            rpn_positive_fraction=config.rpn_max_positive / config.rpn_batch_size,
+            rpn_positive_fraction=config.rpn_positive_fraction,
             box_roi_pool=MultiScaleRoIAlign(["0"], config.pool_size, config.sampling_ratio),
             box_head=TwoMLPHead(512 * config.pool_size**2, config.head_channels),
             box_predictor=FastRCNNPredictor(config.head_channels, len(class_names) + 1),

@@ -1,8 +1,7 @@
-"""Convolutional trunks: images [B, 3, H, W] in, a tuple of feature maps (finest first) out.
+"""The backbones that come with the library (`frcnn_fast.model.protocol` says what a backbone is).
 
-A backbone is any module with `out_channels` (every map's channels), `strides` (pixels per cell, one per map) and a
-`forward` that returns as many maps. The two published trunks keep torchvision's parameter names
-(`features.0.weight`, ...), so ImageNet weights load without renaming.
+The two published ones keep torchvision's parameter names (`features.0.weight`, ...), so ImageNet weights load without
+renaming.
 """
 
 from __future__ import annotations
@@ -12,12 +11,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class VGG16(nn.Module):
-    """conv1_1 ... conv5_3 of VGG-16: one map of 512 channels at stride 16 (the fifth pooling is left out)."""
+class _Features(nn.Module):
+    """One map of 512 channels at stride 16, from one list of layers under torchvision's name for it."""
 
     out_channels = 512
     strides = (16,)
-    paper_frozen_layers = 10  # conv1_1 ... conv2_2 with their pooling: conv3_1 and up are tuned
+    frozen_stages = 0
+    stage_ends: tuple[int, ...]  # a stage: the layers between two poolings
+    features: nn.Sequential
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.features(images),)
+
+    def freeze(self, stages: int) -> None:
+        if not 0 < stages <= len(self.stage_ends):
+            raise ValueError(f"freeze: got {stages} stages, but {type(self).__name__} has {len(self.stage_ends)}")
+        for parameter in self.features[: self.stage_ends[stages - 1]].parameters():
+            parameter.requires_grad_(False)
+
+
+class VGG16(_Features):
+    """conv1_1 ... conv5_3 of VGG-16: one map of 512 channels at stride 16 (the fifth pooling is left out)."""
+
+    stage_ends = (4, 9, 16, 23, 30)
+    frozen_stages = 2  # the paper tunes conv3_1 and up
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,9 +47,6 @@ class VGG16(nn.Module):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
         self.features = nn.Sequential(*layers)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return (self.features(images),)
 
 
 class Fire(nn.Module):
@@ -49,18 +63,16 @@ class Fire(nn.Module):
         return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], 1), inplace=True)
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(_Features):
     """The convolutions of SqueezeNet 1.0: one map of 512 channels at stride 16; cell (y, x) lies on pixel (16y, 16x).
 
     The published network pads neither its first convolution nor its poolings, so that its cells would look 17 pixels
     past the place where anchors and RoI pooling take them to be, right and down: further than a small object is wide.
-    Here all are padded by half their size. Maps are as large as the picture / 16, rounded up; the weights fit as they
+    Here all are padded by half their size. Maps are as large as the image / 16, rounded up; the weights fit as they
     are.
     """
 
-    out_channels = 512
-    strides = (16,)
-    paper_frozen_layers = 0
+    stage_ends = (2, 6, 11, 13)
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,9 +92,6 @@ class SqueezeNet(nn.Module):
             Fire(512, 64, 256),
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return (self.features(images),)
-
 
 def _conv_bn_relu(channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
@@ -92,7 +101,7 @@ def _conv_bn_relu(channels: int, width: int, stride: int) -> nn.Sequential:
     )
 
 
-class SmallTrunk(nn.Module):
+class SmallBackbone(nn.Module):
     """Six 3x3 convolutions with batch normalisation, for training from nothing on a processor.
 
     Two maps of 64 channels at strides 4 and 8; the coarse map is added into the fine one (a two-level pyramid).
@@ -100,7 +109,6 @@ class SmallTrunk(nn.Module):
 
     out_channels = 64
     strides = (4, 8)
-    paper_frozen_layers = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,34 +123,11 @@ class SmallTrunk(nn.Module):
         return self.lateral_fine(fine) + F.interpolate(top, size=fine.shape[-2:], mode="nearest"), top
 
 
-BACKBONES: dict[str, type[nn.Module]] = {"vgg16": VGG16, "squeezenet1_0": SqueezeNet, "small": SmallTrunk}
+BACKBONES: dict[str, type[nn.Module]] = {"vgg16": VGG16, "squeezenet1_0": SqueezeNet, "small": SmallBackbone}
 
 
 def build_backbone(name: str) -> nn.Module:
-    """The trunk called `name`, randomly initialised. ValueError names the known ones."""
+    """The backbone called `name`, randomly initialised. ValueError names the known ones."""
     if name not in BACKBONES:
         raise ValueError(f"backbone: got {name!r}, expected one of {', '.join(sorted(BACKBONES))}")
     return BACKBONES[name]()
-
-
-def trunk_shape(backbone: nn.Module) -> tuple[int, tuple[int, ...]]:
-    """(channels, strides) of a trunk's maps; TypeError where it does not say them."""
-    channels, strides = getattr(backbone, "out_channels", None), getattr(backbone, "strides", None)
-    if not isinstance(channels, int) or not isinstance(strides, list | tuple) or not strides:
-        raise TypeError(
-            f"backbone: {type(backbone).__name__} has out_channels {channels!r} and strides {strides!r}, expected an "
-            "int and a tuple of ints, one for each feature map that it returns"
-        )
-    return channels, tuple(int(stride) for stride in strides)
-
-
-def freeze_layers(backbone: nn.Module, count: int) -> None:
-    """Stop training the first `count` layers of `backbone.features` (ValueError where it has no such list)."""
-    if count == 0:
-        return
-    features = getattr(backbone, "features", None)
-    if not isinstance(features, nn.Sequential) or not 0 < count <= len(features):
-        size = len(features) if isinstance(features, nn.Sequential) else "no"
-        raise ValueError(f"freeze: got {count} layers, but {type(backbone).__name__} has {size} `features` layers")
-    for parameter in features[:count].parameters():
-        parameter.requires_grad_(False)

@@ -15,6 +15,7 @@ from frcnn_fast.model.backbones import BACKBONES, VGG16, build_backbone
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.detector import FasterRCNN
 from frcnn_fast.model.head import VGG16Head
+from frcnn_fast.model.protocol import pretrained_names
 
 
 def build_detector(
@@ -28,8 +29,8 @@ def build_detector(
 
     Args:
         config: settings; default the paper's, VGG-16 with its own fc6 and fc7.
-        backbone, head: modules of your own. The trunk's class then becomes config.backbone, so that a checkpoint
-            knows that it needs one.
+        backbone, head: modules of your own. Its class name then becomes config.backbone, so that a checkpoint knows
+            that it needs one.
     """
     config = config or DetectorConfig()
     if backbone is None:
@@ -42,9 +43,10 @@ def build_detector(
 
 
 def load_pretrained(detector: FasterRCNN, weights: Mapping[str, Tensor], source: str = "weights") -> list[str]:
-    """Copy published classifier weights into the trunk, and into the head where it has layers of the same names.
+    """Copy published classifier weights into the backbone, and into the head where it has layers of the same names.
 
-    The trunk must find all its tensors. Tensors without a place here (the 1,000-class layer) are left out.
+    The file must have every tensor that the backbone asks for. Those without a place here (the 1,000-class layer) are
+    left out.
 
     Args:
         weights: tensors by torchvision's names, as `frcnn_fast.io.load_weights` reads them.
@@ -54,17 +56,17 @@ def load_pretrained(detector: FasterRCNN, weights: Mapping[str, Tensor], source:
         The names that were left out.
 
     Raises:
-        ValueError: a tensor of the trunk is missing, or one has another shape; names them.
+        ValueError: one of these is missing, or has another shape; names them.
     """
-    trunk, body = detector.backbone.state_dict(keep_vars=True), detector.roi_head.body.state_dict(keep_vars=True)
-    # A normalisation's batch counter says nothing about the weights, and old files lack it.
-    needed = [name for name in trunk if not name.endswith("num_batches_tracked")]
-    missing = [name for name in needed if name not in weights]
+    tensors, body = detector.backbone.state_dict(keep_vars=True), detector.roi_head.body.state_dict(keep_vars=True)
+    names = pretrained_names(detector.backbone)
+    missing = [name for name in names.values() if name not in weights]
     if missing:
         raise ValueError(
             f"{source}: lacks {_listed(missing)} of {type(detector.backbone).__name__}; it has {_listed(list(weights))}"
         )
-    places = {**{name: trunk[name] for name in needed}, **{name: body[name] for name in body if name in weights}}
+    # By the file's names.
+    places = {**{name: tensors[own] for own, name in names.items()}, **{n: body[n] for n in body if n in weights}}
     wrong = [
         f"{name} {list(weights[name].shape)} (expected {list(place.shape)})"
         for name, place in places.items()
@@ -109,7 +111,7 @@ def load_detector(
     config = DetectorConfig.from_dict(checkpoint.config)
     if backbone is None and config.backbone not in BACKBONES:
         raise ValueError(
-            f"{os.fspath(path)}: was trained with a trunk of its own, {config.backbone}; pass one as `backbone`"
+            f"{os.fspath(path)}: was trained with a backbone of its own, {config.backbone}; pass one as `backbone`"
         )
     detector = build_detector(checkpoint.class_names, config, backbone=backbone, head=head)
     expected = detector.state_dict()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast import ops
-from frcnn_fast.model.backbones import trunk_shape
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.head import RoIHead, TwoLayerHead
-from frcnn_fast.model.losses import head_losses, rpn_losses
+from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES, head_losses, rpn_losses
+from frcnn_fast.model.protocol import backbone_shape, feature_maps
 from frcnn_fast.model.rpn import RegionProposalNetwork, RpnOutput
 
 
@@ -38,10 +38,14 @@ class Detections(NamedTuple):
 
 
 class FasterRCNN(nn.Module):
-    """A two-stage detector (Ren, He, Girshick, Sun).
+    """A two-stage detector (Ren, He, Girshick, Sun), in three parts:
+
+    - `backbone`: images to feature maps (`feature_maps`);
+    - `rpn`: maps to an objectness and a box at every anchor, of which `propose` keeps the best;
+    - `roi_head`: the maps inside each proposal to a class and a box, of which `detect` keeps the best.
 
     Args:
-        backbone: trunk with `out_channels`, `strides` and a forward that returns one map per stride.
+        backbone: any module with `out_channels` and `strides` (see `frcnn_fast.model.Backbone`).
         num_classes: classes including the background, K + 1.
         config: settings; the defaults are the paper's.
         head: module from pooled features [R, C, pool, pool] to [R, head.out_features]; default: two fully connected
@@ -73,11 +77,11 @@ class FasterRCNN(nn.Module):
         self.config = config = config or DetectorConfig()
         self.num_classes = num_classes
         self.backbone = backbone
-        channels, strides = trunk_shape(backbone)
+        self.shape = shape = backbone_shape(backbone)
         if head is None:
-            head = TwoLayerHead(channels * config.pool_size**2, config.head_channels, config.dropout)
-        self.rpn = RegionProposalNetwork(channels, strides, config)
-        self.roi_head = RoIHead(head, strides, num_classes, config)
+            head = TwoLayerHead(shape.channels * config.pool_size**2, config.head_channels, config.dropout)
+        self.rpn = RegionProposalNetwork(shape.channels, shape.rpn_strides, config)
+        self.roi_head = RoIHead(head, shape, num_classes, config)
         self.register_buffer("rng", torch.zeros(2, dtype=torch.int64), persistent=False)
         # Convolutions are faster on the processor with the channels last, and no slower on a GPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -103,7 +107,7 @@ class FasterRCNN(nn.Module):
             image_sizes: [B, 2], height and width of each image inside `images`.
             gt_boxes: [B, G, 4] in pixels of `images`; gt_labels: int64 [B, G], 1..K; gt_counts: int64 [B].
             crowd: bool [B, G], objects that are no positives and whose surroundings are ignored.
-            image_scales: [B], size in `images` per size in the original picture (for config.min_size).
+            image_scales: [B], size in `images` per size in the original image (for config.min_size).
         """
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -112,7 +116,7 @@ class FasterRCNN(nn.Module):
             )
         if min(images.shape) == 0:
             raise ValueError(f"images: got shape {tuple(images.shape)}, expected at least one pixel")
-        features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        features = feature_maps(self.backbone, images.contiguous(memory_format=torch.channels_last), self.shape)
         if self.config.feature_scale != 1.0:
             features = tuple(feature * self.config.feature_scale for feature in features)
         rpn = self.rpn(features)
@@ -159,7 +163,7 @@ class FasterRCNN(nn.Module):
             positive_iou=config.rpn_positive_iou,
             negative_iou=config.rpn_negative_iou,
             batch_size=config.rpn_batch_size,
-            positive_fraction=config.rpn_max_positive / config.rpn_batch_size,
+            positive_fraction=config.rpn_positive_fraction,
         )
         objectness, boxes = rpn_losses(
             rpn.logits,
@@ -172,7 +176,7 @@ class FasterRCNN(nn.Module):
             weight=config.rpn_lambda,
             beta=config.rpn_beta,
         )
-        return {"loss_objectness": objectness, "loss_rpn_box_reg": boxes}
+        return dict(zip(RPN_LOSSES, (objectness, boxes), strict=True))
 
     def head_loss(
         self,
@@ -201,7 +205,7 @@ class FasterRCNN(nn.Module):
         )
         logits, deltas = self.roi_head(features, rois, sampled.sum(1))
         classes, boxes = head_losses(logits, deltas, labels, targets, beta=config.roi_beta)
-        return {"loss_classifier": classes, "loss_box_reg": boxes}
+        return dict(zip(ROI_LOSSES, (classes, boxes), strict=True))
 
     def detect(
         self, features: tuple[Tensor, ...], proposals: Tensor, counts: Tensor, image_sizes: Tensor

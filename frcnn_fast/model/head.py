@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from frcnn_fast import ops
 from frcnn_fast.model.config import DetectorConfig
+from frcnn_fast.model.protocol import BackboneShape
 
 
 def gaussian_(layer: nn.Linear | nn.Conv2d, std: float) -> None:
@@ -67,16 +68,22 @@ class RoIHead(nn.Module):
     """Pools each region to pool_size x pool_size, runs the body, and predicts classes and boxes.
 
     Args:
-        body: module from [K, C, pool, pool] to [K, body.out_features].
-        strides: pixels per cell of each feature map.
+        body: module from [R, C, pool, pool] to [R, body.out_features].
+        shape: of the backbone's maps; those at its `roi_levels` are pooled.
         num_classes: K + 1, the background included.
         config: pooling and predictor settings.
     """
 
-    def __init__(self, body: nn.Module, strides: Sequence[int], num_classes: int, config: DetectorConfig) -> None:
+    def __init__(self, body: nn.Module, shape: BackboneShape, num_classes: int, config: DetectorConfig) -> None:
         super().__init__()
+        if config.pooling == "roi_pool" and len(shape.roi_levels) > 1:
+            raise ValueError(
+                f"pooling: 'roi_pool' reads one feature level, the backbone offers {len(shape.roi_levels)}; "
+                "use 'roi_align'"
+            )
         self.body = body
-        self.scales = [1.0 / stride for stride in strides]
+        self.levels = shape.roi_levels
+        self.scales = [1.0 / stride for stride in shape.roi_strides]
         self.config = config
         width = getattr(body, "out_features", None)
         if not isinstance(width, int):
@@ -87,18 +94,19 @@ class RoIHead(nn.Module):
         gaussian_(self.bbox_pred, 0.001)
 
     def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Features of rows (image, x1, y1, x2, y2) [K, 5]: [K, C, pool, pool], zero for padded rows."""
+        """Pooled features of rows (image, x1, y1, x2, y2) [R, 5]: [R, C, pool, pool], zero for padded rows."""
         size, config = self.config.pool_size, self.config
+        features = [features[level] for level in self.levels]
         if config.pooling == "roi_pool":
             return ops.roi_pool(features[0], rois, size, self.scales[0])
         if len(features) == 1:
             return ops.roi_align(features[0], rois, size, self.scales[0], config.sampling_ratio, config.aligned)
         return ops.multiscale_roi_align(
-            list(features),
+            features,
             rois,
-            size,
-            self.scales,
-            config.sampling_ratio,
+            output_size=size,
+            spatial_scales=self.scales,
+            sampling_ratio=config.sampling_ratio,
             aligned=config.aligned,
             canonical_scale=config.canonical_scale,
             canonical_level=config.canonical_level,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+# torchvision's names of the losses that a detector returns in training.
+RPN_LOSSES = ("loss_objectness", "loss_rpn_box_reg")
+ROI_LOSSES = ("loss_classifier", "loss_box_reg")
+
 
 def rpn_losses(
     logits: Tensor,

@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the iteration in progress finish."""
+"""Ctrl-C and SIGTERM that let the iteration in progress finish."""
 
 from __future__ import annotations
 
@@ -6,35 +6,45 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-class StopOnInterrupt:
-    """While active, the first Ctrl-C only sets `requested`; the second one interrupts at once.
+
+class StopOnSignal:
+    """While active, the first Ctrl-C or SIGTERM is only noted in `received`; the second one ends the process at once.
 
     An interrupt between two statements of an optimiser step would leave half of the weights updated, so the loop
-    asks `requested` between iterations. Outside the main thread signals cannot be caught: there it does nothing.
+    looks at `received` between iterations. Outside the main thread signals cannot be caught: there it does nothing.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.received: signal.Signals | None = None
 
-    def __enter__(self) -> StopOnInterrupt:
-        self._active = threading.current_thread() is threading.main_thread()
-        if self._active:
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+    def __enter__(self) -> StopOnSignal:
+        main = threading.current_thread() is threading.main_thread()
+        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS} if main else {}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._active:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(exit_status(signal.Signals(number)))
+        self.received = signal.Signals(number)
 
 
-def ignore_interrupts(worker: int) -> None:
-    """For DataLoader workers: Ctrl-C reaches the whole process group, but only the training loop answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def exit_status(number: signal.Signals) -> int:
+    """What a shell reports of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+def ignore_signals(worker: int) -> None:
+    """For DataLoader workers: a signal often reaches the whole process group, but only the training loop answers it.
+
+    A worker that dies makes torch raise an exception in the middle of whatever the loop is doing.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,21 +1,24 @@
-"""The training loop: approximate joint training (Ren et al. §3.2), one optimiser over both stages' losses."""
+"""The training loop. It knows nothing of files and consoles: it calls back."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from frcnn_fast._command import progress_bar
 from frcnn_fast.data import Batch
 from frcnn_fast.model.detector import FasterRCNN
-from frcnn_fast.training.interrupt import StopOnInterrupt
+from frcnn_fast.training.interrupt import StopOnSignal
 from frcnn_fast.training.options import TrainOptions
+from frcnn_fast.training.schemes import Stage
 
 Record = dict[str, Any]
 
@@ -24,7 +27,7 @@ class Fitted(NamedTuple):
     """How far training came."""
 
     iterations: int
-    interrupted: bool  # by Ctrl-C
+    stopped_by: signal.Signals | None  # Ctrl-C or SIGTERM
 
 
 def make_optimizer(detector: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
@@ -38,9 +41,13 @@ def make_optimizer(detector: nn.Module, options: TrainOptions) -> torch.optim.Op
 
 
 def train_step(
-    detector: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, clip: float = 0.0
+    detector: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    clip: float = 0.0,
+    minimised: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """One update of the weights; the losses stay on the device."""
+    """One update of the weights. Returns the losses named in `minimised` (default: all), still on the device."""
     losses = detector(
         batch.images,
         batch.image_sizes,
@@ -50,6 +57,8 @@ def train_step(
         batch.crowd,
         batch.image_scales,
     )
+    if minimised is not None:
+        losses = {name: losses[name] for name in minimised}
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(losses.values())).sum().backward()
     if clip:
@@ -66,69 +75,79 @@ def fit(
     log: Callable[[Record], bool | None],
     save: Callable[[int], None],
     device: torch.device,
+    advance: Callable[[int], object] = lambda images: None,
 ) -> Fitted:
-    """Train on options.iterations batches, or fewer after Ctrl-C or where `log` says so.
+    """Train through the stages of options.scheme, or until Ctrl-C, SIGTERM or `log` ends it.
 
     Args:
+        batches: at least as many as the stages have iterations.
         log: called every options.log_every iterations, and before every checkpoint, with the mean losses, the rate and
             the learning rate; returning True ends the training.
         save: called with the number of iterations done every options.checkpoint_every, and at the end.
+        advance: called after every iteration with its number of images.
 
     Raises:
         FloatingPointError: a loss is not finite; the last checkpoint stays.
     """
     detector.train()
-    optimizer = make_optimizer(detector, options)
-    sums: dict[str, Tensor] = {}
-    since, done, steps = time.perf_counter(), 0, 0
-    bar = progress_bar(options.iterations * options.batch_size, smoothing=0.05)
-    with StopOnInterrupt() as interrupt, bar as progress:
-        for batch in batches:
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr_at(done)
-            losses = train_step(detector, batch.to(device, non_blocking=True), optimizer, options.clip)
-            sums = {name: sums[name] + loss if name in sums else loss for name, loss in losses.items()}
-            done, steps = done + 1, steps + 1
-            progress.update(len(batch))
-            stop = interrupt.requested
-            checkpoint = stop or done % options.checkpoint_every == 0 or done == options.iterations
-            # A record before every checkpoint: it finds out whether the weights are worth keeping.
-            if checkpoint or done % options.log_every == 0:
-                now = time.perf_counter()
-                record = _record(done, steps, sums, options, now - since)
-                sums, since, steps = {}, now, 0
-                progress.set_postfix_str(_summary(record), refresh=False)
-                stop = bool(log(record)) or stop
-            if checkpoint or stop:
-                save(done)
-            if stop:
-                break
-    return Fitted(done, interrupt.requested)
+    stages = options.stages()
+    total = sum(stage.iterations for stage in stages)
+    frozen = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
+    source, mean, done = iter(batches), _MeanLosses(options), 0
+    with StopOnSignal() as signals:
+        for stage in stages:
+            _choose_trainable(detector, stage, frozen)
+            optimizer = make_optimizer(detector, options)
+            schedule = dataclasses.replace(options, iterations=stage.iterations)
+            for iteration, batch in enumerate(islice(source, stage.iterations)):
+                lr = schedule.lr_at(iteration)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                batch = batch.to(device, non_blocking=True)
+                mean.add(train_step(detector, batch, optimizer, options.clip, stage.losses))
+                done += 1
+                advance(len(batch))
+                stop = signals.received is not None
+                checkpoint = stop or done % options.checkpoint_every == 0 or done == total
+                # A record before every checkpoint: it finds out whether the weights are worth keeping.
+                if checkpoint or done % options.log_every == 0:
+                    stop = bool(log(mean.record(done, lr))) or stop
+                if checkpoint or stop:
+                    save(done)
+                if stop:
+                    return Fitted(done, signals.received)
+    return Fitted(done, None)
 
 
-def _record(done: int, steps: int, sums: dict[str, Tensor], options: TrainOptions, seconds: float) -> Record:
-    losses = {name: float(total) / steps for name, total in sums.items()}
-    loss = sum(losses.values())
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss} at iteration {done} ({losses}): training diverged; lower the learning rate "
-            f"(now {options.lr}) or clip the gradient (now {options.clip or 'off'})"
-        )
-    return {
-        "iteration": done,
-        "loss": loss,
-        **losses,
-        "lr": options.lr_at(done - 1),
-        "images_per_second": steps * options.batch_size / seconds,
-    }
+def _choose_trainable(detector: nn.Module, stage: Stage, frozen: Collection[str]) -> None:
+    for name, parameter in detector.named_parameters():
+        parameter.requires_grad_(name.partition(".")[0] in stage.trainable and name not in frozen)
 
 
-def _summary(record: Record) -> str:
-    short = {
-        "loss": "loss",
-        "loss_objectness": "objectness",
-        "loss_rpn_box_reg": "proposals",
-        "loss_classifier": "classes",
-        "loss_box_reg": "boxes",
-    }
-    return " ".join(f"{short[name]} {value:.3f}" for name, value in record.items() if name in short)
+class _MeanLosses:
+    """Sums the losses on the device, so that only a record waits for it."""
+
+    def __init__(self, options: TrainOptions) -> None:
+        self.options = options
+        self._begin()
+
+    def _begin(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.since = 0, time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self.sums = {name: self.sums[name] + loss if name in self.sums else loss for name, loss in losses.items()}
+        self.steps += 1
+
+    def record(self, done: int, lr: float) -> Record:
+        """The means since the last record, or since the beginning."""
+        losses = {name: float(total) / self.steps for name, total in self.sums.items()}
+        loss = sum(losses.values())
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at iteration {done} ({losses}): training diverged; lower the learning rate "
+                f"(now {self.options.lr}) or clip the gradient (now {self.options.clip or 'off'})"
+            )
+        rate = self.steps * self.options.batch_size / (time.perf_counter() - self.since)
+        self._begin()
+        return {"iteration": done, "loss": loss, **losses, "lr": lr, "images_per_second": rate}

@@ -7,17 +7,19 @@ import math
 from typing import Any
 
 from frcnn_fast._options import check_choices, option
+from frcnn_fast.training.schemes import SCHEMES, Stage
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """The schedule counts iterations, so that its result does not depend on the machine's speed.
 
-    The defaults are the paper's: 60,000 mini-batches of one picture at 0.001, 20,000 at 0.0001 (Ren et al. §3.1.3).
+    The defaults are the paper's: 60,000 mini-batches of one image at 0.001, 20,000 at 0.0001 (Ren et al. §3.1.3).
     """
 
+    scheme: str = option("approximate-joint", "what is trained when", tuple(SCHEMES))
     iterations: int = option(80_000, "mini-batches")
-    batch_size: int = option(1, "pictures in one")
+    batch_size: int = option(1, "images in one")
     optimizer: str = option("sgd", "sgd (with momentum) or adamw", ("sgd", "adamw"))
     lr: float = option(1e-3, "learning rate after the warm-up")
     momentum: float = option(0.9, "of sgd")
@@ -29,10 +31,10 @@ class TrainOptions:
     clip: float = option(0.0, "upper bound of the gradient's norm; 0: none")
     flips: bool = option(True, "double the training set by mirror images")
     freeze: int | None = option(
-        None, "layers of the trunk's `features` that stay as loaded (default: the paper's where weights are given)"
+        None, "first stages of the backbone that stay as loaded (default: where weights are given, as the paper)"
     )
-    seed: int = option(0, "of weights, pictures' order and samples")
-    workers: int = option(0, "processes that prepare pictures; 0: this one does")
+    seed: int = option(0, "of weights, images' order and samples")
+    workers: int = option(0, "processes that prepare images; 0: this one does")
     log_every: int = option(20, "iterations between two records of metrics.jsonl")
     checkpoint_every: int = option(500, "iterations between two checkpoints")
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
@@ -45,6 +47,9 @@ class TrainOptions:
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("lr", self.lr, self.lr > 0, "a positive learning rate")
 
+    def stages(self) -> list[Stage]:
+        return SCHEMES[self.scheme](self.iterations)
+
     def lr_at(self, iteration: int) -> float:
         """The learning rate of iteration 0, 1, ..."""
         if iteration < self.warmup:
@@ -56,11 +61,14 @@ class TrainOptions:
 
 
 def recipe(backbone: str, **changes: Any) -> TrainOptions:
-    """The options that suit a known backbone, with `changes` on top; an unknown one gets the paper's."""
-    return TrainOptions(**{**_RECIPES.get(backbone, {}), **changes})
+    """The options that suit a known backbone, or else any, with `changes` on top."""
+    return TrainOptions(**{**_RECIPES.get(backbone, _CUSTOM), **changes})
 
+
+_CUSTOM: dict[str, Any] = {"iterations": 5000, "batch_size": 2, "lr": 0.005, "schedule": "cosine", "clip": 10.0}
 
 _RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16": {},
     "squeezenet1_0": {"iterations": 600, "batch_size": 2, "lr": 0.004, "schedule": "cosine"},
     "small": {
         "iterations": 2000,

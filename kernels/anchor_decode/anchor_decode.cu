@@ -2,7 +2,7 @@
 #include "../common/launch.cuh"
 #include "anchor_decode.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 namespace {
 
 constexpr int kThreads = 256;
@@ -165,4 +165,4 @@ Status encode_cuda(DType dtype, const void* gt_boxes, const void* anchors, int64
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

@@ -8,7 +8,7 @@
 #include "../common/mutant.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 
 // What the deltas were divided by when they were learned, and the bound of the two logarithmic ones.
 template <class U>
@@ -151,4 +151,4 @@ Status encode_cpu(DType dtype, const void* gt_boxes, const void* anchors, int64_
 Status encode_cuda(DType dtype, const void* gt_boxes, const void* anchors, int64_t N, const double* weights,
                    bool legacy, void* targets, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

@@ -1,6 +1,6 @@
 #include "anchor_decode_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 namespace {
 
 constexpr int64_t kGrain = 2048;  // boxes a thread: some microseconds
@@ -66,4 +66,4 @@ Status encode_cpu(DType dtype, const void* gt_boxes, const void* anchors, int64_
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

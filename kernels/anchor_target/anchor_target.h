@@ -17,7 +17,7 @@
 #include "../common/philox.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 
 constexpr int8_t kPositive = 1, kNegative = 0, kIgnored = -1;
 
@@ -130,10 +130,9 @@ FF_HD uint32_t likely_key(int64_t wanted, int64_t candidates) {
 }
 
 // What sampling sorts by: the key, then the index.
-FF_HD uint64_t draw_item(uint32_t key, uint32_t index) {
-  return uint64_t(key) << 32 | FF_MUTANT(sample_tie, index, ~index);
-}
-FF_HD uint32_t draw_index(uint64_t item) { return FF_MUTANT(sample_tie, uint32_t(item), ~uint32_t(item)); }
+FF_HD uint32_t draw_order(uint32_t index) { return FF_MUTANT(sample_tie, index, ~index); }  // its own inverse
+FF_HD uint64_t draw_item(uint32_t key, uint32_t index) { return uint64_t(key) << 32 | draw_order(index); }
+FF_HD uint32_t draw_index(uint64_t item) { return draw_order(uint32_t(item)); }
 
 // Launchers. dtype is float32 or float64 and that of every void*: half inputs are widened by the caller.
 
@@ -218,4 +217,4 @@ Status sample_rois_cuda(DType dtype, int64_t B, const Proposals& proposals, cons
                         const int64_t* gt_labels, const RoiOptions& options, const SampleOptions& sample,
                         const double* weights, void* workspace, const RoiOutputs& outputs, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -4,8 +4,9 @@
   target_kernel    (rpn_targets) labels into lists; the last program of an image draws and encodes
 For labels from elsewhere, count_kernel counts the negatives and sample_kernel draws.
 
-An element of a block is an anchor. A program of overlap_kernel is one warp, in which the peak of an object needs no
-barrier; the programs that draw have WARPS. tallies [B, TALLY + G]: sample_triton's tally, then the peaks (bits).
+A program owns BLOCK anchors of an image (axis 1 of the grid). One of overlap_kernel is one warp, in which the peak of
+an object needs no barrier; the programs that draw have WARPS. tallies [B, TALLY + G]: sample_triton's tally, then the
+peaks (bits).
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from torch import Tensor
 from ..anchor_decode.anchor_decode_triton import scalars4
 from ..common.box_triton import anchor_at, is_finite_box, load_box
 from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch, num_anchors
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, scalar
-from .overlap_triton import has_peak, is_inside, is_positive, match_objects, on_crowd
+from .overlap_triton import has_peak, is_inside, is_negative, is_positive, match_objects, on_crowd
 from .sample_triton import (
     NEGATIVES,
     ROWS,
@@ -59,17 +61,17 @@ def overlap_kernel(
     gt = gt_boxes, gt_counts, crowd, G
     tally = tallies + image * (G + PEAKS)
     box = anchor_at(anchors, image_stride, levels, scalar(offset, U), image, index, mask)
-    takes_part = mask & is_finite_box(*box)
+    takes_part = mask & is_finite_box(*box) if not mutant("target_finite_anchor") else mask
     if image_sizes is not None:
         takes_part = takes_part & is_inside(box, image_sizes + 2 * image, LEGACY)
-    if crowd is not None:
+    if crowd is not None and not mutant("target_crowd"):
         covered = on_crowd(box, gt, image, scalar(crowd_overlap, U), LEGACY)
         takes_part = takes_part & (covered == 0)
     highest, matched, any_object = match_objects(box, takes_part, gt, image, tally + PEAKS, LEGACY)
-    low = (any_object == 0) | (highest < scalar(negative_iou, U))
+    low = (any_object == 0) | is_negative(highest, scalar(negative_iou, U))
     low = takes_part & low & (is_positive(highest, scalar(positive_iou, U)) == 0)
     tl.atomic_add(tally + NEGATIVES, tl.sum(low.to(tl.int64)), sem="relaxed")
-    highest = tl.where(any_object == 0, NO_OBJECT, highest)
+    highest = tl.where(any_object == 0, NO_OBJECT, highest) if not mutant("target_no_object") else highest
     tl.store(best + image * A + index, tl.where(takes_part, highest, ABSENT), mask=mask)
     tl.store(object + image * A + index, matched, mask=mask)
 
@@ -84,11 +86,12 @@ def find_labels(
     found = tl.load(best + image * A + index, mask=mask, other=ABSENT)
     overlap = tl.where(found > 0.0, found, 0.0)
     positive = is_positive(overlap, positive_iou)
-    if LOW_QUALITY:
+    if LOW_QUALITY and not mutant("target_low_quality"):
         open = (overlap > 0.0) & (positive == 0)
         box = anchor_at(*source, image, index, mask)
         positive = positive | has_peak(box, overlap, open, gt, image, peaks, LEGACY)
-    negative = (found != ABSENT) & (positive == 0) & ((found == NO_OBJECT) | (overlap < negative_iou))
+    low = (found == NO_OBJECT) | is_negative(overlap, negative_iou)
+    negative = (positive == 0) & (low if mutant("target_absent") else low & (found != ABSENT))
     return positive, negative
 
 
@@ -192,12 +195,12 @@ def new_tallies(B: int, G: int, like: Tensor) -> Tensor:
 
 
 def label_block(like: Tensor) -> int:
-    """Anchors of a program that labels: one a thread in float64, where a division is a call with much to save."""
+    """Anchors per program that labels: one per thread in float64, where a division is a call with much to save."""
     return 32 * WARPS if like.dtype == torch.float64 else LABEL_BLOCK
 
 
 def programs_for(candidates: int, each: int) -> int:
-    """Of an image: at least one, which draws."""
+    """Programs per image: at least one, which draws."""
     return max(blocks_for(candidates, each), 1)
 
 

@@ -3,7 +3,8 @@
 #include "../anchor_decode/anchor_decode.h"
 #include "sample.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
+using namespace anchor_decode;
 namespace {
 
 template <class U>
@@ -126,4 +127,4 @@ Status sample_rois_cuda(DType dtype, int64_t B, const Proposals& proposals, cons
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -2,7 +2,8 @@
 #include "../anchor_decode/anchor_decode.h"
 #include "anchor_target_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
+using namespace anchor_decode;
 namespace {
 
 template <class U>
@@ -124,4 +125,4 @@ Status sample_rois_cpu(DType dtype, int64_t B, const Proposals& proposals, const
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -9,7 +9,7 @@
 #include "../common/workspace.h"
 #include "overlap.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 
 constexpr int kWordsAChunk = kThreads / kWarp;  // of a bitmap; a chunk: kThreads candidates
 constexpr uint32_t kAllLikely = 0xffffffffu;
@@ -208,4 +208,4 @@ inline Status check_images(int64_t B) {
   return B <= 65535 ? kOk : invalid("%lld images given, at most 65535 are supported", (long long)B);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

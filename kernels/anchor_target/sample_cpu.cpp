@@ -8,7 +8,7 @@
 
 #include "anchor_target_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 namespace {
 
 constexpr int64_t kPiece = 32768;
@@ -160,4 +160,4 @@ Status sample_anchors_cpu(const int8_t* labels, int64_t B, int64_t A, const Samp
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

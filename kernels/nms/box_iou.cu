@@ -2,7 +2,7 @@
 #include "../common/launch.cuh"
 #include "box_iou.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace {
 
 constexpr int kColumns = 128, kRows = 16;  // a block's tile of the matrix
@@ -97,4 +97,4 @@ Status box_iou_backward_cuda(DType dtype, const void* grad, const void* boxes1, 
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -1,12 +1,10 @@
 // IoU of every pair, and its gradient.
-//
-// Planted mistakes: box_iou_non_finite, box_iou_tie.
 #pragma once
 #include "../common/box.h"
 #include "../common/mutant.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 // A non-finite box has a NaN area, which makes its every IoU NaN.
 template <bool kLegacy, class U>
@@ -57,4 +55,4 @@ Status box_iou_backward_cpu(DType dtype, const void* grad, const void* boxes1, c
 Status box_iou_backward_cuda(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N,
                              int64_t M, bool transposed, bool legacy, void* grad_boxes, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -1,6 +1,6 @@
 #include "box_iou_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace {
 
 // Fewer pairs than this are not worth a second thread.
@@ -39,4 +39,4 @@ Status box_iou_backward_cpu(DType dtype, const void* grad, const void* boxes1, c
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -3,15 +3,12 @@
 // Boxes are visited by (score descending, index ascending). One is kept unless an earlier kept box of its class
 // overlaps it by more than the threshold: iou > U(threshold), strictly, with true division (kernels/common/box.h). A
 // box with a non-finite coordinate or a NaN score takes no part. Suppression is symmetric to the bit.
-//
-// Planted mistakes: nms_threshold, nms_pretest, nms_non_finite, nms_class, nms_max_output, nms_counts, nms_chunk,
-// nms_rounds.
 #pragma once
 #include "../common/box.h"
 #include "../common/mutant.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 // The threshold in two forms. With overlap o and areas a, b, the rule is o / ((a + b) - o) > t. That implies
 // o >= share * a + share * b, which costs no division: over the reals o > t / (1 + t) * (a + b), the factor 1 - 1e-5
@@ -100,4 +97,4 @@ Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* c
                                 int64_t S, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                                 void* workspace, int32_t* keep, int32_t* num_keep, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

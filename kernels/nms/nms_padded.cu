@@ -6,7 +6,8 @@
 #include "../top_n/top_n.h"
 #include "nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
+using namespace top_n;
 namespace {
 
 constexpr int kThreads = 256;
@@ -110,4 +111,4 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -4,7 +4,8 @@
 #include "../common/launch.cuh"
 #include "proposals.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace anchor_decode;
 
 // Passed to kernels by value.
 template <class T, bool kLegacy>
@@ -41,4 +42,4 @@ Status make_decoder(const ProposalInputs& in, const ProposalSettings& set, Decod
   return make_anchors(in.anchors, in.A, &decoder->anchors);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -20,7 +20,9 @@
 #include "proposals_cuda.h"
 #include "proposals_merge.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace nms;
+using namespace top_n;
 namespace {
 
 constexpr int kThreads = 256;
@@ -246,4 +248,4 @@ Status rpn_proposals_cuda(const ProposalInputs& in, const ProposalSettings& set,
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

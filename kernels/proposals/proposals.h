@@ -2,7 +2,7 @@
 #pragma once
 #include "../common/anchors.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
 
 struct ProposalSettings {
   int64_t pre_nms_top_n;   // candidates a level
@@ -43,4 +43,4 @@ Status rpn_proposals_cpu(const ProposalInputs& inputs, const ProposalSettings& s
 Status rpn_proposals_cuda(const ProposalInputs& inputs, const ProposalSettings& settings, void* workspace,
                           const ProposalOutputs& outputs, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

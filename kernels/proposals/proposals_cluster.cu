@@ -5,7 +5,7 @@
 #include "proposals_cluster.cuh"
 #include "proposals_cuda.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
 namespace {
 
 #if defined(FF_TEST_BUILD)
@@ -84,4 +84,4 @@ Status propose_by_cluster(const ProposalInputs& in, const ProposalSettings& set,
                [&](auto tag) { return set.legacy ? launch(tag, std::true_type()) : launch(tag, std::false_type()); });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

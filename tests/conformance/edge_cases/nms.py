@@ -175,3 +175,5 @@ TOP_N = (
     ),
     edge("top_n", "empty-rows", {"scores": torch.zeros(2, 0), "n": 1}, f32([[0], [0]]), i64([[-1], [-1]]), i64([0, 0])),
 )
+
+CASES = (*BOX_IOU, *NMS, *NMS_PADDED, *TOP_N)

@@ -177,3 +177,5 @@ ROI_ALIGN = (
         f32([[[[0, 0], [0, 5]]]]), f32([[[[0]]]]),
     ),
 )  # fmt: skip
+
+CASES = (*ROI_POOL, *ROI_ALIGN)

@@ -282,3 +282,5 @@ ROIS = (
         f32([[PAD]]), i64([[-1]]), f32([[PAD]]), i32([[-1]]), i64([[0, 0]]),
     ),
 )  # fmt: skip
+
+CASES = (*ASSIGN, *SAMPLE, *ROIS)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import sys
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from types import FunctionType, TracebackType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +11,13 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import ops
-from frcnn_fast._extras import require
 from frcnn_fast.ops._checks import INTEGERS
 from frcnn_fast.ops._torch_private import plain_eager
 from frcnn_fast.ops.anchors import MOST_LEVELS, AnchorGrids
-
-_lock = threading.Lock()
-_handles = 0  # patches that have not been undone
-_replaced: _Replaced | None = None  # while there are any
+from frcnn_fast.patch.core import Library, Patch
 
 
-def patch_torchvision() -> TorchvisionPatch:
+def patch_torchvision() -> Patch:
     """Puts the fast steps under torchvision's detectors, until it is undone.
 
         with frcnn_fast.patch_torchvision():
@@ -55,8 +47,7 @@ def patch_torchvision() -> TorchvisionPatch:
     threshold; thresholds and numbers of boxes that are negative; scales that are not successive halves; detections that
     a gradient is to flow through (evaluate under torch.no_grad()); everything under torch.compile, torch.export,
     tracing and functorch.
-    torch.jit.script does not know the replacements: build, script and pickle whole detectors while nothing is patched;
-    what was scripted before is not affected.
+    torch.jit.script compiles torchvision's own code, patched or not. Pickle whole detectors while nothing is patched.
 
     Indices and labels are torchvision's; floats are within rounding (exp, softmax and sums are rounded otherwise), and
     the same to the bit run after run. By design it differs where torchvision's answer is arbitrary:
@@ -72,121 +63,15 @@ def patch_torchvision() -> TorchvisionPatch:
       threshold, or two scores within rounding of each other, can so be decided otherwise.
 
     Returns:
-        The patch, with `undo()` (once is enough; more do nothing); also a context manager.
+        The patch, with `undo()` (once is enough; more do nothing) and `replaced`, a list of names; also a context
+        manager.
 
     Raises:
         ImportError: torchvision is not installed, or is of a version that lacks what would be replaced.
         A replaced function raises ValueError for a region of an image that is not there, which torchvision reads, and
         RuntimeError on a GPU that no backend serves.
     """
-    global _handles, _replaced
-    with _lock:
-        if not _handles:
-            replaced = _Replaced(_pairs())
-            replaced.put()
-            _replaced = replaced
-        _handles += 1
-    return TorchvisionPatch()
-
-
-class TorchvisionPatch:
-    """What `patch_torchvision` returns."""
-
-    def __init__(self) -> None:
-        self._undone = False
-
-    def undo(self) -> None:
-        """Takes this patch back; torchvision is itself again when no other is left."""
-        global _handles, _replaced
-        with _lock:
-            if self._undone:
-                return
-            self._undone = True
-            _handles -= 1
-            if not _handles and _replaced is not None:
-                _replaced.restore()
-                _replaced = None
-
-    def __enter__(self) -> TorchvisionPatch:
-        if self._undone:
-            raise RuntimeError("this patch has been undone; call patch_torchvision() again")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
-
-
-class _Replaced:
-    """torchvision's functions and methods, each with what stands in its place.
-
-    pairs: (class, or None for a function; torchvision's; ours, which returns NotImplemented where it does not serve).
-    """
-
-    def __init__(self, pairs: Iterable[tuple[type | None, FunctionType, Callable[..., Any]]]) -> None:
-        self.active = False
-        self.functions: list[tuple[FunctionType, FunctionType]] = []
-        self.methods: list[tuple[type, FunctionType, FunctionType]] = []
-        for owner, theirs, ours in pairs:
-            if owner is None:
-                self.functions.append((theirs, self._in_place_of(theirs, ours)))
-            else:
-                self.methods.append((owner, theirs, self._in_place_of(theirs, ours)))
-
-    def _in_place_of(self, theirs: FunctionType, ours: Callable[..., Any]) -> FunctionType:
-        @functools.wraps(theirs)
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            # A detector built while patched keeps box_iou in an attribute.
-            result = ours(*args, **kwargs) if self.active else NotImplemented
-            return theirs(*args, **kwargs) if result is NotImplemented else result
-
-        return replacement  # type: ignore[return-value]
-
-    def put(self) -> None:
-        self.active = True
-        _rename(self.functions)
-        for owner, theirs, replacement in self.methods:
-            setattr(owner, theirs.__name__, replacement)
-
-    def restore(self) -> None:
-        self.active = False
-        # Modules first imported while patched have the replacements, too.
-        _rename([(replacement, theirs) for theirs, replacement in self.functions])
-        for owner, theirs, replacement in self.methods:
-            if vars(owner).get(theirs.__name__) is replacement:  # else somebody has patched it since
-                setattr(owner, theirs.__name__, theirs)
-
-
-def _rename(pairs: Sequence[tuple[FunctionType, FunctionType]]) -> None:
-    """Puts the second of each pair wherever a module of torchvision has the first."""
-    new = {id(old): new for old, new in pairs}
-    for module_name, module in list(sys.modules.items()):
-        if module_name == "torchvision" or module_name.startswith("torchvision."):
-            for name, value in list(vars(module).items()):
-                if id(value) in new:
-                    setattr(module, name, new[id(value)])
-
-
-def _pairs() -> list[tuple[type | None, FunctionType, Callable[..., Any]]]:
-    """Looks up what is to be replaced, and whether it takes the arguments that are known here."""
-    version = require("torchvision", "torchvision").__version__
-    pairs: list[tuple[type | None, FunctionType, Callable[..., Any]]] = []
-    for path, ours in _INSTEAD_OF.items():
-        module, *names = path.split(":")
-        found: list[Any] = [require(f"torchvision.{module}", "torchvision")]
-        for name in names:
-            found.append(getattr(found[-1], name, None))
-        theirs = found[-1]
-        if not isinstance(theirs, FunctionType):
-            raise ImportError(f"torchvision {version} has no function {path}, which patch_torchvision() would replace")
-        unknown = set(inspect.signature(theirs).parameters) - set(inspect.signature(ours).parameters)
-        if unknown:
-            raise ImportError(
-                f"torchvision {version}: {path} takes {', '.join(sorted(unknown))}, unknown to patch_torchvision()"
-            )
-        pairs.append((found[-2] if len(names) > 1 else None, theirs, ours))
-    return pairs
+    return _TORCHVISION.patch()
 
 
 # What calls have in common
@@ -367,7 +252,7 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
     return boxes, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses))
 
 
-def _anchor_grids(generator: Any, pictures: Tensor, maps: list[Tensor]) -> AnchorGrids | None:
+def _anchor_grids(generator: Any, images: Tensor, maps: list[Tensor]) -> AnchorGrids | None:
     """The anchors of torchvision's own generator; None for another one."""
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -376,10 +261,10 @@ def _anchor_grids(generator: Any, pictures: Tensor, maps: list[Tensor]) -> Ancho
         _unchanged(generator, AnchorGenerator, "forward", "grid_anchors", "set_cell_anchors")
         and not (generator._forward_hooks or generator._forward_pre_hooks)
         and len(generator.cell_anchors) == len(maps) <= MOST_LEVELS
-        and all(0 < h <= pictures.shape[-2] and 0 < w <= pictures.shape[-1] for h, w in sizes)
+        and all(0 < h <= images.shape[-2] and 0 < w <= images.shape[-1] for h, w in sizes)
     ):
         return None
-    strides = [(pictures.shape[-2] // h, pictures.shape[-1] // w) for h, w in sizes]
+    strides = [(images.shape[-2] // h, images.shape[-1] // w) for h, w in sizes]
     return AnchorGrids([(cells.to(maps[0]), *level) for cells, *level in zip(generator.cell_anchors, sizes, strides)])
 
 
@@ -502,3 +387,5 @@ _INSTEAD_OF: dict[str, Callable[..., Any]] = {
     "models.detection.rpn:RegionProposalNetwork:assign_targets_to_anchors": _assign_targets_to_anchors,
     "models.detection.roi_heads:RoIHeads:postprocess_detections": _postprocess_detections,
 }
+
+_TORCHVISION = Library("torchvision", _INSTEAD_OF)

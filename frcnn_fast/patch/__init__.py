@@ -1,0 +1,6 @@
+"""Our steps under other people's detectors, without a change of their code: one module a library."""
+
+from frcnn_fast.patch.core import Patch
+from frcnn_fast.patch.torchvision import patch_torchvision
+
+__all__ = ["Patch", "patch_torchvision"]

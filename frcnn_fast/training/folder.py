@@ -1,0 +1,64 @@
+"""The folder of a training run: which files it has, and that no other run's are lost."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from frcnn_fast.io import PathLike, write_json
+
+
+class RunFolder:
+    """The names of a run's files."""
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        self.settings = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.weights = self.path / "model.safetensors"
+        self.losses = self.path / "loss.png"
+        self.evaluation = self.path / "evaluation.json"
+        self.drawings = self.path / "drawings"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.settings, self.metrics, self.weights, self.losses, self.evaluation, self.drawings
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it has no file of a run; other files do not matter."""
+        return not any(file.exists() for file in self.files)
+
+
+def free_folder(out: PathLike) -> RunFolder:
+    """`out`, or else the first of `out`-2, `out`-3, ... without a run in it."""
+    out = os.fspath(out).rstrip(os.sep) or os.sep
+    names = itertools.chain([out], (f"{out}-{number}" for number in itertools.count(2)))
+    return next(folder for folder in map(RunFolder, names) if folder.is_free)
+
+
+def new_run(out: PathLike, settings: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
+    """Begin a run: its folder, with its settings in it.
+
+    Args:
+        out: the folder; where it has a run already, `free_folder` chooses another.
+        settings: written as config.json.
+        overwrite: delete the run that is there instead.
+    """
+    if overwrite:
+        folder = RunFolder(out)
+        for file in folder.files:
+            shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+    while True:
+        folder = free_folder(out)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            open(folder.settings, "x").close()  # two runs that begin at once do not get the same folder
+        except FileExistsError:
+            continue
+        write_json(folder.settings, settings)
+        return folder

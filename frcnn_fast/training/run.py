@@ -1,0 +1,157 @@
+"""A training run: from a data set to a folder with weights, records, an evaluation and drawings."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import frcnn_fast
+from frcnn_fast._device import choose_device
+from frcnn_fast._progress import losses_in_short, progress_bar
+from frcnn_fast.data import Collate, DetectionDataset, DetectionView
+from frcnn_fast.detect import detect
+from frcnn_fast.evaluate import evaluate
+from frcnn_fast.evaluation import VocResult
+from frcnn_fast.io import append_jsonl, load_weights, write_json
+from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, save_detector
+from frcnn_fast.model.config import config_for
+from frcnn_fast.model.protocol import freeze_stages
+from frcnn_fast.training.batches import TrainingBatches
+from frcnn_fast.training.folder import new_run
+from frcnn_fast.training.loop import fit
+from frcnn_fast.training.options import TrainOptions, recipe
+from frcnn_fast.visualize import plot_losses, save_image, side_by_side
+
+
+@dataclasses.dataclass
+class TrainResult:
+    """What a run leaves behind."""
+
+    detector: FasterRCNN
+    out: Path  # the run's folder
+    iterations: int
+    stopped_by: signal.Signals | None  # Ctrl-C or SIGTERM; None where the training came to its end
+    evaluation: VocResult | None
+    unreadable: list[str]  # errors of the images that were left out
+
+
+def train(
+    dataset: DetectionDataset,
+    *,
+    out: str | os.PathLike[str],
+    overwrite: bool = False,
+    backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
+    config: DetectorConfig | None = None,
+    options: TrainOptions | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    test: DetectionDataset | None = None,
+    drawings: int = 8,
+    callback: Callable[[dict[str, Any]], bool | None] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
+
+    The run's folder receives config.json (all settings), metrics.jsonl, loss.png and model.safetensors, and with `test`
+    evaluation.json and drawings/. A checkpoint is written beside its place and renamed, so that the one before stays
+    whole until then.
+
+    Args:
+        dataset: training images. One that cannot be read (ValueError or OSError) is left out with a warning.
+        out: the run's folder. Where it has a run already, the new one goes to `out`-2, `out`-3, ...
+        overwrite: delete the run in `out` instead.
+        backbone: one of your own (see `frcnn_fast.model.Backbone`). Default: the one that config.backbone names.
+        head: a head of your own (see `FasterRCNN`).
+        config: the detector's settings; default: those that suit the backbone.
+        options: how to train; default: what suits the backbone.
+        weights: file of published classifier weights to start from (.safetensors, .npz, .pth).
+        test: images to evaluate on at the end.
+        drawings: how many of them to draw.
+        callback: called with every record of metrics.jsonl; returning True ends the training early.
+        notes: kept in config.json and in the checkpoint (`frcnn_fast.io.load_checkpoint(out).extra`), in JSON's types.
+        progress: whether to show a bar.
+
+    Ctrl-C and SIGTERM end the iteration in progress, save the checkpoint and return with `stopped_by` set.
+
+    Raises:
+        ValueError: the data, the settings or the weights do not fit each other.
+        FloatingPointError: training diverged; the last checkpoint stays.
+    """
+    suits = config_for(backbone) if backbone is not None else config or DetectorConfig()
+    config, options = config or suits, options or recipe(suits.backbone)
+    device = choose_device(options.device)
+    torch.manual_seed(options.seed)
+    detector = build_detector(dataset.class_names, config, backbone=backbone, head=head)
+    if weights is not None:
+        load_pretrained(detector, load_weights(weights), source=os.fspath(weights))
+    frozen = options.freeze
+    if frozen is None:
+        frozen = getattr(detector.backbone, "frozen_stages", 0) if weights is not None else 0
+    freeze_stages(detector.backbone, frozen)
+    detector.seed(options.seed)
+    detector.to(device)
+    batches = TrainingBatches(dataset, config, options, pin_memory=device.type == "cuda")
+    if test is not None:
+        _check_test_set(test, detector)
+
+    settings = {
+        "versions": {"frcnn_fast": frcnn_fast.__version__, "torch": torch.__version__},
+        "class_names": detector.class_names,
+        "detector": detector.config.to_dict(),
+        "training": {**dataclasses.asdict(options), "device": str(device), "freeze": frozen},
+        "weights": weights,
+        **(notes or {}),
+    }
+    folder = new_run(out, settings, overwrite)
+    with progress_bar(batches.total * options.batch_size, smoothing=0.05, disable=not progress) as bar:
+
+        def log(record: dict[str, Any]) -> bool | None:
+            append_jsonl(folder.metrics, record)
+            bar.set_postfix_str(losses_in_short(record), refresh=False)
+            return callback(record) if callback else None
+
+        def save(iteration: int) -> None:
+            save_detector(folder.weights, detector, extra={**(notes or {}), "iteration": iteration})
+
+        fitted = fit(detector, batches, options, log=log, save=save, device=device, advance=bar.update)
+    detector.eval()
+    result = TrainResult(detector, folder.path, *fitted, evaluation=None, unreadable=list(batches.unreadable))
+    plot_losses(folder.metrics, folder.losses)
+    if fitted.stopped_by or test is None:
+        return result
+    result.evaluation = evaluate(detector, test, workers=options.workers, progress=progress)
+    write_json(folder.evaluation, result.evaluation.to_dict())
+    figures = {"map07": result.evaluation.map07, "map_area": result.evaluation.map_area}
+    append_jsonl(folder.metrics, {"evaluated": fitted.iterations, **figures})
+    _draw(detector, test, folder.drawings, drawings)
+    return result
+
+
+def _check_test_set(dataset: DetectionDataset, detector: FasterRCNN) -> None:
+    """Find out before the training what would fail after it."""
+    if list(dataset.class_names) != detector.class_names:
+        raise ValueError(
+            f"test: its classes are {list(dataset.class_names)}, expected those of the training set, "
+            f"{detector.class_names}"
+        )
+    if len(dataset) == 0:
+        raise ValueError("test: got an empty data set, expected at least one image")
+    config = detector.config
+    Collate(config.preprocess)([DetectionView(dataset, config.shorter, config.longer)[0]])
+
+
+def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
+    """Detections beside the truth, for the first `count` images."""
+    for index in range(min(count, len(dataset))):
+        image, target = dataset[index]
+        drawing = side_by_side(image, detect(detector, image), target, detector.class_names)
+        name = str(target.get("image_id", index)).replace(os.sep, "_")
+        save_image(folder / f"{name}.png", drawing)
