@@ -86,8 +86,10 @@ def grid_anchors(
     0.5).
 
     Returns [height * width * k, 4] in pixels, on the device of cell_anchors; the anchor a of cell (y, x) is row
-    (y * width + x) * k + a: (x + offset) * stride + its cell coordinate, one rounded sum. Kernels that take
-    `AnchorGrids` make the same numbers from the row's index, without this table.
+    (y * width + x) * k + a: (x + offset) * stride + its cell coordinate, one rounded sum, so the bits are the same on
+    every backend. Kernels that take `AnchorGrids` make the same numbers from the row's index, without this table.
+    O(rows); a map without cells or no cell anchors give an empty table. ValueError: other shapes, a size below 0, a
+    stride that is not a positive whole number. TypeError: other dtypes.
     """
     size, strides = check_grid_size(grid_size), check_stride(stride)
     if isinstance(cell_anchors, Tensor) and cell_anchors.dtype in (torch.float16, torch.bfloat16):
@@ -123,8 +125,8 @@ def decode_clip(
     numbers; NaN stays.
 
     Differentiable in deltas: nothing flows through a clipped coordinate or a clamped delta. Every operation is rounded
-    by itself, so the bits are the same on every backend. O(B A). ValueError or TypeError for other shapes, types or
-    devices.
+    by itself, so the bits are the same on every backend. O(B A); no image or A = 0 gives empty results. ValueError or
+    TypeError for other shapes, types or devices.
     """
     check_float("deltas", deltas, "[B, A, 4]", 3, 4)
     B, A, _ = deltas.shape
@@ -161,7 +163,10 @@ def encode(
 
     Returns [..., 4] = (wx dx / wa, wy dy / ha, ww log(w / wa), wh log(h / ha)), in float32, for float64 input in
     float64. A ground-truth side of 0 gives -inf, a negative one NaN; anchors of no size give what division by zero
-    gives. The bits are the same on every backend. No gradient. O(N).
+    gives. The bits are the same on every backend. No gradient. O(N); no box gives an empty result.
+
+    ValueError: shapes that do not end in 4 or do not broadcast, weights that are not positive, different devices.
+    TypeError: not tensors, other dtypes, dtypes that differ.
     """
     for name, boxes in (("gt_boxes", gt_boxes), ("anchors", anchors)):
         if not isinstance(boxes, Tensor):

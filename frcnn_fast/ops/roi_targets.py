@@ -93,7 +93,8 @@ def sample_rois(
     there is room for; the smallest keys as in sample_anchors, candidates in ascending order. An object belongs to the
     box with which its IoU is highest, the first of equals. An IoU of 0/0 counts as 0.
 
-    One exact answer on every backend, run after run. No gradient: the RoIs are constants. O((N + G) G) time, O(N + G)
+    One exact answer on every backend, run after run. No gradient: the RoIs are constants. N = 0 and G = 0 are ordinary,
+    an image without candidates gets counts of 0, and no image gives empty results. O((N + G) G) time, O(N + G)
     memory. ValueError: bad shapes or thresholds, different devices; on the CPU, counts outside [0, N] or gt_counts
     outside [0, G] (on a GPU such an image has none; FRCNN_FAST_CHECK=1 raises). TypeError: other dtypes.
     """

@@ -140,7 +140,8 @@ def sample_anchors(
 
     Each anchor's key is the first word of Philox4x32-10 for counter (index, image, step, stream) and the seed as key;
     the smallest keys of each kind are drawn, ties by lower index. So every backend draws the same sample, uniformly. No
-    gradient. O(A) time. ValueError: bad shapes or sizes, different devices. TypeError: other dtypes.
+    gradient. O(A) time. No image gives empty results, an image without anchors counts of 0. ValueError: bad shapes or
+    sizes, a fraction outside [0, 1], different devices. TypeError: other dtypes.
     """
     if not isinstance(labels, Tensor) or labels.dim() != 2:
         raise ValueError(f"labels: expected an int8 tensor [B, A], got {describe(labels)}")
@@ -209,7 +210,9 @@ def rpn_targets(
     matched int32 [B, batch_size] (-1 where there is no object) and counts int64 [B, 2] (objects, background). Objects
     come first, then background, each ascending by index.
 
-    One exact answer on every backend, run after run. No gradient. No array of A labels leaves the workspace.
+    Ties, NaN, errors, time and an empty input (no image, no anchor, no ground truth) are as in `assign_anchors` and
+    `sample_anchors`. One exact answer on every backend, run after run. No gradient. No array of A labels leaves the
+    workspace.
     """
     check_ground_truth(gt_boxes, gt_counts, crowd)
     check_rng(rng, "gt_boxes", gt_boxes)

@@ -25,7 +25,9 @@ def top_n(scores: Tensor, n: int, *, backend: str | None = None) -> TopN:
 
     Scores sort in descending order; -0.0 equals 0.0; equal scores keep the lower index first; +inf and -inf are
     ordinary scores; NaN is never selected (torch.topk ranks it first). One exact answer on every backend, run after
-    run. No gradient. O(N + n log n) a row.
+    run. No gradient. O(N + n log n) a row. No row, N = 0 or n = 0 gives empty or padded results and counts of 0.
+
+    ValueError: other shapes, a negative n. TypeError: not a tensor, other dtypes, an n that is no whole number.
     """
     check_float("scores", scores, "[B, N]", 2)
     return _top_n(scores.contiguous(), check_positive("n", n, zero=True), backend=backend)
