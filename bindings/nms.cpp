@@ -1,6 +1,7 @@
 #include "../kernels/nms/nms.h"
 
 #include "../kernels/nms/box_iou.h"
+#include "../kernels/nms/soft_nms.h"
 #include "run.h"
 
 namespace frcnn_fast::bindings {
@@ -90,6 +91,45 @@ void nms_padded(const TensorView& boxes, const TensorView& scores, const Optiona
          boxes.size(0), boxes.size(1), iou_threshold, max_output, legacy, workspace, keep, num_keep);
 }
 
+SoftMethod soft_method(const std::string& method) {
+  if (method == "linear") return SoftMethod::kLinear;
+  if (method == "gaussian") return SoftMethod::kGaussian;
+  if (method == "hard") return SoftMethod::kHard;
+  throw py::value_error("method: expected linear, gaussian or hard, got " + method);
+}
+
+size_t soft_nms_workspace(const TensorView& boxes) {
+  const DType dtype = boxes.dtype("boxes");
+  const int64_t B = boxes.size(0), N = boxes.size(1);
+  return workspace_bytes(
+      boxes, [&] { return soft_nms_workspace_cpu(dtype, B, N); },
+      [&](auto) { return soft_nms_workspace_cuda(dtype, B, N); });
+}
+
+void soft_nms(const TensorView& boxes, const TensorView& scores, const OptionalTensor& counts, double iou_threshold,
+              double sigma, double score_threshold, int64_t max_output, const std::string& method, bool legacy,
+              const OptionalTensor& workspace, const TensorView& keep, const TensorView& kept_scores,
+              const TensorView& num_keep) {
+  const DType dtype = boxes.dtype("boxes");
+  const void *corners = boxes.floats("boxes"), *values = scores.floats("scores");
+  const int64_t* rows_of = counts.data<int64_t>("counts");
+  const int64_t B = boxes.size(0), N = boxes.size(1);
+  const SoftMethod how = soft_method(method);
+  const Workspace memory(workspace);
+  int64_t *rows = keep.data<int64_t>("keep"), *kept = num_keep.data<int64_t>("num_keep");
+  void* const lowered = kept_scores.floats("kept_scores");
+  run(
+      "soft_nms", boxes,
+      [&] {
+        return soft_nms_cpu(dtype, corners, values, rows_of, B, N, iou_threshold, sigma, score_threshold, max_output,
+                            how, legacy, memory.data(), rows, lowered, kept);
+      },
+      [&](auto stream) {
+        return soft_nms_cuda(dtype, corners, values, rows_of, B, N, iou_threshold, sigma, score_threshold, max_output,
+                             how, legacy, memory.data(), rows, lowered, kept, stream);
+      });
+}
+
 const Registrar registrar([](py::module_& m) {
   m.def("box_iou", &box_iou, "boxes1"_a, "boxes2"_a, "legacy"_a, "iou"_a);
   m.def("box_iou_backward", &box_iou_backward, "grad"_a, "boxes1"_a, "boxes2"_a, "transposed"_a, "legacy"_a,
@@ -102,6 +142,9 @@ const Registrar registrar([](py::module_& m) {
   m.def("nms_padded_workspace", &nms_padded_workspace, "boxes"_a, "class_ids"_a, "max_output"_a);
   m.def("nms_padded", &nms_padded, "boxes"_a, "scores"_a, "class_ids"_a, "counts"_a, "iou_threshold"_a, "max_output"_a,
         "legacy"_a, "workspace"_a, "keep"_a, "num_keep"_a);
+  m.def("soft_nms_workspace", &soft_nms_workspace, "boxes"_a);
+  m.def("soft_nms", &soft_nms, "boxes"_a, "scores"_a, "counts"_a, "iou_threshold"_a, "sigma"_a, "score_threshold"_a,
+        "max_output"_a, "method"_a, "legacy"_a, "workspace"_a, "keep"_a, "kept_scores"_a, "num_keep"_a);
 });
 
 }  // namespace

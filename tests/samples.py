@@ -69,6 +69,7 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
         "nms": Sample(ops.nms, [box[0], scores[0]], {"iou_threshold": 0.4}, dynamic=True),
         "batched_nms": Sample(ops.batched_nms, [box[0], scores[0], ids[0]], {"iou_threshold": 0.4}, dynamic=True),
         "nms_padded": Sample(ops.nms_padded, [box, scores], {"iou_threshold": 0.4, "max_output": 16}),
+        "soft_nms": Sample(ops.soft_nms, [box, scores.sigmoid()], {"max_output": 16, "method": "gaussian"}),
         "rpn_proposals": Sample(ops.rpn_proposals, [logits, deltas, table, sizes], per_level),
         "assign_anchors": Sample(ops.assign_anchors, [table, gt_boxes, gt_counts]),
         "sample_anchors": Sample(ops.sample_anchors, [labels, rng], {"batch_size": 32, "positive_fraction": 0.25}),

@@ -33,7 +33,8 @@ OPERATORS = {
     if isinstance(value, Operator)
 }
 NAMED = {
-    "top_n": ops.TopN, "nms_padded": ops.PaddedKeep, "decode_clip": ops.DecodedBoxes, "rpn_proposals": ops.Proposals,
+    "top_n": ops.TopN, "nms_padded": ops.PaddedKeep, "soft_nms": ops.SoftKeep, "decode_clip": ops.DecodedBoxes,
+    "rpn_proposals": ops.Proposals,
     "assign_anchors": ops.AnchorLabels, "sample_anchors": ops.AnchorSamples, "rpn_targets": ops.RpnTargets,
     "sample_rois": ops.RoiTargets, "detections": ops.Detections,
 }  # fmt: skip

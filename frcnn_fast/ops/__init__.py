@@ -4,7 +4,7 @@ from frcnn_fast.ops._backends import use_backend
 from frcnn_fast.ops.anchor_decode import decode_clip, encode, generate_anchors, grid_anchors
 from frcnn_fast.ops.anchors import AnchorGrids
 from frcnn_fast.ops.detections import detections
-from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded
+from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded, soft_nms
 from frcnn_fast.ops.proposals import rpn_proposals
 from frcnn_fast.ops.results import (
     AnchorLabels,
@@ -15,6 +15,7 @@ from frcnn_fast.ops.results import (
     Proposals,
     RoiTargets,
     RpnTargets,
+    SoftKeep,
     TopN,
 )
 from frcnn_fast.ops.roi_modules import MultiScaleRoIAlign, RoIAlign, RoIPool
@@ -37,6 +38,7 @@ __all__ = [
     "RoIPool",
     "RoiTargets",
     "RpnTargets",
+    "SoftKeep",
     "TopN",
     "assign_anchors",
     "batched_nms",
@@ -55,6 +57,7 @@ __all__ = [
     "rpn_targets",
     "sample_anchors",
     "sample_rois",
+    "soft_nms",
     "top_n",
     "use_backend",
 ]

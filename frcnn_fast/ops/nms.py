@@ -11,7 +11,7 @@ from frcnn_fast import reference
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._operator import Operator
-from frcnn_fast.ops.results import PaddedKeep
+from frcnn_fast.ops.results import PaddedKeep, SoftKeep
 
 # box_iou
 
@@ -115,12 +115,41 @@ _nms_padded = Operator(
     returns=PaddedKeep,
 )
 
+_soft_nms = Operator(
+    "soft_nms(Tensor boxes, Tensor scores, Tensor? counts, float iou_threshold, float sigma, float score_threshold, "
+    "int max_output, str method, bool legacy) -> (Tensor keep, Tensor kept_scores, Tensor num_keep)",
+    outputs=lambda a: (
+        a.boxes.new_empty(a.boxes.shape[0], a.max_output, dtype=torch.int64),
+        a.boxes.new_empty(a.boxes.shape[0], a.max_output, dtype=_checks.compute_dtype(a.boxes)),
+        a.boxes.new_empty(a.boxes.shape[0], dtype=torch.int64),
+    ),
+    workspace=lambda C, a: C.soft_nms_workspace(a.boxes),
+    oracle=reference.soft_nms,
+    triton="nms.soft_nms_triton:soft_nms",
+    returns=SoftKeep,
+)
+
+SOFT_METHODS = ("linear", "gaussian", "hard")
+
 
 def _check_boxes_and_scores(boxes: Tensor, scores: Tensor) -> None:
     _checks.check_float("boxes", boxes, "[N, 4]", 2, 4)
     _checks.check_float("scores", scores, "[N]", 1)
     _checks.check_size("scores", scores, "[N]", boxes.shape[:1])
     _checks.check_same("scores", scores, "boxes", boxes)
+
+
+def _check_images(boxes: Tensor, scores: Tensor, counts: Tensor | None) -> Tensor | None:
+    """The counts, contiguous."""
+    _checks.check_float("boxes", boxes, "[B, N, 4]", 3, 4)
+    _checks.check_float("scores", scores, "[B, N]", 2)
+    _checks.check_size("scores", scores, "[B, N]", boxes.shape[:2])
+    _checks.check_same("scores", scores, "boxes", boxes)
+    if counts is None:
+        return None
+    _checks.check_counts("counts", counts, boxes.shape[0], boxes.shape[1])
+    _checks.check_same("counts", counts, "boxes", boxes, dtype=False)
+    return counts.contiguous()
 
 
 @accepts_arrays
@@ -186,20 +215,73 @@ def nms_padded(
 
     A count outside [0, N] is a ValueError on the CPU; on a GPU that image counts as empty (FRCNN_FAST_CHECK=1 raises).
     """
-    _checks.check_float("boxes", boxes, "[B, N, 4]", 3, 4)
-    _checks.check_float("scores", scores, "[B, N]", 2)
-    _checks.check_size("scores", scores, "[B, N]", boxes.shape[:2])
-    _checks.check_same("scores", scores, "boxes", boxes)
+    counts = _check_images(boxes, scores, counts)
     threshold = _checks.check_threshold("iou_threshold", iou_threshold)
     max_output = _checks.check_positive("max_output", max_output, zero=True)
     if class_ids is not None:
         _checks.check_int("class_ids", class_ids, "[B, N]", boxes.shape[:2])
         _checks.check_same("class_ids", class_ids, "boxes", boxes, dtype=False)
         class_ids = class_ids.contiguous()
-    if counts is not None:
-        _checks.check_counts("counts", counts, boxes.shape[0], boxes.shape[1])
-        _checks.check_same("counts", counts, "boxes", boxes, dtype=False)
-        counts = counts.contiguous()
     return _nms_padded(
         boxes.contiguous(), scores.contiguous(), class_ids, counts, threshold, max_output, bool(legacy), backend=backend
+    )
+
+
+@accepts_arrays
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    max_output: int,
+    *,
+    method: str = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    counts: Tensor | None = None,
+    legacy: bool = False,
+    backend: str | None = None,
+) -> SoftKeep:
+    """Soft-NMS: a kept box lowers the scores of those that it overlaps. The first max_output boxes kept of every image.
+
+    boxes [B, N, 4] (x1, y1, x2, y2) in pixels and scores [B, N] of one floating dtype. counts int64 [B]: rows from
+    counts[b] on do not exist. `legacy`: inclusive pixels. At each step the box with the highest score as it is now is
+    kept, and every other score is multiplied by a weight of the box's IoU with it:
+
+      linear     1 - iou where iou > iou_threshold, strictly, else 1
+      gaussian   exp(-(iou * iou) / sigma)
+      hard       0 where iou > iou_threshold, else 1: `nms`
+
+    A box takes part while its score is above score_threshold, strictly.
+
+    Returns `SoftKeep`: keep int64 [B, max_output], rows in the order in which they were kept (so by descending score),
+    then -1; kept_scores [B, max_output], those at that moment, in the compute dtype (float64 for float64, else
+    float32), then 0; num_keep int64 [B]. No boxes or no images: nothing is kept.
+
+    Equal scores go by ascending index, also where a lowered score ties with another. NaN scores and boxes with a
+    non-finite coordinate take part in nothing; an IoU of 0/0 lowers nothing; an infinite score that is lowered to NaN
+    (infinity times 0) is out. Products are rounded one after the other, in the order of the kept boxes: one exact
+    answer on every backend, bitwise repeatable. No gradient. O(N) time a kept box, O(B N) memory; on a GPU one block an
+    image and no synchronisation.
+
+    TypeError: not tensors, integer or mixed dtypes. ValueError: other shapes, devices or methods, negative thresholds,
+    a sigma that is not positive; on the CPU a count outside [0, N] (on a GPU that image counts as empty). Source: Bodla
+    et al. 2017, section 3.
+    """
+    counts = _check_images(boxes, scores, counts)
+    if method not in SOFT_METHODS:
+        raise ValueError(f"method: expected one of {', '.join(SOFT_METHODS)}, got {method!r}")
+    sigma = _checks.check_threshold("sigma", sigma)
+    if sigma == 0.0:
+        raise ValueError("sigma: expected a positive number, got 0.0; method='hard' is what it tends to")
+    return _soft_nms(
+        boxes.contiguous(),
+        scores.contiguous(),
+        counts,
+        _checks.check_threshold("iou_threshold", iou_threshold),
+        sigma,
+        _checks.check_threshold("score_threshold", score_threshold),
+        _checks.check_positive("max_output", max_output, zero=True),
+        method,
+        bool(legacy),
+        backend=backend,
     )

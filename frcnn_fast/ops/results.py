@@ -24,6 +24,14 @@ class PaddedKeep(NamedTuple):
     num_keep: Tensor  # int64 [B]
 
 
+class SoftKeep(NamedTuple):
+    """Of `soft_nms`."""
+
+    keep: Tensor  # int64 [B, max_output], rows of boxes in the order in which they were kept; -1 beyond
+    kept_scores: Tensor  # [B, max_output], their scores when they were kept; 0 beyond
+    num_keep: Tensor  # int64 [B]
+
+
 class DecodedBoxes(NamedTuple):
     """Of `decode_clip`."""
 
@@ -85,6 +93,7 @@ class Detections(NamedTuple):
 
 
 for _kind in (
-    TopN, PaddedKeep, DecodedBoxes, Proposals, AnchorLabels, AnchorSamples, RpnTargets, RoiTargets, Detections,
+    TopN, PaddedKeep, SoftKeep, DecodedBoxes, Proposals, AnchorLabels, AnchorSamples, RpnTargets, RoiTargets,
+    Detections,
 ):  # fmt: skip
     register_results(_kind)

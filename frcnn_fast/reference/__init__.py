@@ -17,7 +17,7 @@ from .anchor_decode import (
 from .anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from .arithmetic import exp_, log_
 from .detections import detections, softmax
-from .nms import batched_nms, box_iou, box_iou_backward, nms, nms_padded
+from .nms import batched_nms, box_iou, box_iou_backward, nms, nms_padded, soft_nms
 from .proposals import rpn_proposals
 from .rng import philox4x32, sample_keys
 from .roi_pool import (
@@ -64,6 +64,7 @@ __all__ = [
     "sample_anchors",
     "sample_keys",
     "sample_rois",
+    "soft_nms",
     "softmax",
     "top_n",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import boxes as box
+from .arithmetic import exp_
 from .top_n import ranked
 
 
@@ -119,3 +120,47 @@ def nms_padded(
         keep[image, : len(kept)] = kept
         num_keep[image] = len(kept)
     return keep, num_keep
+
+
+def soft_nms(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    counts: np.ndarray | None = None,
+    *,
+    iou_threshold: float,
+    sigma: float,
+    score_threshold: float,
+    max_output: int,
+    method: str,
+    legacy: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first max_output rows that soft-NMS keeps of each image, their scores when kept, and how many they are.
+
+    The row with the highest score as it is now is kept, the first of equals; the others' scores are then multiplied by
+    a weight of their IoU with it. A row takes part while its score is above score_threshold.
+    """
+    batch, rows = scores.shape
+    number = boxes.dtype.type
+    keep = np.full((batch, max_output), -1, np.int64)
+    kept_scores = np.zeros((batch, max_output), boxes.dtype)
+    num_keep = np.zeros(batch, np.int64)
+    for image in range(batch):
+        corners = boxes[image]
+        count = rows if counts is None else int(counts[image])
+        current = scores[image].copy()
+        left = np.flatnonzero(box.finite(corners[:count]) & (current[:count] > number(score_threshold)))
+        while len(left) and num_keep[image] < max_output:
+            best = left[np.argmax(current[left])]
+            keep[image, num_keep[image]], kept_scores[image, num_keep[image]] = best, current[best]
+            num_keep[image] += 1
+            left = left[left != best]
+            iou = box.iou(corners[best], corners[left], legacy)
+            with np.errstate(all="ignore"):
+                if method == "gaussian":
+                    weight = np.where(iou > 0, exp_(-(iou * iou) / number(sigma)), number(1))
+                else:
+                    lowered = number(1) - iou if method == "linear" else np.zeros_like(iou)
+                    weight = np.where(iou > number(iou_threshold), lowered, number(1))
+                current[left] = current[left] * weight
+                left = left[current[left] > number(score_threshold)]
+    return keep, kept_scores, num_keep
