@@ -9,9 +9,9 @@ shorter side 320, SGD 0.004 (momentum 0.9, weight decay 0.0005) with 100 iterati
 anchors 32, 64, 128, 256 x 3 ratios, 256 of them and 128 RoIs an image, RoIAlign 7x7, two layers of 1,024; at test 300
 proposals. Both systems get these settings, the same weights, the same batches in the same order, and the same
 optimiser; each keeps its own initialisation, sampling, losses and proposal steps. Ours also pads and scales the
-backbone's maps (`SqueezeNet`, `DetectorConfig.feature_scale`); torchvision gets its own SqueezeNet as published. The first form
-trains, and evaluates on test: PASCAL VOC AP at IoU 0.5. It notes seconds too, but only the second form, in which the
-two take turns in one process, compares them.
+backbone's maps (`SqueezeNet`, `DetectorConfig.feature_scale`); torchvision gets its own SqueezeNet as published. The
+first form trains, and evaluates on test: PASCAL VOC AP at IoU 0.5. It notes seconds too, but only the second form, in
+which the two take turns in one process, compares them.
 
 An iteration is timed from asking for the two images' files to the updated weights, a test image (one at a time)
 from its file to its detections.
