@@ -1,5 +1,5 @@
-# make train   set up, train the default detector on the embedded data set, evaluate it, write pictures
-# make test    set up, run every test
+# make train   set up, train the default detector on the embedded data set, evaluate it, write images
+# make test    set up, check style and types, run every test
 # See README.md for the rest.
 
 PYTHON ?= python3
@@ -19,23 +19,43 @@ TRAIN_CUDA := $(if $(wildcard /dev/nvidiactl),AUTO,OFF)
 # The environment with the competitors where it was made, else the one of the tests (which lacks torchvision).
 BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 
-.PHONY: train test test-long check format build bench bench-env gpu-test gpu-bench clean
+# Every step of `make test`, two at a time: first the one with the long build of its own, last the one that is two
+# processes by itself. Each prints when it ends, and none is left out because another failed.
+STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
+
+.PHONY: train test test-long $(STEPS) check format build bench bench-env gpu-test gpu-bench clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
 	$(PY) -m frcnn_fast.train --dataset digits --out $(OUT)
 
+# Threads that wait sleep: another step has use for the core.
 test: build $(VENV)/test-ready
+	@OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -k -j2 --output-sync=target $(STEPS)
+
+test-suite: build $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m pytest -q
+
+test-sanitized: build $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m tests.run_sanitized
+
+test-interpreted: build $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m tests.run_interpreted
 
 test-long:
 	FRCNN_LONG=1 $(MAKE) --no-print-directory test
 
-check: $(VENV)/test-ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+check: check-ruff check-clang-format check-mypy
+
+check-ruff: $(VENV)/test-ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+check-clang-format: $(VENV)/test-ready
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cuh' '*.cpp' '*.cu')
+
+# Of frcnn_fast, bench and tests.
+check-mypy: $(VENV)/test-ready
+	$(BIN)/mypy
 
 format: $(VENV)/test-ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -2,53 +2,35 @@
 
 #include <pybind11/stl.h>
 
-#include <array>
-#include <vector>
+#include "anchors.h"
 
-#include "families.h"
-#include "run.h"
-
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
+using namespace anchor_decode;
 namespace {
 
-using Grid = std::vector<int64_t>;
-using Weights = std::array<double, 4>;
-
-void grid_anchors(const TensorView& cells, const Grid& grid, double offset, const TensorView& boxes) {
-  const DType dtype = cells.dtype("cells");
-  const void* in = cells.floats("cells");
+void grid_anchors(const TensorView& anchors, const Integers& anchor_grid, double anchor_offset,
+                  const TensorView& boxes) {
+  const DType dtype = anchors.dtype("anchors");
+  const AnchorSource source = anchor_source(anchors, anchor_grid, anchor_offset);
   void* out = boxes.floats("boxes");
-  const int64_t L = int64_t(grid.size()) / kGridFields, A = boxes.size(0);
   run(
-      "grid_anchors", cells, [&] { return grid_anchors_cpu(dtype, in, grid.data(), L, offset, A, out); },
-      [&](auto stream) { return grid_anchors_cuda(dtype, in, grid.data(), L, offset, A, out, stream); });
+      "grid_anchors", anchors, [&] { return grid_anchors_cpu(dtype, source, out); },
+      [&](auto stream) { return grid_anchors_cuda(dtype, source, out, stream); });
 }
 
-DecodeArguments decode_arguments(const TensorView& anchors, const Grid& grid, double offset,
-                                 const TensorView& image_sizes, const Weights& weights, double clamp, double min_size,
-                                 const void* image_scales, bool legacy) {
-  const int64_t stride = anchors.ndim() == 3 ? 4 * anchors.size(1) : 0;
-  return {anchors.floats("anchors"),
-          stride,
-          grid.data(),
-          int64_t(grid.size()) / kGridFields,
-          offset,
-          image_sizes.floats("image_sizes"),
-          weights.data(),
-          clamp,
-          min_size,
-          image_scales,
-          legacy};
-}
-
-void decode_clip(const TensorView& deltas, const TensorView& anchors, const Grid& grid, double offset,
-                 const TensorView& image_sizes, const Weights& weights, double clamp, double min_size,
-                 const OptionalTensor& image_scales, bool legacy, const TensorView& boxes, const TensorView& valid) {
+void decode_clip(const TensorView& deltas, const TensorView& anchors, const Integers& anchor_grid, double anchor_offset,
+                 const TensorView& image_sizes, const OptionalTensor& image_scales, const Weights& weights,
+                 double clamp, double min_size, bool legacy, const TensorView& boxes, const TensorView& valid) {
   const DType dtype = deltas.dtype("deltas");
   const void* in = deltas.floats("deltas");
   const int64_t B = deltas.size(0), A = deltas.size(1);
-  const DecodeArguments arguments = decode_arguments(anchors, grid, offset, image_sizes, weights, clamp, min_size,
-                                                     image_scales.floats("image_scales"), legacy);
+  const DecodeArguments arguments = {anchor_source(anchors, anchor_grid, anchor_offset),
+                                     image_sizes.floats("image_sizes"),
+                                     image_scales.floats("image_scales"),
+                                     weights.data(),
+                                     clamp,
+                                     min_size,
+                                     legacy};
   void* out = boxes.floats("boxes");
   bool* flags = valid.data<bool>("valid");
   run(
@@ -57,13 +39,18 @@ void decode_clip(const TensorView& deltas, const TensorView& anchors, const Grid
 }
 
 void decode_clip_backward(const TensorView& grad_boxes, const TensorView& deltas, const TensorView& anchors,
-                          const Grid& grid, double offset, const TensorView& image_sizes, const Weights& weights,
-                          double clamp, bool legacy, const TensorView& grad_deltas) {
+                          const Integers& anchor_grid, double anchor_offset, const TensorView& image_sizes,
+                          const Weights& weights, double clamp, bool legacy, const TensorView& grad_deltas) {
   const DType dtype = deltas.dtype("deltas");
   const void *gradient = grad_boxes.floats("grad_boxes"), *in = deltas.floats("deltas");
   const int64_t B = deltas.size(0), A = deltas.size(1);
-  const DecodeArguments arguments =
-      decode_arguments(anchors, grid, offset, image_sizes, weights, clamp, 0.0, nullptr, legacy);
+  const DecodeArguments arguments = {anchor_source(anchors, anchor_grid, anchor_offset),
+                                     image_sizes.floats("image_sizes"),
+                                     nullptr,
+                                     weights.data(),
+                                     clamp,
+                                     0.0,
+                                     legacy};
   void* out = grad_deltas.floats("grad_deltas");
   run(
       "decode_clip_backward", deltas,
@@ -71,8 +58,8 @@ void decode_clip_backward(const TensorView& grad_boxes, const TensorView& deltas
       [&](auto stream) { return decode_clip_backward_cuda(dtype, gradient, in, B, A, arguments, out, stream); });
 }
 
-void encode_boxes(const TensorView& gt_boxes, const TensorView& anchors, const Weights& weights, bool legacy,
-                  const TensorView& targets) {
+void encode(const TensorView& gt_boxes, const TensorView& anchors, const Weights& weights, bool legacy,
+            const TensorView& targets) {
   const DType dtype = gt_boxes.dtype("gt_boxes");
   const void *in = gt_boxes.floats("gt_boxes"), *relative_to = anchors.floats("anchors");
   const int64_t N = gt_boxes.numel() / 4;
@@ -82,13 +69,14 @@ void encode_boxes(const TensorView& gt_boxes, const TensorView& anchors, const W
       [&](auto stream) { return encode_cuda(dtype, in, relative_to, N, weights.data(), legacy, out, stream); });
 }
 
+const Registrar registrar([](py::module_& m) {
+  m.def("grid_anchors", &grid_anchors, "anchors"_a, "anchor_grid"_a, "anchor_offset"_a, "boxes"_a);
+  m.def("decode_clip", &decode_clip, "deltas"_a, "anchors"_a, "anchor_grid"_a, "anchor_offset"_a, "image_sizes"_a,
+        "image_scales"_a, "weights"_a, "clamp"_a, "min_size"_a, "legacy"_a, "boxes"_a, "valid"_a);
+  m.def("decode_clip_backward", &decode_clip_backward, "grad_boxes"_a, "deltas"_a, "anchors"_a, "anchor_grid"_a,
+        "anchor_offset"_a, "image_sizes"_a, "weights"_a, "clamp"_a, "legacy"_a, "grad_deltas"_a);
+  m.def("encode", &encode, "gt_boxes"_a, "anchors"_a, "weights"_a, "legacy"_a, "targets"_a);
+});
+
 }  // namespace
-
-void bind_anchor_decode(py::module_& m) {
-  m.def("grid_anchors", &grid_anchors);
-  m.def("decode_clip", &decode_clip);
-  m.def("decode_clip_backward", &decode_clip_backward);
-  m.def("encode", &encode_boxes);
-}
-
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::bindings

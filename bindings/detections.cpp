@@ -3,15 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
 
-#include "families.h"
 #include "run.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
+using namespace detections;
 namespace {
-
-using Weights = std::array<double, 4>;
 
 DetectionInputs shapes(const TensorView& class_logits, const TensorView& box_deltas) {
   DetectionInputs in{};
@@ -23,21 +20,21 @@ DetectionInputs shapes(const TensorView& class_logits, const TensorView& box_del
   return in;
 }
 
-size_t workspace_bytes(const TensorView& class_logits, const TensorView& box_deltas, double score_threshold,
-                       int64_t max_detections) {
+size_t detections_workspace(const TensorView& class_logits, const TensorView& box_deltas, double score_threshold,
+                            int64_t max_detections) {
   const DetectionInputs in = shapes(class_logits, box_deltas);
-  DetectionSettings set{};
-  set.score_threshold = score_threshold;
-  set.max_detections = max_detections;
-  if constexpr (kWithCuda)
-    if (uses_cuda(class_logits)) return detections_workspace_cuda(in, set);
-  return detections_workspace_cpu(in, set);
+  DetectionSettings settings{};
+  settings.score_threshold = score_threshold;
+  settings.max_detections = max_detections;
+  return workspace_bytes(
+      class_logits, [&] { return detections_workspace_cpu(in, settings); },
+      [&](auto) { return detections_workspace_cuda(in, settings); });
 }
 
 void detections(const TensorView& class_logits, const TensorView& box_deltas, const TensorView& proposals,
                 const TensorView& counts, const TensorView& image_sizes, double score_threshold, double iou_threshold,
                 int64_t max_detections, double min_size, const Weights& weights, double clamp, bool legacy,
-                const TensorView& workspace, const TensorView& boxes, const TensorView& scores,
+                const OptionalTensor& workspace, const TensorView& boxes, const TensorView& scores,
                 const TensorView& labels, const TensorView& out_counts) {
   DetectionInputs in = shapes(class_logits, box_deltas);
   in.class_logits = class_logits.floats("class_logits");
@@ -45,27 +42,29 @@ void detections(const TensorView& class_logits, const TensorView& box_deltas, co
   in.proposals = proposals.floats("proposals");
   in.counts = counts.data<int64_t>("counts");
   in.image_sizes = image_sizes.floats("image_sizes");
-  DetectionSettings set{};
-  set.score_threshold = score_threshold;
-  set.iou_threshold = iou_threshold;
-  set.max_detections = max_detections;
-  set.min_size = min_size;
-  std::copy(weights.begin(), weights.end(), set.weights);
-  set.clamp = clamp;
-  set.legacy = legacy;
+  DetectionSettings settings{};
+  settings.score_threshold = score_threshold;
+  settings.iou_threshold = iou_threshold;
+  settings.max_detections = max_detections;
+  settings.min_size = min_size;
+  std::copy(weights.begin(), weights.end(), settings.weights);
+  settings.clamp = clamp;
+  settings.legacy = legacy;
   const DetectionOutputs out = {boxes.floats("boxes"), scores.floats("scores"), labels.data<int64_t>("labels"),
-                                out_counts.data<int64_t>("counts")};
-  void* const memory = workspace.data<uint8_t>("workspace");
+                                out_counts.data<int64_t>("out_counts")};
+  const Workspace memory(workspace);
   run(
-      "detections", class_logits, [&] { return detections_cpu(in, set, memory, out); },
-      [&](auto stream) { return detections_cuda(in, set, memory, out, stream); });
+      "detections", class_logits, [&] { return detections_cpu(in, settings, memory.data(), out); },
+      [&](auto stream) { return detections_cuda(in, settings, memory.data(), out, stream); });
 }
+
+const Registrar registrar([](py::module_& m) {
+  m.def("detections_workspace", &detections_workspace, "class_logits"_a, "box_deltas"_a, "score_threshold"_a,
+        "max_detections"_a);
+  m.def("detections", &detections, "class_logits"_a, "box_deltas"_a, "proposals"_a, "counts"_a, "image_sizes"_a,
+        "score_threshold"_a, "iou_threshold"_a, "max_detections"_a, "min_size"_a, "weights"_a, "clamp"_a, "legacy"_a,
+        "workspace"_a, "boxes"_a, "scores"_a, "labels"_a, "out_counts"_a);
+});
 
 }  // namespace
-
-void bind_detections(py::module_& m) {
-  m.def("detections_workspace", &workspace_bytes);
-  m.def("detections", &detections);
-}
-
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::bindings

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-namespace frcnn_fast::dlpack {
+namespace frcnn_fast::bindings::dlpack {
 
 constexpr uint32_t kMajorVersion = 1;
 
@@ -57,4 +57,4 @@ struct ExchangeApi {
   int (*current_stream)(int32_t device_type, int32_t device_id, void** out);
 };
 
-}  // namespace frcnn_fast::dlpack
+}  // namespace frcnn_fast::bindings::dlpack

@@ -1,12 +1,11 @@
 #include "../kernels/common/cpu.h"
-#include "families.h"
 #include "run.h"
 
 #if defined(FRCNN_FAST_WITH_CUDA) && !defined(FF_SIMT)
 #include <cuda_runtime_api.h>
 #endif
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
 namespace {
 
 // What this binary is and what it finds on this machine; frcnn_fast.doctor prints it.
@@ -35,20 +34,17 @@ py::dict build_info() {
 }
 
 }  // namespace
-}  // namespace frcnn_fast
+
+std::vector<Registrar::Register>& Registrar::all() {
+  static std::vector<Register> functions;  // here, so that it is there for the first registrar, in whatever file
+  return functions;
+}
+
+}  // namespace frcnn_fast::bindings
 
 PYBIND11_MODULE(_C, m) {
-  using namespace frcnn_fast;
+  using namespace frcnn_fast::bindings;
   m.def("build_info", &build_info);
-  m.def("uses_cuda", [](const TensorView& tensor) { return uses_cuda(tensor); });
-  bind_anchor_decode(m);
-  bind_top_n(m);
-  bind_nms(m);
-  bind_anchor_target(m);
-  bind_roi_pool(m);
-  bind_proposals(m);
-  bind_detections(m);
-#if defined(FF_TEST_BUILD)
-  bind_test_build(m);
-#endif
+  m.def("uses_cuda", &uses_cuda, "tensor"_a);
+  for (const Registrar::Register add : Registrar::all()) add(m);
 }

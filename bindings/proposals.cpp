@@ -2,78 +2,75 @@
 
 #include <pybind11/stl.h>
 
-#include <array>
-#include <vector>
+#include <algorithm>
 
-#include "families.h"
-#include "run.h"
+#include "anchors.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
+using namespace proposals;
 namespace {
 
-using Sizes = std::vector<int64_t>;
-
-size_t workspace(const TensorView& scores, const Sizes& level_sizes, int64_t pre_nms_top_n, int64_t post_nms_top_n,
-                 bool filter_first) {
+// Without data: what the workspace's size depends on.
+ProposalInputs shapes(const TensorView& scores, const Integers& level_sizes) {
   ProposalInputs inputs{};
   inputs.dtype = scores.dtype("scores");
   inputs.B = scores.size(0);
   inputs.A = scores.size(1);
   inputs.level_sizes = level_sizes.data();
   inputs.L = int64_t(level_sizes.size());
+  return inputs;
+}
+
+size_t rpn_proposals_workspace(const TensorView& scores, const Integers& level_sizes, int64_t pre_nms_top_n,
+                               int64_t post_nms_top_n, bool filter_before_top_n) {
+  const ProposalInputs inputs = shapes(scores, level_sizes);
   ProposalSettings settings{};
   settings.pre_nms_top_n = pre_nms_top_n;
   settings.post_nms_top_n = post_nms_top_n;
-  settings.filter_first = filter_first;
-  if constexpr (kWithCuda) {
-    if (uses_cuda(scores)) return rpn_proposals_workspace_cuda(inputs, settings);
-  }
-  return rpn_proposals_workspace_cpu(inputs, settings);
+  settings.filter_before_top_n = filter_before_top_n;
+  return workspace_bytes(
+      scores, [&] { return rpn_proposals_workspace_cpu(inputs, settings); },
+      [&](auto) { return rpn_proposals_workspace_cuda(inputs, settings); });
 }
 
-void rpn_proposals(const TensorView& scores, const TensorView& deltas, const TensorView& anchors, const Sizes& grid,
-                   double anchor_offset, const TensorView& image_sizes, const OptionalTensor& image_scales,
-                   const Sizes& level_sizes, int64_t pre_nms_top_n, int64_t post_nms_top_n, double iou_threshold,
-                   double min_size, bool filter_first, const std::array<double, 4>& weights, double clamp, bool legacy,
-                   const TensorView& workspace, const TensorView& out_boxes, const TensorView& out_scores,
-                   const TensorView& out_indices, const TensorView& out_counts) {
-  ProposalInputs inputs{};
-  inputs.dtype = scores.dtype("scores");
+void rpn_proposals(const TensorView& scores, const TensorView& deltas, const TensorView& anchors,
+                   const Integers& anchor_grid, double anchor_offset, const TensorView& image_sizes,
+                   const OptionalTensor& image_scales, const Integers& level_sizes, int64_t pre_nms_top_n,
+                   int64_t post_nms_top_n, double iou_threshold, double min_size, bool filter_before_top_n,
+                   const Weights& weights, double clamp, bool legacy, const OptionalTensor& workspace,
+                   const TensorView& boxes, const TensorView& out_scores, const TensorView& indices,
+                   const TensorView& counts) {
+  ProposalInputs inputs = shapes(scores, level_sizes);
   inputs.scores = scores.floats("scores");
   inputs.deltas = deltas.floats("deltas");
-  inputs.anchors = anchors.floats("anchors");
+  inputs.anchors = anchor_source(anchors, anchor_grid, anchor_offset);
   inputs.image_sizes = image_sizes.floats("image_sizes");
   inputs.image_scales = image_scales.floats("image_scales");
-  inputs.B = scores.size(0);
-  inputs.A = scores.size(1);
-  inputs.anchor_image_stride = anchors.ndim() == 3 ? 4 * inputs.A : 0;
-  inputs.grid = grid.data();
-  inputs.grid_levels = int64_t(grid.size()) / kGridFields;
-  inputs.anchor_offset = anchor_offset;
-  inputs.level_sizes = level_sizes.data();
-  inputs.L = int64_t(level_sizes.size());
   ProposalSettings settings{};
   settings.pre_nms_top_n = pre_nms_top_n;
   settings.post_nms_top_n = post_nms_top_n;
   settings.iou_threshold = iou_threshold;
   settings.min_size = min_size;
-  settings.filter_first = filter_first;
+  settings.filter_before_top_n = filter_before_top_n;
   std::copy(weights.begin(), weights.end(), settings.weights);
   settings.clamp = clamp;
   settings.legacy = legacy;
-  const ProposalOutputs outputs{out_boxes.floats("boxes"), out_scores.floats("scores"),
-                                out_indices.data<int64_t>("indices"), out_counts.data<int64_t>("counts")};
-  void* const scratch = workspace.data<uint8_t>("workspace");
+  const Workspace memory(workspace);
+  const ProposalOutputs outputs{boxes.floats("boxes"), out_scores.floats("out_scores"),
+                                indices.data<int64_t>("indices"), counts.data<int64_t>("counts")};
   run(
-      "rpn_proposals", scores, [&] { return rpn_proposals_cpu(inputs, settings, scratch, outputs); },
-      [&](auto stream) { return rpn_proposals_cuda(inputs, settings, scratch, outputs, stream); });
+      "rpn_proposals", scores, [&] { return rpn_proposals_cpu(inputs, settings, memory.data(), outputs); },
+      [&](auto stream) { return rpn_proposals_cuda(inputs, settings, memory.data(), outputs, stream); });
 }
+
+const Registrar registrar([](py::module_& m) {
+  m.def("rpn_proposals_workspace", &rpn_proposals_workspace, "scores"_a, "level_sizes"_a, "pre_nms_top_n"_a,
+        "post_nms_top_n"_a, "filter_before_top_n"_a);
+  m.def("rpn_proposals", &rpn_proposals, "scores"_a, "deltas"_a, "anchors"_a, "anchor_grid"_a, "anchor_offset"_a,
+        "image_sizes"_a, "image_scales"_a, "level_sizes"_a, "pre_nms_top_n"_a, "post_nms_top_n"_a, "iou_threshold"_a,
+        "min_size"_a, "filter_before_top_n"_a, "weights"_a, "clamp"_a, "legacy"_a, "workspace"_a, "boxes"_a,
+        "out_scores"_a, "indices"_a, "counts"_a);
+});
 
 }  // namespace
-
-void bind_proposals(py::module_& m) {
-  m.def("rpn_proposals_workspace", &workspace);
-  m.def("rpn_proposals", &rpn_proposals);
-}
-
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::bindings

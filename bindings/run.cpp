@@ -4,7 +4,7 @@
 #include <cuda_runtime_api.h>
 #endif
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
 
 #if defined(FRCNN_FAST_WITH_CUDA) && !defined(FF_SIMT)
 
@@ -33,4 +33,4 @@ std::string status_message(Status status) {
 
 #endif
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::bindings

@@ -1,6 +1,6 @@
 #include "tensor_view.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
 namespace {
 
 // The exchange API of a tensor type, or null. Types are few and live forever, so a short list does.
@@ -151,4 +151,4 @@ void* TensorView::current_stream() const {
   return stream;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::bindings

@@ -10,7 +10,7 @@
 #include "../kernels/common/dtype.h"
 #include "dlpack.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::bindings {
 
 namespace py = pybind11;
 
@@ -78,35 +78,35 @@ struct OptionalTensor {
   void* floats(const char* name) const { return present ? view.floats(name) : nullptr; }
 };
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::bindings
 
 namespace pybind11::detail {
 
 template <>
-struct type_caster<frcnn_fast::TensorView> {
+struct type_caster<frcnn_fast::bindings::TensorView> {
   static constexpr auto name = const_name("Tensor");
   template <class T>
-  using cast_op_type = const frcnn_fast::TensorView&;
-  operator const frcnn_fast::TensorView&() { return value; }
+  using cast_op_type = const frcnn_fast::bindings::TensorView&;
+  operator const frcnn_fast::bindings::TensorView&() { return value; }
   bool load(handle source, bool) {
     value.load(source.ptr());
     return true;
   }
-  frcnn_fast::TensorView value;
+  frcnn_fast::bindings::TensorView value;
 };
 
 template <>
-struct type_caster<frcnn_fast::OptionalTensor> {
+struct type_caster<frcnn_fast::bindings::OptionalTensor> {
   static constexpr auto name = const_name("Tensor | None");
   template <class T>
-  using cast_op_type = const frcnn_fast::OptionalTensor&;
-  operator const frcnn_fast::OptionalTensor&() { return value; }
+  using cast_op_type = const frcnn_fast::bindings::OptionalTensor&;
+  operator const frcnn_fast::bindings::OptionalTensor&() { return value; }
   bool load(handle source, bool) {
     value.present = !source.is_none();
     if (value.present) value.view.load(source.ptr());
     return true;
   }
-  frcnn_fast::OptionalTensor value;
+  frcnn_fast::bindings::OptionalTensor value;
 };
 
 }  // namespace pybind11::detail

@@ -112,8 +112,7 @@ def main() -> int:
     for phase in phases():
         with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
             steps += pool.map(lambda step: run(*step), phase)
-    report = {"machine": machine(), "steps": steps}
-    report["ok"] = all(step["ok"] for step in report["steps"])
+    report = {"machine": machine(), "steps": steps, "ok": all(step["ok"] for step in steps)}
     out.mkdir(parents=True, exist_ok=True)
     part = out / "gpu-test.json.part"
     part.write_text(json.dumps(report, indent=2) + "\n")

@@ -26,7 +26,7 @@ class Sample:
 
 
 def boxes(generator: torch.Generator, *size: int, high: float = 96.0) -> Tensor:
-    """Random boxes of up to a third of the picture."""
+    """Random boxes of up to a third of the image."""
     corner = torch.rand(*size, 2, generator=generator) * high * 0.7
     side = torch.rand(*size, 2, generator=generator) * high * 0.3 + 1
     return torch.cat([corner, corner + side], -1)
@@ -69,11 +69,12 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
         "nms": Sample(ops.nms, [box[0], scores[0]], {"iou_threshold": 0.4}, dynamic=True),
         "batched_nms": Sample(ops.batched_nms, [box[0], scores[0], ids[0]], {"iou_threshold": 0.4}, dynamic=True),
         "nms_padded": Sample(ops.nms_padded, [box, scores], {"iou_threshold": 0.4, "max_output": 16}),
+        "soft_nms": Sample(ops.soft_nms, [box, scores.sigmoid()], {"max_output": 16, "method": "gaussian"}),
         "rpn_proposals": Sample(ops.rpn_proposals, [logits, deltas, table, sizes], per_level),
         "assign_anchors": Sample(ops.assign_anchors, [table, gt_boxes, gt_counts]),
-        "sample_anchors": Sample(ops.sample_anchors, [labels, rng], {"batch_size": 32, "max_positive": 8}),
+        "sample_anchors": Sample(ops.sample_anchors, [labels, rng], {"batch_size": 32, "positive_fraction": 0.25}),
         "rpn_targets": Sample(
-            ops.rpn_targets, [table, gt_boxes, gt_counts, rng], {"batch_size": 32, "max_positive": 8}
+            ops.rpn_targets, [table, gt_boxes, gt_counts, rng], {"batch_size": 32, "positive_fraction": 0.25}
         ),
         "sample_rois": Sample(
             ops.sample_rois, [proposals, counts, gt_boxes, gt_labels, gt_counts, rng], {"batch_size": 16}

@@ -78,7 +78,7 @@ def wrong_calls() -> list[Any]:
         (
             decode(anchors=anchors[:4]),
             ValueError,
-            r"anchors: expected shape \[A, 4\] = \[5, 4\] or .*\[4, 4\]",
+            r"anchors: expected \[A, 4\] or \[B, A, 4\] with B = 2, A = 5, got .*\[4, 4\]",
         ),
         (decode(anchors=anchors.double()), TypeError, "anchors: expected float32 elements.*got float64"),
         (decode(anchors=grids), ValueError, "anchors: expected A = 5 of them in all, got 6: AnchorGrids"),

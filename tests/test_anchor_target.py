@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import ops, reference
-from frcnn_fast.ops.anchor_grids import explicit_anchors
 
 BOXES = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 30.0, 20.0]]])
 COUNTS = torch.tensor([2])
@@ -39,8 +38,12 @@ def rois(**changed: Any) -> Any:
     ("error", "message", "changed"),
     [
         (ValueError, r"anchors: expected shape \[A, 4\], \[B, A, 4\] or AnchorGrids", {"anchors": torch.zeros(3, 5)}),
-        (ValueError, r"anchors: .* with B = 1, got float32\[2, 3, 4\]", {"anchors": ANCHORS.expand(2, 3, 4)}),
-        (TypeError, "anchors: expected the precision of gt_boxes", {"anchors": ANCHORS.double()}),
+        (ValueError, r"anchors: .* with B = 1, A, got float32\[2, 3, 4\]", {"anchors": ANCHORS.expand(2, 3, 4)}),
+        (
+            TypeError,
+            "anchors: expected float32 elements, the precision of the other inputs, got float64",
+            {"anchors": ANCHORS.double()},
+        ),
         (TypeError, "anchors: expected float16, bfloat16, float32 or float64", {"anchors": ANCHORS.int()}),
         (ValueError, r"gt_boxes: expected shape \[B, G, 4\], got float32\[2, 4\]", {"gt_boxes": BOXES[0]}),
         (TypeError, "gt_counts: expected int64", {"gt_counts": COUNTS.int()}),
@@ -55,7 +58,8 @@ def rois(**changed: Any) -> Any:
         (ValueError, "positive_iou: expected a number of at least 0, got -0.1", {"positive_iou": -0.1}),
         (ValueError, "negative_iou", {"negative_iou": float("nan")}),
         (ValueError, "batch_size", {"batch_size": 0}),
-        (ValueError, "max_positive", {"max_positive": -1}),
+        (ValueError, "positive_fraction", {"positive_fraction": -0.1}),
+        (ValueError, "positive_fraction", {"positive_fraction": 1.1}),
         (ValueError, "weights: expected four positive numbers", {"weights": (1.0, 1.0)}),
         (ValueError, "backend", {"backend": "gpu"}),
     ],
@@ -115,8 +119,8 @@ def pyramid(g: np.random.Generator, integer: bool) -> ops.AnchorGrids:
         half = g.uniform(0, 60, (g.integers(1, 5), 4))
         cells = np.rint(half / 4) * 4 if integer else half
         size, stride = g.integers(1, 40, 2), g.integers(1, 33, 2)
-        cells = torch.tensor(cells * [-1, -1, 1, 1], dtype=torch.float32)
-        levels.append((cells, (int(size[0]), int(size[1])), (int(stride[0]), int(stride[1]))))
+        corners = torch.tensor(cells * [-1, -1, 1, 1], dtype=torch.float32)
+        levels.append((corners, (int(size[0]), int(size[1])), (int(stride[0]), int(stride[1]))))
     return ops.AnchorGrids(levels, offset=float(g.choice([0.0, 0.5])))
 
 
@@ -126,7 +130,7 @@ def test_windows_of_grids_hide_nothing(seed: int) -> None:
     g = np.random.default_rng(seed)
     integer = bool(g.integers(2))
     grids, dtype = pyramid(g, integer), g.choice([np.float32, np.float64])
-    table = explicit_anchors(grids.cells.numpy().astype(dtype), grids.grid, grids.offset)
+    table = reference.explicit_anchors(grids.cells.numpy().astype(dtype), grids.grid, grids.offset)
     low, high = table.min(0)[:2], table.max(0)[2:]
     B, G = 2, int(g.choice([1, 3, 20]))
     corner = low + g.random((B, G, 2)) * (high - low)
@@ -189,10 +193,10 @@ def test_the_number_of_threads_and_the_kind_of_anchors_change_nothing() -> None:
 def test_a_step_of_rng_draws_anew() -> None:
     labels = torch.zeros(2, 1000, dtype=torch.int8)
     rng = torch.tensor([5, 0])
-    first, _, _ = ops.sample_anchors(labels, rng, batch_size=50, max_positive=0)
-    again, _, _ = ops.sample_anchors(labels, rng.clone(), batch_size=50, max_positive=0)
+    first, _, _ = ops.sample_anchors(labels, rng, batch_size=50, positive_fraction=0.0)
+    again, _, _ = ops.sample_anchors(labels, rng.clone(), batch_size=50, positive_fraction=0.0)
     rng[1] += 1
-    second, _, _ = ops.sample_anchors(labels, rng, batch_size=50, max_positive=0)
+    second, _, _ = ops.sample_anchors(labels, rng, batch_size=50, positive_fraction=0.0)
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert not torch.equal(first[0], first[1]), "images draw for themselves"
@@ -203,7 +207,7 @@ def test_every_candidate_is_drawn_equally_often() -> None:
     labels[:, ::3] = 1
     seen = torch.zeros(60)
     for step in range(10):
-        indices, _, _ = ops.sample_anchors(labels, torch.tensor([8, step]), batch_size=15, max_positive=5)
+        indices, _, _ = ops.sample_anchors(labels, torch.tensor([8, step]), batch_size=15, positive_fraction=5 / 15)
         seen += torch.bincount(indices.flatten(), minlength=60)
     expected = 4000 * torch.where(labels[0] == 1, 5 / 20, 10 / 40)
     assert ((seen - expected).abs() < 6 * (expected * 0.75).sqrt()).all()
@@ -211,7 +215,7 @@ def test_every_candidate_is_drawn_equally_often() -> None:
 
 def test_a_sample_larger_than_the_anchors_takes_all() -> None:
     labels = torch.tensor([[1, 0, -1, 0]], dtype=torch.int8)
-    indices, sampled, counts = ops.sample_anchors(labels, RNG, batch_size=1000, max_positive=1000)
+    indices, sampled, counts = ops.sample_anchors(labels, RNG, batch_size=1000, positive_fraction=1.0)
     assert indices[0, :4].tolist() == [0, 1, 3, -1]
     assert sampled[0, :4].tolist() == [1, 0, 0, -1]
     assert (indices[0, 4:] == -1).all()

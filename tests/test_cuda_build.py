@@ -1,11 +1,14 @@
 """Every CUDA source compiles for Ampere, Hopper and Blackwell, and no kernel spills registers. No GPU is needed.
 
-Compiled are the kernels, and the harness' own kernels, so that what the SIMT harness takes is CUDA. A compilation that
-went well is remembered under build/, by everything that went into it.
+What the build has compiled is read from the binary: a form of a kernel without local memory spills nothing. What it has
+not, since it is older than a source or has no CUDA half, is compiled here, and so are the harness' own kernels, so that
+what the SIMT harness takes is CUDA. A compilation that went well is remembered under build/, by everything that went
+into it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -15,6 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from bench import resources
+from frcnn_fast import _extension
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "cuda_check"
@@ -63,9 +69,38 @@ def compile_source(nvcc: str, version: str, source: Path) -> str:
     return ""
 
 
+def in_binary(binary: Path) -> dict[str, list[resources.Form]]:
+    """The compiled kernels by the name of their source; none where there is no CUDA half, or no tool to read it."""
+    found: dict[str, list[resources.Form]] = {}
+    with contextlib.suppress(RuntimeError):
+        for form in resources.of_binary(resources.find_cuobjdump(), binary):
+            found.setdefault(form.source, []).append(form)
+    return found
+
+
+def spilling(forms: list[resources.Form]) -> str:
+    """Those with local memory: registers that were spilled, or an array that is indexed at run time."""
+    return "\n".join(f"{form.kernel} ({form.architecture}): {form.local} bytes" for form in forms if form.local)
+
+
+def from_the_build() -> dict[Path, str]:
+    """Complaints about the sources that the binary at hand has, as they are now and for all architectures."""
+    if _extension.missing_reason:
+        return {}
+    binary = Path(str(_extension.extension().__file__))
+    kernels = in_binary(binary)
+
+    def is_current(source: Path) -> bool:
+        built_for = {form.architecture for form in kernels.get(source.name, [])}
+        newest = max(path.stat().st_mtime for path in inputs(source))
+        return built_for >= {f"sm_{arch}" for arch in ARCHITECTURES} and newest < binary.stat().st_mtime
+
+    return {source: spilling(kernels[source.name]) for source in SOURCES if is_current(source)}
+
+
 @pytest.fixture(scope="module")
 def complaints() -> dict[Path, str]:
-    """Of every source, compiled two at a time."""
+    """About every source; two are compiled at a time."""
     nvcc = find_nvcc()
     if nvcc is None:
         message = "no nvcc: neither CUDA_HOME, CUDACXX nor the PATH has one"
@@ -73,9 +108,11 @@ def complaints() -> dict[Path, str]:
             pytest.fail(message)
         pytest.skip(message)
     version = subprocess.check_output([nvcc, "--version"], text=True)
+    built = from_the_build()
+    left = [source for source in SOURCES if source not in built]
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda source: compile_source(nvcc, version, source), SOURCES)
-        return dict(zip(SOURCES, results, strict=True))
+        results = pool.map(lambda source: compile_source(nvcc, version, source), left)
+        return built | dict(zip(left, results, strict=True))
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
@@ -100,3 +137,10 @@ def test_a_spilling_kernel_is_noticed(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "spill" in done.stdout + done.stderr
+    # The same in a binary that was built without a word.
+    binary = tmp_path / "spill.o"
+    quiet = [flag for flag in FLAGS if "warn-spills" not in flag and flag != "-Xptxas"]
+    subprocess.run([nvcc, *quiet, "-lineinfo", "-c", str(source), "-o", str(binary)], check=True)
+    forms = in_binary(binary)["spill.cu"]
+    assert {form.architecture for form in forms} == {f"sm_{arch}" for arch in ARCHITECTURES}
+    assert "spill (sm_80)" in spilling(forms)

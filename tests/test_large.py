@@ -101,7 +101,7 @@ def test_torchvision_pools_alike(name: str, dtype: torch.dtype, backend: str) ->
     options = {"sampling_ratio": 2, "aligned": True} if name == "roi_align" else {}
     grad = torch.randn(60, 64, 7, 7, generator=g).to("cuda", dtype)
 
-    def run(function) -> tuple[Tensor, Tensor]:
+    def run(function) -> tuple[Tensor, Tensor | None]:
         leaf = image.clone().requires_grad_()
         pooled = function(leaf, rois, (7, 7), 1 / 16, **options)
         pooled.backward(grad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,3 +202,53 @@ def test_works_in_a_forked_process() -> None:
     child.start()
     assert queue.get(timeout=60) == wanted
     child.join()
+
+
+def _soft_input(N: int = 200) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    corner = torch.rand(1, N, 2, generator=g) * 60
+    return torch.cat([corner, corner + torch.rand(1, N, 2, generator=g) * 40 + 1], -1), torch.rand(1, N, generator=g)
+
+
+def test_hard_soft_nms_is_nms() -> None:
+    boxes, scores = _soft_input()
+    keep = ops.nms(boxes[0], scores[0], 0.4)
+    found = ops.soft_nms(boxes, scores, 200, method="hard", iou_threshold=0.4, score_threshold=0.0)
+    assert found.keep[0, : len(keep)].tolist() == keep.tolist()
+    assert found.num_keep.tolist() == [len(keep)]
+    assert torch.equal(found.kept_scores[0, : len(keep)], scores[0, keep])
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_soft_nms_keeps_boxes_by_falling_score_and_never_raises_one(method: str) -> None:
+    boxes, scores = _soft_input()
+    found = ops.soft_nms(boxes, scores, 200, method=method, score_threshold=0.01)
+    n = int(found.num_keep)
+    assert 0 < n <= 200
+    assert (found.kept_scores[0, : n - 1] >= found.kept_scores[0, 1:n]).all()
+    assert (found.kept_scores[0, :n] <= scores[0, found.keep[0, :n]]).all()
+    assert found.keep[0, :n].unique().numel() == n
+
+
+def test_gaussian_with_a_small_sigma_drops_every_overlap() -> None:
+    boxes, scores = _soft_input()
+    soft = ops.soft_nms(boxes, scores, 200, method="gaussian", sigma=1e-12, score_threshold=0.0)
+    keep = ops.nms(boxes[0], scores[0], 0.0)
+    assert soft.keep[0, : int(soft.num_keep)].tolist() == keep.tolist()
+
+
+@pytest.mark.parametrize(
+    ("error", "named", "wrong"),
+    [
+        (ValueError, "method", {"method": "soft"}),
+        (ValueError, "sigma", {"sigma": 0.0}),
+        (ValueError, "score_threshold", {"score_threshold": -0.1}),
+        (ValueError, "iou_threshold", {"iou_threshold": float("nan")}),
+        (ValueError, "counts", {"counts": torch.tensor([201])}),
+        (TypeError, "max_output", {"max_output": 1.5}),
+    ],
+)
+def test_soft_nms_refuses(error: type[Exception], named: str, wrong: dict[str, Any]) -> None:
+    boxes, scores = _soft_input()
+    with pytest.raises(error, match=named):
+        ops.soft_nms(boxes, scores, **{"max_output": 5, **wrong})

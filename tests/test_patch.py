@@ -640,13 +640,12 @@ class TestDetectors:
                 seen.append("filter")
                 return super().filter_proposals(*args)
 
-        model.rpn.__class__ = Own
-
-        def postprocess(*args: Any) -> Any:
+        def noted(*args: Any) -> Any:
             seen.append("detections")
             return RoIHeads.postprocess_detections(model.roi_heads, *args)
 
-        model.roi_heads.postprocess_detections = postprocess
+        model.rpn.__class__ = Own
+        model.roi_heads.postprocess_detections = noted
         theirs = detect(model)
         with frcnn_fast.patch_torchvision():
             close(detect(model), theirs)

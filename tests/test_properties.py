@@ -49,7 +49,7 @@ def test_nms_keeps_apart_and_drops_only_what_overlaps(backend: Backend, rows: li
     boxes = on(backend, [r[0] for r in rows], -1, 4)
     scores = on(backend, [r[1] for r in rows], -1)
     keep = ops.nms(boxes, scores, limit).cpu().tolist()
-    above = (ops.box_iou(boxes, boxes) > np.float32(limit)).cpu().numpy()
+    above = ops.box_iou(boxes, boxes).cpu().numpy() > np.float32(limit)
     order = rank(scores.cpu().numpy())
     assert keep == [i for i in order if i in set(keep)], "kept rows come in rank order"
     place = {i: p for p, i in enumerate(order)}
@@ -196,7 +196,7 @@ def test_a_sample_is_as_full_as_it_can_be(backend: Backend, values: list, rng: t
     )
     most = int(batch * share)
     state = on(backend, rng, 2, dtype=torch.int64)
-    indices, sampled, counts = ops.sample_anchors(labels, state, batch_size=batch, max_positive=most)
+    indices, sampled, counts = ops.sample_anchors(labels, state, batch_size=batch, positive_fraction=share)
     positives, negatives = counts[0].tolist()
     assert positives == min(most, values.count(1))
     assert negatives == min(batch - positives, values.count(0))

@@ -132,7 +132,7 @@ def test_nms_equals_rational_greedy(threshold: Fraction, legacy: bool) -> None:
         if not any(iou is not None and iou > threshold for iou in rivals):
             kept.append(i)
     keep, count = reference.nms_padded(
-        boxes[None], scores[None], float(threshold), 120, class_ids=classes[None], legacy=legacy
+        boxes[None], scores[None], classes[None], iou_threshold=float(threshold), max_output=120, legacy=legacy
     )
     assert keep[0, : count[0]].tolist() == kept
 
@@ -155,7 +155,7 @@ def test_assignment_equals_rational_rules() -> None:
 def test_samples_are_the_smallest_keys() -> None:
     labels = generator(9).choice(np.asarray([-1, 0, 1], np.int8), (2, 200))
     rng = np.asarray([11, 22])
-    indices, sampled, counts = reference.sample_anchors(labels, rng, batch_size=40, max_positive=15)
+    indices, sampled, counts = reference.sample_anchors(labels, rng, batch_size=40, positive_fraction=0.375)
     for image in range(2):
         chosen = []
         for label, room in ((1, 15), (0, 25)):
@@ -243,7 +243,7 @@ def test_roi_pool_equals_adaptive_max_pooling() -> None:
         crop = torch.from_numpy(feature[image, :, y1 : y2 + 1, x1 : x2 + 1])
         want, where = F.adaptive_max_pool2d(crop[None], size, return_indices=True)
         row, column = np.divmod(where.numpy()[0], x2 - x1 + 1)
-        output, argmax = reference.roi_pool(feature, np.asarray([[image, x1, y1, x2, y2]], np.float64), size)
+        output, argmax = reference.roi_pool(feature, np.asarray([[image, x1, y1, x2, y2]], np.float64), *size)
         np.testing.assert_array_equal(output[0], want.numpy()[0])
         np.testing.assert_array_equal(argmax[0], (row + y1) * 30 + column + x1)
 
@@ -271,7 +271,7 @@ def test_roi_align_equals_grid_sample(ratio: int, aligned: bool) -> None:
     g = generator(14)
     feature = g.normal(size=(2, 4, 15, 21))
     rois = np.concatenate([g.integers(0, 2, (30, 1)), random_boxes(g, (30,), 90.0, 50.0)], axis=1)
-    got = reference.roi_align(feature, rois, 3, 0.25, ratio, aligned)
+    got = reference.roi_align(feature, rois, 3, 3, 0.25, ratio, aligned)
     want = [sampled_mean(feature, roi, 3, 0.25, ratio, aligned) for roi in rois]
     np.testing.assert_allclose(got, want, atol=1e-12)
 
@@ -280,9 +280,9 @@ def test_roi_align_backward_is_the_transpose() -> None:
     g = generator(15)
     feature, grad = g.normal(size=(2, 4, 15, 21)), g.normal(size=(30, 4, 3, 3))
     rois = np.concatenate([g.integers(-1, 2, (30, 1)), random_boxes(g, (30,), 90.0, 50.0)], axis=1)
-    back = reference.roi_align_backward(grad, rois, feature.shape, 3, 0.25)
+    back = reference.roi_align_backward(grad, rois, feature.shape, False, 0.25)
     assert (back * feature).sum() == pytest.approx(
-        (grad * reference.roi_align(feature, rois, 3, 0.25)).sum(), rel=1e-11
+        (grad * reference.roi_align(feature, rois, 3, 3, 0.25)).sum(), rel=1e-11
     )
 
 
@@ -290,7 +290,7 @@ def test_roi_pool_backward_is_the_gradient() -> None:
     g = generator(16)
     feature, grad = g.normal(size=(2, 3, 15, 21)), g.normal(size=(30, 3, 3, 3))
     rois = np.concatenate([g.integers(-1, 2, (30, 1)), random_boxes(g, (30,), 90.0, 50.0)], axis=1)
-    output, argmax = reference.roi_pool(feature, rois, 3, 0.25)
+    output, argmax = reference.roi_pool(feature, rois, 3, 3, 0.25)
     back = reference.roi_pool_backward(grad, argmax, rois, feature.shape)
     # The maximum scales with the map: its derivative along the map itself is the output.
     assert (back * feature).sum() == pytest.approx((grad * output).sum(), rel=1e-11)

@@ -36,7 +36,7 @@ def call(op: str, features: Tensor, rois: Any, size: Any = (3, 4), **extra: Any)
     half = torch.nn.functional.avg_pool2d(features, 2)
     if features.is_contiguous(memory_format=LAST) and not features.is_contiguous():
         half = half.contiguous(memory_format=LAST)
-    return ops.multiscale_roi_align([features, half], rois, (0.25, 0.125), size, 2, canonical_scale=64, **extra)
+    return ops.multiscale_roi_align([features, half], rois, size, (0.25, 0.125), 2, canonical_scale=64, **extra)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_channels_last_is_not_copied(op: str, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Tensor, "contiguous", refuse)
     if op == "multiscale_roi_align":
-        output = ops.multiscale_roi_align([features, half], rois, (0.25, 0.125), 7, 2)
+        output = ops.multiscale_roi_align([features, half], rois, 7, (0.25, 0.125), 2)
     else:
         output = call(op, features, rois)
     assert output.stride(1) == 1
@@ -152,7 +152,7 @@ def test_reference_refuses_what_cuda_packed() -> None:
     features, rois = example()
     argmax = torch.zeros(9, 5, 2, 2, dtype=torch.int32)
     backward = torch.ops.frcnn_fast.roi_pool_backward.default
-    arguments = (rois, *features.shape, False, 0.25, "reference")
+    arguments = (rois, features.shape, False, 0.25, "reference")
     assert backward(torch.ones(9, 5, 2, 2), argmax, *arguments).any()
     argmax[4, -1, -1, -1] = -(2**31)
     with pytest.raises(ValueError, match="argmax: the reference cannot read what the CUDA kernels pack"):
@@ -278,7 +278,7 @@ def test_levels_are_chosen_by_area() -> None:
     maps = [torch.full((1, 1, 512 // s, 512 // s), float(i)) for i, s in enumerate((4, 8, 16, 32))]
     sides = torch.tensor([1.0, 111.0, 112.0, 223.0, 224.0, 447.0, 448.0, 500.0])
     rois = torch.stack([sides * 0, sides * 0, sides * 0, sides, sides], 1)
-    levels = ops.multiscale_roi_align(maps, rois, scales, 1, 1).flatten()
+    levels = ops.multiscale_roi_align(maps, rois, 1, scales, 1).flatten()
     assert levels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
@@ -299,7 +299,7 @@ def test_multi_scale_module_works_out_the_scales() -> None:
     sizes = [(96, 128), (100, 90)]
     output = module(maps, boxes, sizes)
     assert module.scales == [0.25, 0.125]
-    wanted = ops.multiscale_roi_align([maps["a"], maps["b"]], boxes, (0.25, 0.125), 3, 2, canonical_scale=40)
+    wanted = ops.multiscale_roi_align([maps["a"], maps["b"]], boxes, 3, (0.25, 0.125), 2, canonical_scale=40)
     assert torch.equal(output, wanted)
     assert repr(module) == "MultiScaleRoIAlign(featmap_names=['a', 'b'], output_size=(3, 3), sampling_ratio=2)"
     single = ops.MultiScaleRoIAlign(["b"], 3, 2)
@@ -318,7 +318,7 @@ def test_bad_input_is_named(op: str) -> None:
         bad[5, 0] = index
         with pytest.raises(ValueError, match=r"boxes\[5\] names image .*, expected 0 to 1"):
             call(op, features, bad)
-    with pytest.raises(ValueError, match=r"\[K, 5\]"):
+    with pytest.raises(ValueError, match=r"\[R, 5\]"):
         call(op, features, rois[:, 1:])
     with pytest.raises(TypeError, match="float"):
         call(op, features, rois.long())
@@ -346,16 +346,16 @@ def test_bad_maps_are_named() -> None:
     pyramid = [features, features[:, :, ::2, ::2]]
     scales = (0.25, 0.125)
     with pytest.raises(TypeError, match="features: expected a list"):
-        ops.multiscale_roi_align(features, rois, scales, 2, 2)  # type: ignore[arg-type]
+        ops.multiscale_roi_align(features, rois, 2, scales, 2)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"features\[1\]: expected the dtype"):
-        ops.multiscale_roi_align([features, pyramid[1].double()], rois, scales, 2, 2)
+        ops.multiscale_roi_align([features, pyramid[1].double()], rois, 2, scales, 2)
     with pytest.raises(ValueError, match=r"features\[1\]: expected the batch and channels"):
-        ops.multiscale_roi_align([features, pyramid[1][:, :2]], rois, scales, 2, 2)
+        ops.multiscale_roi_align([features, pyramid[1][:, :2]], rois, 2, scales, 2)
     with pytest.raises(ValueError, match="spatial_scales: expected 2 positive numbers"):
-        ops.multiscale_roi_align(pyramid, rois, (0.25,), 2, 2)
+        ops.multiscale_roi_align(pyramid, rois, 2, (0.25,), 2)
     with pytest.raises(ValueError, match="neighbouring powers of two"):
-        ops.multiscale_roi_align(pyramid, rois, (0.25, 0.0625), 2, 2)
+        ops.multiscale_roi_align(pyramid, rois, 2, (0.25, 0.0625), 2)
     with pytest.raises(ValueError, match="canonical_scale"):
-        ops.multiscale_roi_align(pyramid, rois, scales, 2, 2, canonical_scale=0)
+        ops.multiscale_roi_align(pyramid, rois, 2, scales, 2, canonical_scale=0)
     with pytest.raises(ValueError, match="at most 8 levels"):
-        ops.multiscale_roi_align([features] * 9, rois, (0.25,) * 9, 2, 2)
+        ops.multiscale_roi_align([features] * 9, rois, 2, (0.25,) * 9, 2)

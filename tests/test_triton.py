@@ -53,7 +53,7 @@ def pooled(op: str, features: torch.Tensor, size: tuple[int, int]) -> None:
     rois = features.new_empty((0, 5))
     with compiling(TARGETS["sm_90"]):
         if op == "multiscale_roi_align":
-            ops.multiscale_roi_align([features[..., :1, :1], features], rois, (0.5, 0.25), size, 2)
+            ops.multiscale_roi_align([features[..., :1, :1], features], rois, size, (0.5, 0.25), 2)
         else:
             getattr(ops, op)(features, rois, size)
 

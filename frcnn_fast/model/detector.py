@@ -166,7 +166,7 @@ class FasterRCNN(nn.Module):
             positive_iou=config.rpn_positive_iou,
             negative_iou=config.rpn_negative_iou,
             batch_size=config.rpn_batch_size,
-            max_positive=int(config.rpn_batch_size * config.rpn_positive_fraction),
+            positive_fraction=config.rpn_positive_fraction,
         )
         objectness, boxes = rpn_losses(
             rpn.logits,

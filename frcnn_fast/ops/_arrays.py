@@ -15,7 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def accepts_arrays(function: F) -> F:
     """Lets a function of tensors take NumPy or CuPy arrays too; its results are then arrays of that kind.
 
-    The first argument decides. Arrays are viewed, not copied; CuPy's current stream must be the one torch uses.
+    The first argument decides; of a named result each field is one. Arrays are viewed, not copied; CuPy's current
+    stream must be the one torch uses.
     """
 
     @functools.wraps(function)
@@ -25,7 +26,10 @@ def accepts_arrays(function: F) -> F:
             return function(*args, **kwargs)
         kind = _module(first)
         result = function(*[_tensor(a) for a in args], **{k: _tensor(v) for k, v in kwargs.items()})
-        return tuple(_array(r, kind) for r in result) if isinstance(result, tuple) else _array(result, kind)
+        if not isinstance(result, tuple):
+            return _array(result, kind)
+        arrays = [_array(r, kind) for r in result]
+        return result._make(arrays) if hasattr(result, "_make") else tuple(arrays)
 
     return wrapper  # type: ignore[return-value]
 

@@ -14,6 +14,7 @@ import torch
 
 from frcnn_fast import _extension
 from frcnn_fast._extras import require
+from frcnn_fast.ops._torch_private import constant_when_compiled
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 
@@ -56,14 +57,11 @@ def choose(op: str, backend: str | None, device: torch.device) -> str:
     raise ValueError(f"{op}: backend {chosen!r} cannot serve tensors on {device.type!r}; move them first")
 
 
+@constant_when_compiled
 def asked_for(backend: str | None) -> str | None:
     """The backend that a call names, or the block it stands in; None: chosen by device. A constant to the compiler:
     code compiled in a block keeps the block's backend, forward and backward."""
     return backend or _chosen.get()
-
-
-# What torch.compiler.assume_constant_result does, without its import of Dynamo, and of Triton with it.
-asked_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def triton_interprets() -> bool:

@@ -84,6 +84,8 @@ def check_threshold(name: str, value: float, *, high: float = float("inf")) -> f
 
 def check_positive(name: str, value: int, *, zero: bool = False) -> int:
     """A whole number above 0 (or of at least 0)."""
+    if type(value) is int and value > 0:
+        return value
     if isinstance(value, bool) or int(value) != value:
         raise TypeError(f"{name}: expected a whole number, got {describe(value)}")
     if value < 0 or (value == 0 and not zero):
@@ -107,6 +109,37 @@ def check_counts(name: str, counts: Tensor, B: int, limit: int) -> None:
         low, high = int(counts.min()), int(counts.max())
         if low < 0 or high > limit:
             raise ValueError(f"{name}: expected values from 0 to the padded size {limit}, got {low} to {high}")
+
+
+def check_ground_truth(gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None) -> None:
+    """gt_boxes [B, G, 4], floating; gt_counts int64 [B]; crowd bool [B, G] or None."""
+    check_float("gt_boxes", gt_boxes, "[B, G, 4]", 3, 4)
+    B, G = gt_boxes.shape[:2]
+    check_counts("gt_counts", gt_counts, B, G)
+    check_same("gt_counts", gt_counts, "gt_boxes", gt_boxes, dtype=False)
+    if crowd is not None:
+        check_int("crowd", crowd, "[B, G]", (B, G), torch.bool)
+        check_same("crowd", crowd, "gt_boxes", gt_boxes, dtype=False)
+
+
+def check_rng(rng: Tensor, like_name: str, like: Tensor) -> None:
+    """int64 [2] on the device of `like`."""
+    check_int("rng", rng, "[2] (seed, step)", (2,))
+    check_same("rng", rng, like_name, like, dtype=False)
+
+
+def contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def image_scales_tensor(image_scales: Tensor | None, B: int, like: Tensor) -> Tensor | None:
+    """image_scales [B] in the compute dtype on the device of `like`, or None."""
+    if image_scales is None:
+        return None
+    check_float("image_scales", image_scales, "[B]", 1)
+    check_size("image_scales", image_scales, "[B]", (B,))
+    check_same("image_scales", image_scales, "the other inputs", like, dtype=False)
+    return contiguous_in(image_scales, compute_dtype(like))
 
 
 def image_sizes_tensor(image_sizes: Tensor | Sequence[Sequence[float]], B: int, like: Tensor) -> Tensor:

@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from frcnn_fast import reference
+from frcnn_fast._extension import extension
 from frcnn_fast.ops._backends import asked_for, choose, triton_launcher, use_backend
+from frcnn_fast.ops._schema import Schema
+from frcnn_fast.ops._torch_private import PLAIN_TENSORS, can_bypass_dispatcher
 
 LIBRARY = torch.library.Library("frcnn_fast", "DEF")
 
-Outputs = tuple[Tensor, ...]
-
 
 class Operator:
-    """One op of the library.
+    """One op of the library. Everywhere below, `a` are its arguments, by the schema's names: a.boxes, a.iou_threshold.
 
-    schema: torch schema without the trailing `str? backend`, which is added here (without a default: the dispatcher
-    would leave a default out of what autograd sees).
-    outputs(*args): allocates the results; also serves as the fake implementation and types the reference's results.
-    launch(*args, *outputs): fills them with the compiled kernels (the binding picks CPU or CUDA by the device).
-    reference(*args): the oracle; tensors arrive as NumPy arrays (halves widened to float32), arrays go out.
-    triton: "family.module:function" under kernels/, the Triton launcher: function(*args, *outputs) fills them.
-    setup_context(ctx, inputs, output), backward(ctx, *grads): autograd, as torch.library.register_autograd takes them
-    (without the backend argument).
+    schema: see _schema.py. The binding `_C.<name>` takes the arguments, the workspace (of an op that has one) and the
+    outputs, in this order.
+    outputs(a): allocates the results, in the schema's order; also serves as the fake implementation and types the
+    oracle's results.
+    workspace(C, a): bytes of scratch memory that the binding wants, asked of the extension C; None: it takes none.
+    oracle: called with the arguments by name; tensors arrive as NumPy arrays (halves widened to float32), an anchor
+    source as explicit `anchors`; arrays go out.
+    triton: "family.module:function" under kernels/, the Triton launcher: function(*a, *outputs).
+    returns: the NamedTuple of the results; None: a plain tuple, or the one result itself.
+    dynamic_rows: the one result has as many rows as the data decides. `outputs` then gives a padded tensor and its
+    count, int64 [1], which the binding calls num_<result>; on a GPU, reading it is a synchronisation.
+    setup_context(ctx, a, output): keeps what the gradient needs. backward(ctx, *grads): the gradients by argument.
     """
 
     def __init__(
         self,
         schema: str,
         *,
-        outputs: Callable[..., Outputs],
-        launch: Callable[..., None],
-        reference: Callable[..., Any],
+        outputs: Callable[[Any], Sequence[Any]],
+        oracle: Callable[..., Any],
         triton: str,
-        setup_context: Callable[..., None] | None = None,
-        backward: Callable[..., Any] | None = None,
+        workspace: Callable[[ModuleType, Any], int] | None = None,
+        returns: type[tuple] | None = None,
+        dynamic_rows: bool = False,
+        setup_context: Callable[[Any, Any, Any], None] | None = None,
+        backward: Callable[..., dict[str, Any]] | None = None,
     ) -> None:
-        self.name = schema.split("(", 1)[0]
-        self.outputs, self.launch, self.reference, self.triton = outputs, launch, reference, triton
+        self.schema = Schema.parse(schema)
+        self.name = self.schema.name
+        self.outputs, self.workspace, self.oracle, self.triton = outputs, workspace, oracle, triton
+        self.returns, self.dynamic_rows = returns, dynamic_rows
         self.setup_context, self.backward = setup_context, backward
-        head, tail = schema.rsplit(") ->", 1)
-        LIBRARY.define(f"{head}, str? backend) ->{tail}")
+        self._Arguments = self.schema.Arguments
+        self._tensors = self.schema.positions("Tensor") + self.schema.positions("Tensor?")
+        self._lists = self.schema.positions("Tensor[]")
+        self._single = len(self.schema.results) == 1
+        LIBRARY.define(self.schema.with_backend())
         qualified = f"frcnn_fast::{self.name}"
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(self.name, self._from_dispatcher, key)
@@ -56,72 +70,99 @@ class Operator:
         self._registered = getattr(torch.ops.frcnn_fast, self.name).default
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
-        grad_mode = torch.is_grad_enabled()
-        plain, needs_grad = _nobody_watches(), False
-        for a in args:
-            if isinstance(a, Tensor):
-                plain = plain and type(a) in _PLAIN
-                needs_grad = needs_grad or (grad_mode and a.requires_grad)
+        """Takes the arguments in the schema's order."""
+        tensors = [args[i] for i in self._tensors]
+        for i in self._lists:
+            tensors += args[i]
+        plain, needs_grad = can_bypass_dispatcher(), False
+        for t in tensors:
+            if t is not None:
+                if type(t) not in PLAIN_TENSORS:
+                    plain = False
+                if t.requires_grad:
+                    needs_grad = True
+        needs_grad = needs_grad and torch.is_grad_enabled()
         if needs_grad and self.backward is None:
             # The results carry no gradient; the dispatcher need not wonder how to differentiate.
-            args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+            args = tuple(_detached(a) for a in args)
             needs_grad = False
         if not plain:
-            return self._registered(*args, asked_for(backend))
+            found = self._registered(*args, asked_for(backend))
+            return found if self.returns is None else self.returns(*found)
         if needs_grad:
-            return _EagerFunction.apply(self, backend, *args)
-        return self.run(backend, *args)
+            found = _EagerFunction.apply(self, backend, args, *tensors)
+        else:
+            found = self.run(backend, *args)
+        return found if self.returns is None else tuple.__new__(self.returns, found)
 
     def run(self, backend: str | None, *args: Any) -> Any:
         """Computes the op here and now, without the dispatcher."""
-        first = args[0] if isinstance(args[0], Tensor) else next(a for a in _flat(args) if isinstance(a, Tensor))
-        chosen = choose(self.name, backend, first.device)
-        results = self.outputs(*args)
+        a = tuple.__new__(self._Arguments, args)
+        first = args[0][0] if self._lists else args[0]
+        results = self.outputs(a)
+        chosen = asked_for(backend)
+        if chosen is not None or not first.is_cpu:
+            chosen = choose(self.name, backend, first.device)
         if chosen == "reference":
-            arrays = self.reference(*[_to_numpy(a) for a in args])
-            for result, array in zip(results, arrays if isinstance(arrays, tuple) else (arrays,), strict=True):
-                result.copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(result.shape))
+            arrays = self.oracle(**_oracle_arguments(a))
+            if self.dynamic_rows:
+                return torch.from_numpy(arrays).to(first.device)
+            for result, array in zip(results, (arrays,) if self._single else arrays, strict=True):
+                _fill(result, array)
         elif chosen == "triton":
-            triton_launcher(self.triton)(*args, *results)
+            triton_launcher(self.triton)(*a, *results)
         else:
-            self.launch(*args, *results)
-        return results[0] if len(results) == 1 else results
+            C = extension()
+            if self.workspace is None:
+                getattr(C, self.name)(*a, *results)
+            else:
+                size = self.workspace(C, a)
+                workspace = first.new_empty(size, dtype=torch.uint8) if size else None
+                getattr(C, self.name)(*a, workspace, *results)
+        if self.dynamic_rows:
+            padded, count = results
+            return padded.resize_(int(count), *padded.shape[1:])
+        return results[0] if self._single else results
 
     def _from_dispatcher(self, *args: Any) -> Any:
         return self.run(args[-1], *args[:-1])
 
     def _fake(self, *args: Any) -> Any:
-        results = self.outputs(*args[:-1])
-        return results[0] if len(results) == 1 else results
+        results = self.outputs(tuple.__new__(self._Arguments, args[:-1]))
+        if self.dynamic_rows:
+            rows = torch.library.get_ctx().new_dynamic_size()
+            return results[0].new_empty(rows, *results[0].shape[1:])
+        return results[0] if self._single else results
 
     def _library_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         self._setup(ctx, inputs[-1], inputs[:-1], output)
 
-    def _setup(self, ctx: Any, backend: str | None, inputs: tuple[Any, ...], output: Any) -> None:
+    def _setup(self, ctx: Any, backend: str | None, args: Sequence[Any], output: Any) -> None:
         """What the backward pass needs, and its backend: the forward pass's, since what is saved is in its form. The
         block around the call may have ended by then, and autograd's own threads are in no block."""
         assert self.setup_context is not None
-        self.setup_context(ctx, inputs, output)
+        self.setup_context(ctx, tuple.__new__(self._Arguments, args), output)
         ctx.backend = asked_for(backend)
 
-    def _gradient(self, ctx: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _gradients(self, ctx: Any, grads: tuple[Any, ...]) -> dict[str, Any]:
         assert self.backward is not None
         with use_backend(ctx.backend):
-            found = self.backward(ctx, *grads)
-        return found if isinstance(found, tuple) else (found,)
+            return self.backward(ctx, *grads)
 
     def _library_backward(self, ctx: Any, *grads: Any) -> Any:
-        return (*self._gradient(ctx, grads), None)
+        found = self._gradients(ctx, grads)
+        return (*[found.get(name) for name in self.schema.arguments], None)
 
 
 class _EagerFunction(torch.autograd.Function):
     """An op's autograd in eager mode: a fraction of the dispatcher's cost."""
 
     @staticmethod
-    def forward(ctx: Any, op: Operator, backend: str | None, *args: Any) -> Any:
+    def forward(ctx: Any, op: Operator, backend: str | None, args: tuple[Any, ...], *tensors: Tensor | None) -> Any:
+        """tensors: those among the arguments and in their lists, since autograd sees no others."""
         result = op.run(backend, *args)
         op._setup(ctx, backend, args, result)
-        integers = [r for r in (result if isinstance(result, tuple) else (result,)) if not r.is_floating_point()]
+        integers = [r for r in ((result,) if op._single else result) if not r.is_floating_point()]
         ctx.mark_non_differentiable(*integers)
         ctx.op = op
         return result
@@ -129,15 +170,26 @@ class _EagerFunction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        return (None, None, *ctx.op._gradient(ctx, grads))
+        op: Operator = ctx.op
+        found, names = op._gradients(ctx, grads), op.schema.arguments
+        flat = [found.get(names[i]) for i in op._tensors]
+        for i in op._lists:
+            flat += found[names[i]]
+        return (None, None, None, *flat)
 
 
-def _flat(args: Sequence[Any]) -> Iterator[Any]:
-    for a in args:
-        if isinstance(a, (list, tuple)):
-            yield from a
-        else:
-            yield a
+def _detached(a: Any) -> Any:
+    if isinstance(a, Tensor):
+        return a.detach()
+    return [t.detach() for t in a] if isinstance(a, list) and a and isinstance(a[0], Tensor) else a
+
+
+def _oracle_arguments(a: Any) -> dict[str, Any]:
+    arguments = {name: _to_numpy(value) for name, value in a._asdict().items()}
+    if "anchor_grid" in arguments:
+        grid, offset = arguments.pop("anchor_grid"), arguments.pop("anchor_offset")
+        arguments["anchors"] = reference.explicit_anchors(arguments["anchors"], grid, offset)
+    return arguments
 
 
 def _to_numpy(a: Any) -> Any:
@@ -149,19 +201,9 @@ def _to_numpy(a: Any) -> Any:
     return a
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _nobody_watches() -> bool:
-    """No compile, export, tracing, functorch transform or dispatch mode."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
-def plain_eager(tensors: Iterable[Tensor]) -> bool:
-    """Whether an op may skip the dispatcher: nobody watches, and these are tensors and nothing more."""
-    return _nobody_watches() and all(type(t) in _PLAIN for t in tensors)
+def _fill(result: Any, array: Any) -> None:
+    if isinstance(result, Tensor):
+        result.copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(result.shape))
+    else:
+        for each, values in zip(result, array, strict=True):
+            _fill(each, values)

@@ -1,4 +1,4 @@
-"""What the RoI ops share: boxes as rows, memory layouts, workspaces."""
+"""What the RoI ops share: boxes as rows, memory layouts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 from frcnn_fast.ops import _checks
 
 
-def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor, name: str = "boxes") -> Tensor:
-    """boxes as contiguous [K, 5] rows (image, x1, y1, x2, y2) in the compute dtype of `features`, checked."""
+def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
+    """The one door where a user's `boxes`, [R, 5] or a list of [L, 4] for each image, become `rois`: contiguous [R, 5]
+    rows (image, x1, y1, x2, y2) in the compute dtype of `features`, checked."""
     if isinstance(boxes, Tensor):
-        _checks.check_float(name, boxes, "[K, 5], rows of (image, x1, y1, x2, y2),", 2, 5)
+        _checks.check_float("boxes", boxes, "[R, 5], rows of (image, x1, y1, x2, y2)", 2, 5)
         rois = boxes
     elif isinstance(boxes, (list, tuple)):
-        rois = _rows(boxes, features, name)
+        rois = _rows(boxes, features)
     else:
-        raise TypeError(f"{name}: expected a tensor [K, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}")
-    _checks.check_same(name, rois, "the features", features, dtype=False)
+        raise TypeError(f"boxes: expected a tensor [R, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}")
+    _checks.check_same("boxes", rois, "the features", features, dtype=False)
     if rois.requires_grad:
         rois = rois.detach()
     if rois.dtype is not _checks.compute_dtype(features):
@@ -33,21 +34,21 @@ def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor, name: str = "
         if bool(wrong.any()):
             k = int(wrong.nonzero()[0])
             raise ValueError(
-                f"{name}[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 (padding)"
+                f"boxes[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 (padding)"
             )
     return rois
 
 
-def _rows(boxes: Sequence[Any], features: Tensor, name: str) -> Tensor:
+def _rows(boxes: Sequence[Any], features: Tensor) -> Tensor:
     B = features.shape[0]
     if len(boxes) != B:
-        raise ValueError(f"{name}: expected a list of {B} tensors, one an image, got {len(boxes)}")
+        raise ValueError(f"boxes: expected a list of {B} tensors, one an image, got {len(boxes)}")
     rows = []
     for image, b in enumerate(boxes):
         if not isinstance(b, Tensor) and hasattr(b, "__dlpack__"):
             b = torch.from_dlpack(b)
-        _checks.check_float(f"{name}[{image}]", b, "[L, 4]", 2, 4)
-        _checks.check_same(f"{name}[{image}]", b, "the features", features, dtype=False)
+        _checks.check_float(f"boxes[{image}]", b, "[L, 4]", 2, 4)
+        _checks.check_same(f"boxes[{image}]", b, "the features", features, dtype=False)
         # Before the index goes in: not every half can hold it.
         rows.append(torch.nn.functional.pad(b.detach().to(_checks.compute_dtype(features)), (1, 0), value=image))
     if not rows:
@@ -83,10 +84,6 @@ def empty_maps(shape: Sequence[int], dtype: torch.dtype, like: Tensor, channels_
     if not channels_last:
         return like.new_empty(*shape, dtype=dtype)
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def workspace(size: int, like: Tensor) -> Tensor | None:
-    return like.new_empty(size, dtype=torch.uint8) if size else None
 
 
 def no_second_derivative(op: str) -> Callable[..., Any]:

@@ -10,42 +10,24 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import reference
-from frcnn_fast._extension import extension
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._checks import (
     check_float,
     check_positive,
     check_same,
-    check_size,
     check_threshold,
     check_weights,
     compute_dtype,
-    contiguous_in,
     describe,
+    image_scales_tensor,
     image_sizes_tensor,
 )
 from frcnn_fast.ops._operator import Operator
-from frcnn_fast.ops.anchor_grids import (
-    AnchorGrids,
-    anchor_arguments,
-    check_grid_size,
-    check_stride,
-    explicit_anchors,
-    grid_anchors_operator,
-)
+from frcnn_fast.ops.anchors import AnchorGrids, AnchorSource, check_grid_size, check_stride, grid_anchors_operator
+from frcnn_fast.ops.results import DecodedBoxes
 
 DELTA_CLAMP: float = math.log(1000.0 / 16.0)
 CONVENTIONS = ("torchvision", "detectron2", "legacy")
-__all__ = [
-    "DELTA_CLAMP",
-    "AnchorGrids",
-    "anchor_arguments",
-    "decode_clip",
-    "encode",
-    "explicit_anchors",
-    "generate_anchors",
-    "grid_anchors",
-]
 
 
 def generate_anchors(
@@ -104,8 +86,10 @@ def grid_anchors(
     0.5).
 
     Returns [height * width * k, 4] in pixels, on the device of cell_anchors; the anchor a of cell (y, x) is row
-    (y * width + x) * k + a: (x + offset) * stride + its cell coordinate, one rounded sum. Kernels that take
-    `AnchorGrids` make the same numbers from the row's index, without this table.
+    (y * width + x) * k + a: (x + offset) * stride + its cell coordinate, one rounded sum, so the bits are the same on
+    every backend. Kernels that take `AnchorGrids` make the same numbers from the row's index, without this table.
+    O(rows); a map without cells or no cell anchors give an empty table. ValueError: other shapes, a size below 0, a
+    stride that is not a positive whole number. TypeError: other dtypes.
     """
     size, strides = check_grid_size(grid_size), check_stride(stride)
     if isinstance(cell_anchors, Tensor) and cell_anchors.dtype in (torch.float16, torch.bfloat16):
@@ -121,49 +105,43 @@ def decode_clip(
     anchors: Tensor | AnchorGrids,
     image_sizes: Tensor | Sequence[Sequence[float]],
     *,
+    image_scales: Tensor | None = None,
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     clamp: float = DELTA_CLAMP,
     min_size: float = 0.0,
-    image_scales: Tensor | None = None,
     legacy: bool = False,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> DecodedBoxes:
     """Boxes from deltas, clipped to their images, and which of them are fit to be proposals.
 
     deltas: [B, A, 4] = (tx, ty, tw, th), float16, bfloat16, float32 or float64; computed in float32, for float64 in
-    float64. anchors: `AnchorGrids`, or [A, 4] or [B, A, 4] in pixels, in the compute type. image_sizes: [B, 2] (height,
-    width) in pixels. weights: what the deltas were multiplied by when learned. clamp: upper bound of tw and th before
-    exp. min_size: the least side in pixels, multiplied by image_scales [B] (resized / original) where given.
+    float64. anchors: `AnchorGrids`, or [A, 4] or [B, A, 4] in pixels, in the same precision. image_sizes: [B, 2]
+    (height, width) in pixels. weights: what the deltas were multiplied by when learned. clamp: upper bound of tw and th
+    before exp. min_size: the least side in pixels, multiplied by image_scales [B] (resized / original) where given.
     legacy: inclusive pixels: extents are high - low + 1, and boxes are clipped to width - 1, height - 1.
 
-    Returns boxes [B, A, 4] in the compute type, clipped to 0 .. width and 0 .. height, and valid bool [B, A]: finite
-    before clipping, and both sides at least min_size after it. Rows that are not valid keep their numbers; NaN stays.
+    Returns `DecodedBoxes`: boxes [B, A, 4] in the compute type, clipped to 0 .. width and 0 .. height, and valid bool
+    [B, A]: finite before clipping, and both sides at least min_size after it. Rows that are not valid keep their
+    numbers; NaN stays.
 
     Differentiable in deltas: nothing flows through a clipped coordinate or a clamped delta. Every operation is rounded
-    by itself, so the bits are the same on every backend. O(B A). ValueError or TypeError for other shapes, types or
-    devices.
+    by itself, so the bits are the same on every backend. O(B A); no image or A = 0 gives empty results. ValueError or
+    TypeError for other shapes, types or devices.
     """
     check_float("deltas", deltas, "[B, A, 4]", 3, 4)
     B, A, _ = deltas.shape
-    table, grid, offset, _ = anchor_arguments(anchors, deltas, B, A)
-    if image_scales is not None:
-        check_float("image_scales", image_scales, "[B]", 1)
-        check_size("image_scales", image_scales, "[B]", (B,))
-        check_same("image_scales", image_scales, "deltas", deltas, dtype=False)
-        image_scales = contiguous_in(image_scales, compute_dtype(deltas))
+    source = AnchorSource.of(anchors, deltas, B, A)
     clamp = float(clamp)
     if math.isnan(clamp):
         raise ValueError("clamp: expected a number, got nan")
     return _decode_clip(
         deltas.contiguous(),
-        table,
-        grid,
-        offset,
+        *source,
         image_sizes_tensor(image_sizes, B, deltas),
+        image_scales_tensor(image_scales, B, deltas),
         check_weights(weights),
         clamp,
         check_threshold("min_size", min_size),
-        image_scales,
         bool(legacy),
         backend=backend,
     )
@@ -185,7 +163,10 @@ def encode(
 
     Returns [..., 4] = (wx dx / wa, wy dy / ha, ww log(w / wa), wh log(h / ha)), in float32, for float64 input in
     float64. A ground-truth side of 0 gives -inf, a negative one NaN; anchors of no size give what division by zero
-    gives. The bits are the same on every backend. No gradient. O(N).
+    gives. The bits are the same on every backend. No gradient. O(N); no box gives an empty result.
+
+    ValueError: shapes that do not end in 4 or do not broadcast, weights that are not positive, different devices.
+    TypeError: not tensors, other dtypes, dtypes that differ.
     """
     for name, boxes in (("gt_boxes", gt_boxes), ("anchors", anchors)):
         if not isinstance(boxes, Tensor):
@@ -201,80 +182,46 @@ def encode(
     return _encode(gt_boxes.contiguous(), anchors.contiguous(), check_weights(weights), bool(legacy), backend=backend)
 
 
-def _decode_outputs(deltas: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    return deltas.new_empty(deltas.shape, dtype=compute_dtype(deltas)), deltas.new_empty(
-        deltas.shape[:2], dtype=torch.bool
-    )
+def _decode_outputs(a: Any) -> tuple[Tensor, Tensor]:
+    deltas = a.deltas
+    boxes = deltas.new_empty(deltas.shape, dtype=compute_dtype(deltas))
+    return boxes, deltas.new_empty(deltas.shape[:2], dtype=torch.bool)
 
 
-def _decode_reference(
-    deltas: Any, anchors: Any, grid: Any, offset: float, image_sizes: Any, weights: Any, clamp: float, min_size: float,
-    image_scales: Any, legacy: bool,
-) -> Any:  # fmt: skip
-    return reference.decode_clip(
-        deltas,
-        explicit_anchors(anchors, grid, offset),
-        image_sizes,
-        weights=weights,
-        clamp=clamp,
-        min_size=min_size,
-        image_scales=image_scales,
-        legacy=legacy,
-    )
+def _decode_setup(ctx: Any, a: Any, output: Any) -> None:
+    ctx.save_for_backward(a.deltas, a.anchors, a.image_sizes)
+    ctx.grid = a.anchor_grid, a.anchor_offset
+    ctx.scalars = a.weights, a.clamp, a.legacy
 
 
-def _decode_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    deltas, anchors, grid, offset, image_sizes, weights, clamp, _, _, legacy = inputs
-    ctx.save_for_backward(deltas, anchors, image_sizes)
-    ctx.scalars = grid, offset, weights, clamp, legacy
-
-
-def _decode_backward(ctx: Any, grad_boxes: Tensor, grad_valid: Any) -> tuple[Any, ...]:
+def _decode_gradient(ctx: Any, grad_boxes: Tensor, grad_valid: Any) -> dict[str, Tensor]:
     deltas, anchors, image_sizes = ctx.saved_tensors
-    grid, offset, weights, clamp, legacy = ctx.scalars
-    grad_deltas = _decode_clip_backward(
-        grad_boxes.contiguous(), deltas, anchors, grid, offset, image_sizes, weights, clamp, legacy
-    )
-    return grad_deltas, *(None,) * 9
+    grad_boxes = grad_boxes.contiguous()
+    return {"deltas": _decode_clip_backward(grad_boxes, deltas, anchors, *ctx.grid, image_sizes, *ctx.scalars)}
 
 
 _decode_clip = Operator(
-    "decode_clip(Tensor deltas, Tensor anchors, int[] grid, float anchor_offset, Tensor image_sizes, float[] weights, "
-    "float clamp, float min_size, Tensor? image_scales, bool legacy) -> (Tensor, Tensor)",
+    "decode_clip(Tensor deltas, Tensor anchors, int[] anchor_grid, float anchor_offset, Tensor image_sizes, "
+    "Tensor? image_scales, float[] weights, float clamp, float min_size, bool legacy) -> (Tensor boxes, Tensor valid)",
     outputs=_decode_outputs,
-    launch=lambda *args: extension().decode_clip(*args),
+    oracle=reference.decode_clip,
     triton="anchor_decode.anchor_decode_triton:decode_clip",
-    reference=_decode_reference,
-    setup_context=_decode_context,
-    backward=_decode_backward,
+    returns=DecodedBoxes,
+    setup_context=_decode_setup,
+    backward=_decode_gradient,
 )
 
-
-def _backward_reference(
-    grad_boxes: Any, deltas: Any, anchors: Any, grid: Any, offset: float, image_sizes: Any, weights: Any, clamp: float,
-    legacy: bool,
-) -> Any:  # fmt: skip
-    explicit = explicit_anchors(anchors, grid, offset)
-    return reference.decode_clip_backward(
-        grad_boxes, deltas, explicit, image_sizes, weights=weights, clamp=clamp, legacy=legacy
-    )
-
-
 _decode_clip_backward = Operator(
-    "decode_clip_backward(Tensor grad_boxes, Tensor deltas, Tensor anchors, int[] grid, float anchor_offset, "
-    "Tensor image_sizes, float[] weights, float clamp, bool legacy) -> Tensor",
-    outputs=lambda grad_boxes, deltas, *args: (torch.empty_like(deltas),),
-    launch=lambda *args: extension().decode_clip_backward(*args),
+    "decode_clip_backward(Tensor grad_boxes, Tensor deltas, Tensor anchors, int[] anchor_grid, float anchor_offset, "
+    "Tensor image_sizes, float[] weights, float clamp, bool legacy) -> Tensor grad_deltas",
+    outputs=lambda a: (torch.empty_like(a.deltas),),
+    oracle=reference.decode_clip_backward,
     triton="anchor_decode.anchor_decode_triton:decode_clip_backward",
-    reference=_backward_reference,
 )
 
 _encode = Operator(
-    "encode(Tensor gt_boxes, Tensor anchors, float[] weights, bool legacy) -> Tensor",
-    outputs=lambda gt_boxes, *args: (torch.empty_like(gt_boxes, dtype=compute_dtype(gt_boxes)),),
-    launch=lambda *args: extension().encode(*args),
+    "encode(Tensor gt_boxes, Tensor anchors, float[] weights, bool legacy) -> Tensor targets",
+    outputs=lambda a: (torch.empty_like(a.gt_boxes, dtype=compute_dtype(a.gt_boxes)),),
+    oracle=reference.encode,
     triton="anchor_decode.anchor_decode_triton:encode",
-    reference=lambda gt_boxes, anchors, weights, legacy: reference.encode(
-        gt_boxes, anchors, weights=weights, legacy=legacy
-    ),
 )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import reference
-from frcnn_fast._extension import extension
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._checks import (
     check_counts,
@@ -26,6 +25,7 @@ from frcnn_fast.ops._checks import (
 )
 from frcnn_fast.ops._operator import Operator
 from frcnn_fast.ops.anchor_decode import DELTA_CLAMP
+from frcnn_fast.ops.results import Detections
 
 
 @accepts_arrays
@@ -44,7 +44,7 @@ def detections(
     clamp: float = DELTA_CLAMP,
     legacy: bool = False,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Detections:
     """Detections of a batch of images (Girshick 2015, section 2.3; Ren et al.).
 
     Every class of a proposal is a candidate of its own: its score is the softmax over the row's K + 1 logits, its box
@@ -64,9 +64,9 @@ def detections(
         legacy: inclusive pixels: every extent is high - low + 1.
 
     Returns:
-        boxes [B, D, 4] and scores [B, D] in the compute dtype, labels [B, D] int64 (1 to K), counts [B] int64. Sorted
-        by score, ties by lower proposal, then lower class. Rows beyond an image's count hold 0 (labels -1). A row with
-        a NaN logit gives nothing.
+        `Detections`: boxes [B, D, 4] and scores [B, D] in the compute dtype, labels [B, D] int64 (1 to K), counts [B]
+        int64. Sorted by score, ties by lower proposal, then lower class. Rows beyond an image's count hold 0 (labels
+        -1). A row with a NaN logit gives nothing.
 
     One exact answer on every backend: the softmax adds in one fixed order. Deterministic, no gradient, no host
     synchronisation on CUDA. Time O(B N K) for the softmax plus NMS to the depth needed.
@@ -110,35 +110,23 @@ def detections(
     )
 
 
-def _outputs(class_logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    B, D, dtype = class_logits.shape[0], args[6], compute_dtype(class_logits)
+def _outputs(a: Any) -> tuple[Tensor, ...]:
+    like, B, D, dtype = a.class_logits, a.class_logits.shape[0], a.max_detections, compute_dtype(a.class_logits)
     return (
-        class_logits.new_empty(B, D, 4, dtype=dtype),
-        class_logits.new_empty(B, D, dtype=dtype),
-        class_logits.new_empty(B, D, dtype=torch.int64),
-        class_logits.new_empty(B, dtype=torch.int64),
+        like.new_empty(B, D, 4, dtype=dtype),
+        like.new_empty(B, D, dtype=dtype),
+        like.new_empty(B, D, dtype=torch.int64),
+        like.new_empty(B, dtype=torch.int64),
     )
-
-
-def _launch(class_logits: Tensor, box_deltas: Tensor, *args: Any) -> None:
-    inputs, outputs = args[:-4], args[-4:]
-    C = extension()
-    size = C.detections_workspace(class_logits, box_deltas, inputs[3], inputs[5])
-    workspace = class_logits.new_empty(size, dtype=torch.uint8)
-    C.detections(class_logits, box_deltas, *inputs, workspace, *outputs)
-
-
-def _oracle(*args: Any) -> Any:
-    names = ("score_threshold", "iou_threshold", "max_detections", "min_size", "weights", "clamp", "legacy")
-    return reference.detections(*args[:5], **dict(zip(names, args[5:], strict=True)))
 
 
 _detections = Operator(
     "detections(Tensor class_logits, Tensor box_deltas, Tensor proposals, Tensor counts, Tensor image_sizes, "
     "float score_threshold, float iou_threshold, int max_detections, float min_size, float[] weights, float clamp, "
-    "bool legacy) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool legacy) -> (Tensor boxes, Tensor scores, Tensor labels, Tensor counts)",
     outputs=_outputs,
-    launch=_launch,
+    workspace=lambda C, a: C.detections_workspace(a.class_logits, a.box_deltas, a.score_threshold, a.max_detections),
+    oracle=reference.detections,
     triton="detections.detections_triton:detections",
-    reference=_oracle,
+    returns=Detections,
 )

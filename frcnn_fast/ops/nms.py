@@ -4,56 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn_fast import reference as oracle
-from frcnn_fast._extension import extension
+from frcnn_fast import reference
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops.results import PaddedKeep, SoftKeep
 
 # box_iou
 
 
-def _box_iou_outputs(boxes1: Tensor, boxes2: Tensor, legacy: bool) -> tuple[Tensor]:
-    return (boxes1.new_empty(boxes1.shape[0], boxes2.shape[0], dtype=_checks.compute_dtype(boxes1)),)
+def _box_iou_setup(ctx: Any, a: Any, output: Tensor) -> None:
+    ctx.legacy = a.legacy
+    ctx.wanted = (a.boxes1.requires_grad, a.boxes2.requires_grad)
+    ctx.save_for_backward(a.boxes1, a.boxes2)
 
 
-def _box_iou_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    boxes1, boxes2, ctx.legacy = inputs
-    ctx.wanted = (boxes1.requires_grad, boxes2.requires_grad)
-    ctx.save_for_backward(boxes1, boxes2)
-
-
-def _box_iou_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _box_iou_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
     boxes1, boxes2 = ctx.saved_tensors
-    grad = grad.contiguous()
-    first = _box_iou_backward(grad, boxes1, boxes2, False, ctx.legacy) if ctx.wanted[0] else None
-    second = _box_iou_backward(grad, boxes2, boxes1, True, ctx.legacy) if ctx.wanted[1] else None
-    return first, second, None
+    grad, found = grad.contiguous(), {}
+    if ctx.wanted[0]:
+        found["boxes1"] = _box_iou_backward(grad, boxes1, boxes2, False, ctx.legacy)
+    if ctx.wanted[1]:
+        found["boxes2"] = _box_iou_backward(grad, boxes2, boxes1, True, ctx.legacy)
+    return found
 
 
 _box_iou = Operator(
-    "box_iou(Tensor boxes1, Tensor boxes2, bool legacy) -> Tensor",
-    outputs=_box_iou_outputs,
-    launch=lambda *args: extension().box_iou(*args),
+    "box_iou(Tensor boxes1, Tensor boxes2, bool legacy) -> Tensor iou",
+    outputs=lambda a: (
+        a.boxes1.new_empty(a.boxes1.shape[0], a.boxes2.shape[0], dtype=_checks.compute_dtype(a.boxes1)),
+    ),
+    oracle=reference.box_iou,
     triton="nms.box_iou_triton:box_iou",
-    reference=lambda boxes1, boxes2, legacy: oracle.box_iou(boxes1, boxes2, legacy=legacy),
     setup_context=_box_iou_setup,
     backward=_box_iou_gradient,
 )
 
-# The gradient of `boxes`; grad is [boxes, others], or transposed.
+# The gradient of boxes1; grad is [boxes1, boxes2], or transposed.
 _box_iou_backward = Operator(
-    "box_iou_backward(Tensor grad, Tensor boxes, Tensor others, bool transposed, bool legacy) -> Tensor",
-    outputs=lambda grad, boxes, others, transposed, legacy: (torch.empty_like(boxes),),
-    launch=lambda *args: extension().box_iou_backward(*args),
+    "box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, bool transposed, bool legacy) -> Tensor grad_boxes",
+    outputs=lambda a: (torch.empty_like(a.boxes1),),
+    oracle=reference.box_iou_backward,
     triton="nms.box_iou_triton:box_iou_backward",
-    reference=lambda grad, boxes, others, transposed, legacy: oracle.box_iou_backward(
-        grad.T if transposed else grad, boxes, others, legacy=legacy
-    ),
 )
 
 
@@ -84,75 +79,57 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, *, legacy: bool = False, backend: st
 # nms
 
 
-def _nms_launch(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    max_output: int,
-    class_ids: Tensor | None,
-    counts: Tensor | None,
-    legacy: bool,
-    keep: Tensor,
-    num_keep: Tensor,
-) -> None:
-    C = extension()
-    bytes_needed = C.nms_workspace(boxes, num_keep.shape[0], scores.shape[-1], max_output, class_ids is not None)
-    workspace = boxes.new_empty(bytes_needed, dtype=torch.uint8) if bytes_needed else None
-    C.nms_padded(boxes, scores, iou_threshold, max_output, class_ids, counts, legacy, workspace, keep, num_keep)
-
-
-class _KeptOnly(Operator):
-    """An op that returns as many rows as were kept, so its size depends on the data (on a GPU: one synchronisation)."""
-
-    def run(self, backend: str | None, *args: Any) -> Tensor:
-        keep, count = super().run(backend, *args)
-        return keep[: int(count)]
-
-    def _fake(self, *args: Any) -> Tensor:
-        return args[0].new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
-
-
-def _kept_outputs(boxes: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _kept_outputs(a: Any) -> tuple[Tensor, Tensor]:
+    boxes = a.boxes
     return boxes.new_empty(boxes.shape[0], dtype=torch.int64), boxes.new_empty(1, dtype=torch.int64)
 
 
-def _padded(keep: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.pad(keep, (0, len(boxes) - len(keep)), constant_values=-1), np.asarray([len(keep)])
-
-
-_nms = _KeptOnly(
-    "nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
+_nms = Operator(
+    "nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor keep",
     outputs=_kept_outputs,
-    launch=lambda boxes, scores, threshold, keep, count: _nms_launch(
-        boxes, scores, threshold, boxes.shape[0], None, None, False, keep, count
-    ),
+    workspace=lambda C, a: C.nms_workspace(a.boxes),
+    oracle=reference.nms,
     triton="nms.nms_triton:nms",
-    reference=lambda boxes, scores, threshold: _padded(oracle.nms(boxes, scores, threshold), boxes),
+    dynamic_rows=True,
 )
 
-_batched_nms = _KeptOnly(
-    "batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor",
+_batched_nms = Operator(
+    "batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor keep",
     outputs=_kept_outputs,
-    launch=lambda boxes, scores, idxs, threshold, keep, count: _nms_launch(
-        boxes, scores, threshold, boxes.shape[0], idxs, None, False, keep, count
-    ),
+    workspace=lambda C, a: C.batched_nms_workspace(a.boxes),
+    oracle=reference.batched_nms,
     triton="nms.nms_triton:batched_nms",
-    reference=lambda boxes, scores, idxs, threshold: _padded(oracle.batched_nms(boxes, scores, idxs, threshold), boxes),
+    dynamic_rows=True,
 )
 
 _nms_padded = Operator(
-    "nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int max_output, Tensor? class_ids, Tensor? counts, "
-    "bool legacy) -> (Tensor, Tensor)",
-    outputs=lambda boxes, scores, iou_threshold, max_output, *_: (
-        boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int64),
-        boxes.new_empty(boxes.shape[0], dtype=torch.int64),
+    "nms_padded(Tensor boxes, Tensor scores, Tensor? class_ids, Tensor? counts, float iou_threshold, int max_output, "
+    "bool legacy) -> (Tensor keep, Tensor num_keep)",
+    outputs=lambda a: (
+        a.boxes.new_empty(a.boxes.shape[0], a.max_output, dtype=torch.int64),
+        a.boxes.new_empty(a.boxes.shape[0], dtype=torch.int64),
     ),
-    launch=_nms_launch,
+    workspace=lambda C, a: C.nms_padded_workspace(a.boxes, a.class_ids, a.max_output),
+    oracle=reference.nms_padded,
     triton="nms.nms_triton:nms_padded",
-    reference=lambda boxes, scores, iou_threshold, max_output, class_ids, counts, legacy: oracle.nms_padded(
-        boxes, scores, iou_threshold, max_output, class_ids=class_ids, counts=counts, legacy=legacy
-    ),
+    returns=PaddedKeep,
 )
+
+_soft_nms = Operator(
+    "soft_nms(Tensor boxes, Tensor scores, Tensor? counts, float iou_threshold, float sigma, float score_threshold, "
+    "int max_output, str method, bool legacy) -> (Tensor keep, Tensor kept_scores, Tensor num_keep)",
+    outputs=lambda a: (
+        a.boxes.new_empty(a.boxes.shape[0], a.max_output, dtype=torch.int64),
+        a.boxes.new_empty(a.boxes.shape[0], a.max_output, dtype=_checks.compute_dtype(a.boxes)),
+        a.boxes.new_empty(a.boxes.shape[0], dtype=torch.int64),
+    ),
+    workspace=lambda C, a: C.soft_nms_workspace(a.boxes),
+    oracle=reference.soft_nms,
+    triton="nms.soft_nms_triton:soft_nms",
+    returns=SoftKeep,
+)
+
+SOFT_METHODS = ("linear", "gaussian", "hard")
 
 
 def _check_boxes_and_scores(boxes: Tensor, scores: Tensor) -> None:
@@ -160,6 +137,19 @@ def _check_boxes_and_scores(boxes: Tensor, scores: Tensor) -> None:
     _checks.check_float("scores", scores, "[N]", 1)
     _checks.check_size("scores", scores, "[N]", boxes.shape[:1])
     _checks.check_same("scores", scores, "boxes", boxes)
+
+
+def _check_images(boxes: Tensor, scores: Tensor, counts: Tensor | None) -> Tensor | None:
+    """The counts, contiguous."""
+    _checks.check_float("boxes", boxes, "[B, N, 4]", 3, 4)
+    _checks.check_float("scores", scores, "[B, N]", 2)
+    _checks.check_size("scores", scores, "[B, N]", boxes.shape[:2])
+    _checks.check_same("scores", scores, "boxes", boxes)
+    if counts is None:
+        return None
+    _checks.check_counts("counts", counts, boxes.shape[0], boxes.shape[1])
+    _checks.check_same("counts", counts, "boxes", boxes, dtype=False)
+    return counts.contiguous()
 
 
 @accepts_arrays
@@ -175,7 +165,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, backend: str | N
     first). The size of the result depends on the data: on a GPU this synchronises once. nms_padded does not.
 
     TypeError: not tensors, integer or mixed dtypes. ValueError: other shapes, a negative threshold, mixed devices.
-    Exact and bitwise repeatable. Source: Felzenszwalb et al. 2010, section 5.2; Ren et al. 2015, section 3.3.
+    Exact and bitwise repeatable. No boxes give an empty result. Time O(N log N) for the order plus, at most, boxes
+    times boxes kept; memory O(N). Source: Felzenszwalb et al. 2010, section 5.2; Ren et al. 2015, section 3.3.
     """
     _check_boxes_and_scores(boxes, scores)
     threshold = _checks.check_threshold("iou_threshold", iou_threshold)
@@ -189,7 +180,8 @@ def batched_nms(
     """nms within each class: boxes suppress only boxes of the same id. Indices int64 [kept], by descending score.
 
     idxs [N] holds integer class ids of any value (compared as integers: coordinates are not shifted, so no precision is
-    lost). Otherwise as nms, and as torchvision's batched_nms.
+    lost). Otherwise as `nms`, also for an empty input, errors and complexity (a box meets the kept boxes of its own
+    class alone), and as torchvision's batched_nms.
     """
     _check_boxes_and_scores(boxes, scores)
     if isinstance(idxs, Tensor) and idxs.dtype in _checks.INTEGERS:
@@ -211,31 +203,85 @@ def nms_padded(
     counts: Tensor | None = None,
     legacy: bool = False,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> PaddedKeep:
     """The first max_output boxes that nms keeps of every image, in fixed shapes: no synchronisation on a GPU.
 
     boxes [B, N, 4] and scores [B, N] of one floating dtype. class_ids int64 [B, N]: only equal ids suppress each other.
     counts int64 [B]: rows from counts[b] on do not exist. `legacy`: inclusive pixels.
 
-    Returns keep int64 [B, max_output], rows of the image by descending score, then -1; and num_keep int64 [B]. Rules as
-    for nms. It stops at max_output kept boxes an image: the cost follows what is kept, not N^2; memory is O(B N).
+    Returns `PaddedKeep`: keep int64 [B, max_output], rows of the image by descending score, then -1; and num_keep int64
+    [B]. Rules as for nms. It stops at max_output kept boxes an image: the cost follows what is kept, not N^2; memory is
+    O(B N).
 
     A count outside [0, N] is a ValueError on the CPU; on a GPU that image counts as empty (FRCNN_FAST_CHECK=1 raises).
     """
-    _checks.check_float("boxes", boxes, "[B, N, 4]", 3, 4)
-    _checks.check_float("scores", scores, "[B, N]", 2)
-    _checks.check_size("scores", scores, "[B, N]", boxes.shape[:2])
-    _checks.check_same("scores", scores, "boxes", boxes)
+    counts = _check_images(boxes, scores, counts)
     threshold = _checks.check_threshold("iou_threshold", iou_threshold)
     max_output = _checks.check_positive("max_output", max_output, zero=True)
     if class_ids is not None:
         _checks.check_int("class_ids", class_ids, "[B, N]", boxes.shape[:2])
         _checks.check_same("class_ids", class_ids, "boxes", boxes, dtype=False)
         class_ids = class_ids.contiguous()
-    if counts is not None:
-        _checks.check_counts("counts", counts, boxes.shape[0], boxes.shape[1])
-        _checks.check_same("counts", counts, "boxes", boxes, dtype=False)
-        counts = counts.contiguous()
     return _nms_padded(
-        boxes.contiguous(), scores.contiguous(), threshold, max_output, class_ids, counts, bool(legacy), backend=backend
+        boxes.contiguous(), scores.contiguous(), class_ids, counts, threshold, max_output, bool(legacy), backend=backend
+    )
+
+
+@accepts_arrays
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    max_output: int,
+    *,
+    method: str = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    counts: Tensor | None = None,
+    legacy: bool = False,
+    backend: str | None = None,
+) -> SoftKeep:
+    """Soft-NMS: a kept box lowers the scores of those that it overlaps. The first max_output boxes kept of every image.
+
+    boxes [B, N, 4] (x1, y1, x2, y2) in pixels and scores [B, N] of one floating dtype. counts int64 [B]: rows from
+    counts[b] on do not exist. `legacy`: inclusive pixels. At each step the box with the highest score as it is now is
+    kept, and every other score is multiplied by a weight of the box's IoU with it:
+
+      linear     1 - iou where iou > iou_threshold, strictly, else 1
+      gaussian   exp(-(iou * iou) / sigma)
+      hard       0 where iou > iou_threshold, else 1: `nms`
+
+    A box takes part while its score is above score_threshold, strictly.
+
+    Returns `SoftKeep`: keep int64 [B, max_output], rows in the order in which they were kept (so by descending score),
+    then -1; kept_scores [B, max_output], those at that moment, in the compute dtype (float64 for float64, else
+    float32), then 0; num_keep int64 [B]. No boxes or no images: nothing is kept.
+
+    Equal scores go by ascending index, also where a lowered score ties with another. NaN scores and boxes with a
+    non-finite coordinate take part in nothing; an IoU of 0/0 lowers nothing; an infinite score that is lowered to NaN
+    (infinity times 0) is out. Products are rounded one after the other, in the order of the kept boxes: one exact
+    answer on every backend, bitwise repeatable. No gradient. O(N) time a kept box, O(B N) memory; on a GPU one block an
+    image and no synchronisation.
+
+    TypeError: not tensors, integer or mixed dtypes. ValueError: other shapes, devices or methods, negative thresholds,
+    a sigma that is not positive; on the CPU a count outside [0, N] (on a GPU that image counts as empty). Source: Bodla
+    et al. 2017, section 3.
+    """
+    counts = _check_images(boxes, scores, counts)
+    if method not in SOFT_METHODS:
+        raise ValueError(f"method: expected one of {', '.join(SOFT_METHODS)}, got {method!r}")
+    sigma = _checks.check_threshold("sigma", sigma)
+    if sigma == 0.0:
+        raise ValueError("sigma: expected a positive number, got 0.0; method='hard' is what it tends to")
+    return _soft_nms(
+        boxes.contiguous(),
+        scores.contiguous(),
+        counts,
+        _checks.check_threshold("iou_threshold", iou_threshold),
+        sigma,
+        _checks.check_threshold("score_threshold", score_threshold),
+        _checks.check_positive("max_output", max_output, zero=True),
+        method,
+        bool(legacy),
+        backend=backend,
     )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import reference
-from frcnn_fast._extension import extension
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._checks import (
     check_float,
@@ -19,11 +18,13 @@ from frcnn_fast.ops._checks import (
     check_threshold,
     check_weights,
     compute_dtype,
+    image_scales_tensor,
     image_sizes_tensor,
 )
 from frcnn_fast.ops._operator import Operator
 from frcnn_fast.ops.anchor_decode import DELTA_CLAMP
-from frcnn_fast.ops.anchor_grids import AnchorGrids, anchor_arguments, explicit_anchors
+from frcnn_fast.ops.anchors import AnchorGrids, AnchorSource
+from frcnn_fast.ops.results import Proposals
 
 FILTER_ORDERS = ("before_top_n", "after_top_n")
 
@@ -35,18 +36,18 @@ def rpn_proposals(
     anchors: Tensor | AnchorGrids,
     image_sizes: Tensor | Sequence[Sequence[float]],
     *,
+    image_scales: Tensor | None = None,
+    level_sizes: Sequence[int] | None = None,
     pre_nms_top_n: int,
     post_nms_top_n: int,
     iou_threshold: float = 0.7,
     min_size: float = 0.0,
-    image_scales: Tensor | None = None,
     filter_order: str = "after_top_n",
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     clamp: float = DELTA_CLAMP,
     legacy: bool = False,
-    level_sizes: Sequence[int] | None = None,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Proposals:
     """Proposals of a batch of images over all feature levels (Ren et al., section 3.3).
 
     Every level ranks its scores and takes the best `pre_nms_top_n`; those are decoded and clipped to the image, boxes
@@ -57,24 +58,25 @@ def rpn_proposals(
         scores: [B, A], level after level; within a level (y, x, anchor of the cell).
         deltas: [B, A, 4] (dx, dy, dw, dh), same dtype: float16, bfloat16, float32 or float64.
         anchors: `AnchorGrids` (anchors are made from their index inside the kernel), or a tensor [A, 4] or [B, A, 4] in
-            pixels, in the compute dtype (float64 for float64 input, else float32).
+            pixels, in the precision of the scores (float64 for float64, else float32; halves are widened).
         image_sizes: [B, 2] (height, width) in pixels, without padding: boxes are clipped to [0, width] and [0, height]
             (`legacy`: to width - 1 and height - 1).
+        image_scales: [B], resized / original, by which `min_size` is multiplied.
+        level_sizes: anchors a level, for given anchors of several levels; `AnchorGrids` know theirs.
         pre_nms_top_n: candidates a level (the paper: 12,000 in training, 6,000 at test).
         post_nms_top_n: P, proposals an image (the paper: 2,000 and 300).
         iou_threshold: a box is dropped when its IoU with a better kept box of its level is strictly greater.
-        min_size: smallest side in pixels, times `image_scales[b]` where given ([B], resized / original).
+        min_size: smallest side in pixels, times `image_scales[b]` where given.
         filter_order: "before_top_n": small boxes do not compete (the paper's code); "after_top_n": they take their
             place among the `pre_nms_top_n` and are dropped then (torchvision, detectron2).
         weights: of the deltas (wx, wy, ww, wh). clamp: upper bound of dw and dh before exp.
         legacy: inclusive pixels: every extent is high - low + 1.
-        level_sizes: anchors a level, for given anchors of several levels; `AnchorGrids` know theirs.
 
     Returns:
-        boxes [B, P, 4] in the compute dtype; scores [B, P] in the input's dtype; indices [B, P] int64, the anchors the
-        boxes came from; counts [B] int64. Rows beyond an image's count hold 0 (indices -1). Sorted by score, ties by
-        lower anchor index. A NaN score and a box that decodes to a non-finite coordinate are never selected; -0.0 ties
-        0.0; infinite scores are ordinary. No level or image, or A = 0, gives counts of 0.
+        `Proposals`: boxes [B, P, 4] in the compute dtype; scores [B, P] in the input's dtype; indices [B, P] int64, the
+        anchors the boxes came from; counts [B] int64. Rows beyond an image's count hold 0 (indices -1). Sorted by
+        score, ties by lower anchor index. A NaN score and a box that decodes to a non-finite coordinate are never
+        selected; -0.0 ties 0.0; infinite scores are ordinary. No level or image, or A = 0, gives counts of 0.
 
     One exact answer on every backend; deterministic. No gradient flows through (approximate joint training). No host
     synchronisation on CUDA. Time O(A) for the ranking plus, for the depth needed to keep P boxes, candidates x kept.
@@ -87,26 +89,20 @@ def rpn_proposals(
     check_float("deltas", deltas, "[B, A, 4]", 3, 4)
     check_size("deltas", deltas, "[B, A, 4]", (B, A, 4))
     check_same("deltas", deltas, "scores", scores)
-    table, grid, offset, sizes = anchor_arguments(anchors, scores, B, A)
-    if level_sizes is not None and not grid:
+    source = AnchorSource.of(anchors, scores, B, A)
+    sizes = anchors.level_sizes if isinstance(anchors, AnchorGrids) else [A]
+    if level_sizes is not None and not isinstance(anchors, AnchorGrids):
         sizes = [check_positive("level_sizes", size, zero=True) for size in level_sizes]
         if sum(sizes) != A:
             raise ValueError(f"level_sizes: expected sizes that add up to the {A} anchors, got {sizes} = {sum(sizes)}")
     if filter_order not in FILTER_ORDERS:
         raise ValueError(f"filter_order: expected one of {', '.join(FILTER_ORDERS)}, got {filter_order!r}")
-    if image_scales is not None:
-        check_float("image_scales", image_scales, "[B]", 1)
-        check_size("image_scales", image_scales, "[B]", (B,))
-        check_same("image_scales", image_scales, "scores", scores, dtype=False)
-        image_scales = image_scales.to(compute_dtype(scores)).contiguous()
     return _rpn_proposals(
         scores.contiguous(),
         deltas.contiguous(),
-        table,
-        grid,
-        offset,
+        *source,
         image_sizes_tensor(image_sizes, B, scores),
-        image_scales,
+        image_scales_tensor(image_scales, B, scores),
         sizes,
         check_positive("pre_nms_top_n", pre_nms_top_n),
         check_positive("post_nms_top_n", post_nms_top_n),
@@ -120,54 +116,26 @@ def rpn_proposals(
     )
 
 
-def _outputs(scores: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    B, P = scores.shape[0], args[8]
+def _outputs(a: Any) -> tuple[Tensor, ...]:
+    scores, B, P = a.scores, a.scores.shape[0], a.post_nms_top_n
     return (
-        scores.new_empty((B, P, 4), dtype=compute_dtype(scores)),
-        scores.new_empty((B, P)),
-        scores.new_empty((B, P), dtype=torch.int64),
-        scores.new_empty((B,), dtype=torch.int64),
-    )
-
-
-def _launch(scores: Tensor, *args: Any) -> None:
-    inputs, outputs = args[:-4], args[-4:]
-    level_sizes, pre_nms_top_n, post_nms_top_n, filter_first = inputs[6], inputs[7], inputs[8], inputs[11]
-    C = extension()
-    size = C.rpn_proposals_workspace(scores, level_sizes, pre_nms_top_n, post_nms_top_n, filter_first)
-    workspace = scores.new_empty((size,), dtype=torch.uint8)
-    C.rpn_proposals(scores, *inputs, workspace, *outputs)
-
-
-def _reference(
-    scores: Any, deltas: Any, anchors: Any, grid: Any, offset: float, image_sizes: Any, image_scales: Any,
-    level_sizes: Any, pre_nms_top_n: int, post_nms_top_n: int, iou_threshold: float, min_size: float,
-    filter_first: bool, weights: Any, clamp: float, legacy: bool,
-) -> Any:  # fmt: skip
-    return reference.rpn_proposals(
-        scores,
-        deltas,
-        explicit_anchors(anchors, grid, offset),
-        image_sizes,
-        pre_nms_top_n=pre_nms_top_n,
-        post_nms_top_n=post_nms_top_n,
-        iou_threshold=iou_threshold,
-        min_size=min_size,
-        image_scales=image_scales,
-        filter_order=FILTER_ORDERS[0] if filter_first else FILTER_ORDERS[1],
-        weights=weights,
-        clamp=clamp,
-        legacy=legacy,
-        level_sizes=level_sizes,
+        scores.new_empty(B, P, 4, dtype=compute_dtype(scores)),
+        scores.new_empty(B, P),
+        scores.new_empty(B, P, dtype=torch.int64),
+        scores.new_empty(B, dtype=torch.int64),
     )
 
 
 _rpn_proposals = Operator(
-    "rpn_proposals(Tensor scores, Tensor deltas, Tensor anchors, int[] grid, float anchor_offset, Tensor image_sizes, "
-    "Tensor? image_scales, int[] level_sizes, int pre_nms_top_n, int post_nms_top_n, float iou_threshold, "
-    "float min_size, bool filter_first, float[] weights, float clamp, bool legacy) -> (Tensor, Tensor, Tensor, Tensor)",
+    "rpn_proposals(Tensor scores, Tensor deltas, Tensor anchors, int[] anchor_grid, float anchor_offset, "
+    "Tensor image_sizes, Tensor? image_scales, int[] level_sizes, int pre_nms_top_n, int post_nms_top_n, "
+    "float iou_threshold, float min_size, bool filter_before_top_n, float[] weights, float clamp, bool legacy) "
+    "-> (Tensor boxes, Tensor scores, Tensor indices, Tensor counts)",
     outputs=_outputs,
-    launch=_launch,
+    workspace=lambda C, a: C.rpn_proposals_workspace(
+        a.scores, a.level_sizes, a.pre_nms_top_n, a.post_nms_top_n, a.filter_before_top_n
+    ),
+    oracle=reference.rpn_proposals,
     triton="proposals.proposals_triton:rpn_proposals",
-    reference=_reference,
+    returns=Proposals,
 )

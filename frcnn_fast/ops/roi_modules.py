@@ -88,7 +88,7 @@ class MultiScaleRoIAlign(nn.Module):
             height = max(shape[0] for shape in image_shapes)
             self.scales = [2.0 ** round(math.log2(f.shape[-2] / height)) for f in features]
         return multiscale_roi_align(
-            features, boxes, self.scales, self.output_size, self.sampling_ratio,
+            features, boxes, self.output_size, self.scales, self.sampling_ratio,
             canonical_scale=self.canonical_scale, canonical_level=self.canonical_level,
         )  # fmt: skip
 

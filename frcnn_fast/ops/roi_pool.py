@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn_fast import reference as oracle
-from frcnn_fast._extension import extension
+from frcnn_fast import reference
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._operator import Operator
@@ -21,106 +20,64 @@ from frcnn_fast.ops._rois import (
     no_second_derivative,
     output_pair,
     roi_tensor,
-    workspace,
 )
 
-# roi_pool
+
+def _pooled(a: Any) -> Tensor:
+    """Uninitialised, [R, C, PH, PW], stored as the input is."""
+    input, shape = a.input, (a.rois.shape[0], a.input.shape[1], a.output_height, a.output_width)
+    return empty_maps(shape, input.dtype, input, is_channels_last(input))
 
 
-def _pool_outputs(
-    input: Tensor, rois: Tensor, height: int, width: int, spatial_scale: float, with_argmax: bool
-) -> tuple[Tensor, Tensor]:
-    shape = (rois.shape[0], input.shape[1], height, width)
-    last = is_channels_last(input)
-    argmax = empty_maps(shape, torch.int32, input, last) if with_argmax else input.new_empty(0, dtype=torch.int32)
-    return empty_maps(shape, input.dtype, input, last), argmax
+def _pool_outputs(a: Any) -> tuple[Tensor, Tensor]:
+    output = _pooled(a)
+    if a.with_argmax:
+        return output, torch.empty_like(output, dtype=torch.int32)
+    return output, a.input.new_empty(0, dtype=torch.int32)
 
 
-def _pool_launch(
-    input: Tensor,
-    rois: Tensor,
-    height: int,
-    width: int,
-    spatial_scale: float,
-    with_argmax: bool,
-    output: Tensor,
-    argmax: Tensor,
-) -> None:
-    C = extension()
-    memory = workspace(C.roi_pool_workspace(input, rois, output), input)
-    C.roi_pool(input, rois, spatial_scale, memory, output, argmax if with_argmax else None)
+def _pool_setup(ctx: Any, a: Any, output: tuple[Tensor, Tensor]) -> None:
+    ctx.with_argmax, ctx.spatial_scale = a.with_argmax, a.spatial_scale
+    ctx.layout = a.input.shape, is_channels_last(a.input)
+    ctx.save_for_backward(a.rois, output[1])
 
 
-def _pool_oracle(
-    input: np.ndarray, rois: np.ndarray, height: int, width: int, spatial_scale: float, with_argmax: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    output, argmax = oracle.roi_pool(input, rois, (height, width), spatial_scale)
-    return output, argmax if with_argmax else np.empty(0, np.int32)
+def _pool_gradient(ctx: Any, grad: Tensor, _: Tensor) -> dict[str, Tensor]:
+    if not ctx.with_argmax:
+        raise RuntimeError("roi_pool: called without argmax, which the gradient needs; pass with_argmax=True")
+    rois, argmax = ctx.saved_tensors
+    return {"input": _pool_backward(dense(grad), argmax, rois, *ctx.layout, ctx.spatial_scale)}
 
+
+_pool = Operator(
+    "roi_pool(Tensor input, Tensor rois, SymInt output_height, SymInt output_width, float spatial_scale, "
+    "bool with_argmax) -> (Tensor output, Tensor argmax)",
+    outputs=_pool_outputs,
+    workspace=lambda C, a: C.roi_pool_workspace(a.input, a.rois, a.output_height, a.output_width),
+    oracle=reference.roi_pool,
+    triton="roi_pool.roi_pool_triton:roi_pool",
+    setup_context=_pool_setup,
+    backward=_pool_gradient,
+)
 
 # The last number of a row of argmax that the CUDA kernels have packed (kernels/roi_pool/roi_bins.cuh).
 _PACKED = -(2**31)
 
 
-def _pool_backward_oracle(
-    grad: np.ndarray, argmax: np.ndarray, rois: np.ndarray, B: int, C: int, H: int, W: int, *_: object
-) -> np.ndarray:
+def _pool_backward_oracle(argmax: np.ndarray, **arguments: Any) -> np.ndarray:
     if argmax.size and (argmax[:, -1, -1, -1] == _PACKED).any():
         raise ValueError("argmax: the reference cannot read what the CUDA kernels pack; run both passes on one backend")
-    return oracle.roi_pool_backward(grad, argmax, rois, (B, C, H, W))
-
-
-def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, rois, _, _, ctx.spatial_scale, ctx.with_argmax = inputs
-    ctx.shape, ctx.channels_last = input.shape, is_channels_last(input)
-    ctx.save_for_backward(rois, output[1])
-
-
-def _pool_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    if not ctx.with_argmax:
-        raise RuntimeError("roi_pool: called without argmax, which the gradient needs; pass with_argmax=True")
-    rois, argmax = ctx.saved_tensors
-    grad_input = _pool_backward(dense(grad), argmax, rois, *ctx.shape, ctx.channels_last, ctx.spatial_scale)
-    return grad_input, None, None, None, None, None
-
-
-_pool = Operator(
-    "roi_pool(Tensor input, Tensor rois, SymInt height, SymInt width, float spatial_scale, bool with_argmax)"
-    " -> (Tensor, Tensor)",
-    outputs=_pool_outputs,
-    launch=_pool_launch,
-    triton="roi_pool.roi_pool_triton:roi_pool",
-    reference=_pool_oracle,
-    setup_context=_pool_setup,
-    backward=_pool_gradient,
-)
-
-
-def _pool_backward_launch(
-    grad: Tensor,
-    argmax: Tensor,
-    rois: Tensor,
-    B: int,
-    channels: int,
-    H: int,
-    W: int,
-    last: bool,
-    spatial_scale: float,
-    grad_input: Tensor,
-) -> None:
-    C = extension()
-    memory = workspace(C.roi_pool_backward_workspace(grad, rois, grad_input), grad)
-    C.roi_pool_backward(grad, argmax, rois, spatial_scale, memory, grad_input)
+    return reference.roi_pool_backward(argmax=argmax, **arguments)
 
 
 _pool_backward = Operator(
-    "roi_pool_backward(Tensor grad, Tensor argmax, Tensor rois, SymInt batch, SymInt channels, SymInt map_height,"
-    " SymInt map_width, bool channels_last, float spatial_scale) -> Tensor",
-    outputs=lambda grad, argmax, rois, B, C, H, W, last, scale: (empty_maps((B, C, H, W), grad.dtype, grad, last),),
-    launch=_pool_backward_launch,
+    "roi_pool_backward(Tensor grad, Tensor argmax, Tensor rois, SymInt[] input_shape, bool channels_last, "
+    "float spatial_scale) -> Tensor grad_input",
+    outputs=lambda a: (empty_maps(a.input_shape, a.grad.dtype, a.grad, a.channels_last),),
+    workspace=lambda C, a: C.roi_pool_backward_workspace(a.grad, a.rois, a.input_shape, a.channels_last),
+    oracle=_pool_backward_oracle,
     triton="roi_pool.roi_pool_triton:roi_pool_backward",
-    reference=_pool_backward_oracle,
-    setup_context=lambda ctx, inputs, output: None,
+    setup_context=lambda ctx, a, output: None,
     backward=no_second_derivative("roi_pool"),
 )
 
@@ -134,10 +91,10 @@ def roi_pool(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Maxima over a grid of bins of each region of interest, [K, C, height, width] (Girshick 2015, section 2.1).
+    """Maxima over a grid of bins of each region of interest, [R, C, PH, PW] (Girshick 2015, section 2.1).
 
     input [B, C, H, W], contiguous or channels_last (the output is stored likewise; other strides are copied), fp16,
-    bf16, fp32 or fp64. boxes: [K, 5] rows (image, x1, y1, x2, y2), or a list of [L, 4] boxes for each image, in pixels
+    bf16, fp32 or fp64. boxes: [R, 5] rows (image, x1, y1, x2, y2), or a list of [L, 4] boxes for each image, in pixels
     of the image; spatial_scale (map cells a pixel) takes them to the map. Boxes of another floating dtype are converted
     to float32 (float64 for a float64 input). output_size: bins, one number or (height, width).
 
@@ -160,77 +117,36 @@ def roi_pool(
     return _pool(dense(input), rois, height, width, float(spatial_scale), with_argmax, backend=backend)[0]
 
 
-# roi_align
+def _align_setup(ctx: Any, a: Any, output: Tensor) -> None:
+    ctx.layout = a.input.shape, is_channels_last(a.input)
+    ctx.scalars = a.spatial_scale, a.sampling_ratio, a.aligned
+    ctx.save_for_backward(a.rois)
 
 
-def _align_outputs(
-    input: Tensor, rois: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool
-) -> tuple[Tensor]:
-    shape = (rois.shape[0], input.shape[1], height, width)
-    return (empty_maps(shape, input.dtype, input, is_channels_last(input)),)
-
-
-def _align_launch(
-    input: Tensor, rois: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool, output: Tensor
-) -> None:
-    C = extension()
-    memory = workspace(C.roi_align_workspace((input,), rois, (scale,), (), ratio, aligned, output), input)
-    C.roi_align((input,), rois, (scale,), (), ratio, aligned, memory, output)
-
-
-def _align_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, rois, _, _, *ctx.scalars = inputs
-    ctx.shape, ctx.channels_last = input.shape, is_channels_last(input)
-    ctx.save_for_backward(rois)
-
-
-def _align_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _align_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
     (rois,) = ctx.saved_tensors
-    grad_input = _align_backward(dense(grad), rois, *ctx.shape, ctx.channels_last, *ctx.scalars)
-    return grad_input, None, None, None, None, None, None
+    return {"input": _align_backward(dense(grad), rois, *ctx.layout, *ctx.scalars)}
 
 
 _align = Operator(
-    "roi_align(Tensor input, Tensor rois, SymInt height, SymInt width, float spatial_scale, int sampling_ratio,"
-    " bool aligned) -> Tensor",
-    outputs=_align_outputs,
-    launch=_align_launch,
+    "roi_align(Tensor input, Tensor rois, SymInt output_height, SymInt output_width, float spatial_scale, "
+    "int sampling_ratio, bool aligned) -> Tensor output",
+    outputs=lambda a: (_pooled(a),),
+    workspace=lambda C, a: C.roi_align_workspace(*a),
+    oracle=reference.roi_align,
     triton="roi_pool.roi_align_triton:roi_align",
-    reference=lambda input, rois, height, width, *scalars: oracle.roi_align(input, rois, (height, width), *scalars),
     setup_context=_align_setup,
     backward=_align_gradient,
 )
 
-
-def _align_backward_launch(
-    grad: Tensor,
-    rois: Tensor,
-    B: int,
-    channels: int,
-    H: int,
-    W: int,
-    last: bool,
-    scale: float,
-    ratio: int,
-    aligned: bool,
-    grad_input: Tensor,
-) -> None:
-    C = extension()
-    maps = (grad_input,)
-    memory = workspace(C.roi_align_backward_workspace(grad, rois, (scale,), (), ratio, aligned, maps), grad)
-    C.roi_align_backward(grad, rois, (scale,), (), ratio, aligned, memory, maps)
-
-
 _align_backward = Operator(
-    "roi_align_backward(Tensor grad, Tensor rois, SymInt batch, SymInt channels, SymInt map_height, SymInt map_width,"
-    " bool channels_last, float spatial_scale, int sampling_ratio, bool aligned) -> Tensor",
-    outputs=lambda grad, rois, B, C, H, W, last, *_: (empty_maps((B, C, H, W), grad.dtype, grad, last),),
-    launch=_align_backward_launch,
+    "roi_align_backward(Tensor grad, Tensor rois, SymInt[] input_shape, bool channels_last, float spatial_scale, "
+    "int sampling_ratio, bool aligned) -> Tensor grad_input",
+    outputs=lambda a: (empty_maps(a.input_shape, a.grad.dtype, a.grad, a.channels_last),),
+    workspace=lambda C, a: C.roi_align_backward_workspace(*a),
+    oracle=reference.roi_align_backward,
     triton="roi_pool.roi_align_triton:roi_align_backward",
-    reference=lambda grad, rois, B, C, H, W, last, *scalars: oracle.roi_align_backward(
-        grad, rois, (B, C, H, W), grad.shape[2:], *scalars
-    ),
-    setup_context=lambda ctx, inputs, output: None,
+    setup_context=lambda ctx, a, output: None,
     backward=no_second_derivative("roi_align"),
 )
 
@@ -246,7 +162,7 @@ def roi_align(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Means of bilinear samples over a grid of bins of each region, [K, C, height, width] (He et al. 2017, section 3).
+    """Means of bilinear samples over a grid of bins of each region, [R, C, PH, PW] (He et al. 2017, section 3).
 
     input, boxes, output_size and spatial_scale as in `roi_pool`. sampling_ratio: samples along each axis of a bin;
     not positive: ceil(side of the bin in cells), at most 2^20. aligned: False, a corner at x lies on cell x and boxes

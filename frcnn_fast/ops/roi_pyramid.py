@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frcnn_fast import reference as oracle
-from frcnn_fast._extension import extension
+from frcnn_fast import reference
 from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
 from frcnn_fast.ops import _checks
-from frcnn_fast.ops._backends import asked_for
-from frcnn_fast.ops._operator import Operator, plain_eager
+from frcnn_fast.ops._operator import Operator
 from frcnn_fast.ops._rois import (
     dense,
     empty_maps,
@@ -22,155 +20,64 @@ from frcnn_fast.ops._rois import (
     no_second_derivative,
     output_pair,
     roi_tensor,
-    workspace,
 )
 
 
-class _OverLevels(Operator):
-    """An op whose first argument is a list of maps, through which gradients flow."""
-
-    def __call__(self, *inputs: Any, backend: str | None = None) -> Any:
-        features, *args = inputs
-        if not plain_eager([*features, args[0]]):
-            return self._registered(features, *args, asked_for(backend))
-        if torch.is_grad_enabled() and any(f.requires_grad for f in features):
-            return _EagerLevels.apply(self, backend, len(features), *features, *args)
-        return self.run(backend, features, *args)
-
-
-class _EagerLevels(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, op: Operator, backend: str | None, levels: int, *args: Any) -> Tensor:
-        ctx.op, ctx.levels = op, levels
-        inputs = (args[:levels], *args[levels:])
-        result = op.run(backend, *inputs)
-        op._setup(ctx, backend, inputs, result)
-        return result
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        grads, *others = ctx.op._gradient(ctx, (grad,))
-        return (None, None, None, *grads, *others)
-
-
-class _ToLevels(Operator):
-    """An op that returns a list of maps."""
-
-    def run(self, backend: str | None, *args: Any) -> list[Tensor]:
-        maps = super().run(backend, *args)
-        return [maps] if isinstance(maps, Tensor) else list(maps)
-
-    def _fake(self, *args: Any) -> list[Tensor]:
-        return list(self.outputs(*args[:-1]))
-
-
-def _pyramid_outputs(features: Sequence[Tensor], rois: Tensor, height: int, width: int, *_: Any) -> tuple[Tensor]:
-    first = features[0]
-    shape = (rois.shape[0], first.shape[1], height, width)
+def _outputs(a: Any) -> tuple[Tensor]:
+    first = a.features[0]
+    shape = (a.rois.shape[0], first.shape[1], a.output_height, a.output_width)
     return (empty_maps(shape, first.dtype, first, is_channels_last(first)),)
 
 
-def _pyramid_launch(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    height: int,
-    width: int,
-    scales: Sequence[float],
-    ratio: int,
-    aligned: bool,
-    canonical_scale: float,
-    canonical_level: int,
-    output: Tensor,
-) -> None:
-    C = extension()
-    thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
-    memory = workspace(C.roi_align_workspace(features, rois, scales, thresholds, ratio, aligned, output), output)
-    C.roi_align(features, rois, scales, thresholds, ratio, aligned, memory, output)
+def _setup(ctx: Any, a: Any, output: Tensor) -> None:
+    ctx.shapes = [side for f in a.features for side in f.shape]
+    ctx.layouts = [is_channels_last(f) for f in a.features]
+    ctx.scalars = a.spatial_scales, a.sampling_ratio, a.aligned, a.canonical_scale, a.canonical_level
+    ctx.save_for_backward(a.rois)
 
 
-def _pyramid_oracle(
-    features: Any, rois: Any, height: int, width: int, scales: Any, ratio: int, aligned: bool, *canonical: Any
-) -> Any:
-    names = dict(zip(("canonical_scale", "canonical_level"), canonical))
-    return oracle.multiscale_roi_align(features, rois, scales, (height, width), ratio, aligned=aligned, **names)
-
-
-def _pyramid_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, rois, _, _, *ctx.scalars = inputs
-    ctx.shapes = [side for f in features for side in f.shape]
-    ctx.layouts = [is_channels_last(f) for f in features]
-    ctx.save_for_backward(rois)
-
-
-def _pyramid_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _gradient(ctx: Any, grad: Tensor) -> dict[str, list[Tensor]]:
     (rois,) = ctx.saved_tensors
-    grads = _pyramid_backward(dense(grad), rois, ctx.shapes, ctx.layouts, *ctx.scalars)
-    return grads, *[None] * 8
+    return {"features": _multiscale_backward(dense(grad), rois, ctx.shapes, ctx.layouts, *ctx.scalars)}
 
 
-_pyramid = _OverLevels(
-    "multiscale_roi_align(Tensor[] features, Tensor rois, SymInt height, SymInt width, float[] spatial_scales,"
-    " int sampling_ratio, bool aligned, float canonical_scale, int canonical_level) -> Tensor",
-    outputs=_pyramid_outputs,
-    launch=_pyramid_launch,
+_multiscale = Operator(
+    "multiscale_roi_align(Tensor[] features, Tensor rois, SymInt output_height, SymInt output_width, "
+    "float[] spatial_scales, int sampling_ratio, bool aligned, float canonical_scale, int canonical_level) "
+    "-> Tensor output",
+    outputs=_outputs,
+    workspace=lambda C, a: C.multiscale_roi_align_workspace(*a),
+    oracle=reference.multiscale_roi_align,
     triton="roi_pool.roi_align_triton:multiscale_roi_align",
-    reference=_pyramid_oracle,
-    setup_context=_pyramid_setup,
-    backward=_pyramid_gradient,
+    setup_context=_setup,
+    backward=_gradient,
 )
 
 
-def _maps(grad: Tensor, shapes: Sequence[int], layouts: Sequence[bool]) -> tuple[Tensor, ...]:
-    return tuple(empty_maps(shapes[4 * i : 4 * i + 4], grad.dtype, grad, last) for i, last in enumerate(layouts))
+def _backward_outputs(a: Any) -> tuple[list[Tensor]]:
+    """One list of maps. input_shapes: (B, C, H, W) of one level after the other."""
+    grad, sides = a.grad, a.input_shapes
+    return ([empty_maps(sides[4 * i : 4 * i + 4], grad.dtype, grad, last) for i, last in enumerate(a.channels_last)],)
 
 
-def _pyramid_backward_launch(
-    grad: Tensor,
-    rois: Tensor,
-    shapes: Sequence[int],
-    layouts: Sequence[bool],
-    scales: Sequence[float],
-    ratio: int,
-    aligned: bool,
-    canonical_scale: float,
-    canonical_level: int,
-    *maps: Tensor,
-) -> None:
-    C = extension()
-    thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
-    size = C.roi_align_backward_workspace(grad, rois, scales, thresholds, ratio, aligned, maps)
-    C.roi_align_backward(grad, rois, scales, thresholds, ratio, aligned, workspace(size, grad), maps)
-
-
-def _pyramid_backward_oracle(
-    grad: Any, rois: Any, shapes: Any, layouts: Any, scales: Any, ratio: int, aligned: bool, *canonical: Any
-) -> Any:
-    names = dict(zip(("canonical_scale", "canonical_level"), canonical))
-    sizes = [tuple(shapes[i : i + 4]) for i in range(0, len(shapes), 4)]
-    return oracle.multiscale_roi_align_backward(
-        grad, rois, sizes, scales, grad.shape[2:], ratio, aligned=aligned, **names
-    )
-
-
-_pyramid_backward = _ToLevels(
-    "multiscale_roi_align_backward(Tensor grad, Tensor rois, SymInt[] shapes, bool[] channels_last,"
-    " float[] spatial_scales, int sampling_ratio, bool aligned, float canonical_scale, int canonical_level)"
-    " -> Tensor[]",
-    outputs=lambda grad, rois, shapes, layouts, *_: _maps(grad, shapes, layouts),
-    launch=_pyramid_backward_launch,
+_multiscale_backward = Operator(
+    "multiscale_roi_align_backward(Tensor grad, Tensor rois, SymInt[] input_shapes, bool[] channels_last, "
+    "float[] spatial_scales, int sampling_ratio, bool aligned, float canonical_scale, int canonical_level) "
+    "-> Tensor[] grad_features",
+    outputs=_backward_outputs,
+    workspace=lambda C, a: C.multiscale_roi_align_backward_workspace(*a),
+    oracle=reference.multiscale_roi_align_backward,
     triton="roi_pool.roi_align_triton:multiscale_roi_align_backward",
-    reference=_pyramid_backward_oracle,
-    setup_context=lambda ctx, inputs, output: None,
+    setup_context=lambda ctx, a, output: None,
     backward=no_second_derivative("multiscale_roi_align"),
 )
 
 
 def multiscale_roi_align(
     features: Sequence[Tensor],
-    rois: Tensor | Sequence[Tensor],
-    spatial_scales: Sequence[float],
+    boxes: Tensor | Sequence[Tensor],
     output_size: int | tuple[int, int],
+    spatial_scales: Sequence[float],
     sampling_ratio: int,
     *,
     aligned: bool = False,
@@ -178,12 +85,12 @@ def multiscale_roi_align(
     canonical_level: int = 4,
     backend: str | None = None,
 ) -> Tensor:
-    """RoIAlign of each region on its own level of a pyramid, [K, C, height, width] (Lin et al. 2017, equation 1).
+    """RoIAlign of each region on its own level of a pyramid, [R, C, PH, PW] (Lin et al. 2017, equation 1).
 
     features: up to 8 maps [B, C, H_l, W_l] of one dtype, each contiguous or channels_last (the output is stored as the
-    first one), finest first; spatial_scales: cells a pixel of each, neighbouring powers of two. rois: [K, 5] rows
-    (image, x1, y1, x2, y2), or a list of [L, 4] boxes for each image, in pixels. sampling_ratio, aligned, the order of
-    the sums, errors and the treatment of padding and of odd values as in `roi_align`.
+    first one), finest first; spatial_scales: cells a pixel of each, neighbouring powers of two. boxes, output_size,
+    sampling_ratio, aligned, the order of the sums, errors and the treatment of padding and of odd values as in
+    `roi_align`.
 
     Level: floor(canonical_level + log2(sqrt(area) / canonical_scale) + 1e-6), at least the finest and at most the
     coarsest one, found by comparing the area with thresholds, which every backend does alike. A NaN area belongs to the
@@ -211,6 +118,8 @@ def multiscale_roi_align(
     if not torch.compiler.is_compiling():
         level_thresholds(scales, *canonical)  # refuses scales that are no pyramid
     height, width = output_pair(output_size)
-    boxes = roi_tensor(rois, first, "rois")
+    rois = roi_tensor(boxes, first)
     maps = [dense(f) for f in features]
-    return _pyramid(maps, boxes, height, width, scales, int(sampling_ratio), bool(aligned), *canonical, backend=backend)
+    return _multiscale(
+        maps, rois, height, width, scales, int(sampling_ratio), bool(aligned), *canonical, backend=backend
+    )

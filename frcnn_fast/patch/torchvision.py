@@ -12,8 +12,8 @@ from torch import Tensor
 
 from frcnn_fast import ops
 from frcnn_fast.ops._checks import INTEGERS
-from frcnn_fast.ops._operator import plain_eager
-from frcnn_fast.ops.anchor_grids import MOST_LEVELS, AnchorGrids
+from frcnn_fast.ops._torch_private import plain_eager
+from frcnn_fast.ops.anchors import MOST_LEVELS, AnchorGrids
 from frcnn_fast.patch.core import Library, Patch
 
 
@@ -201,7 +201,7 @@ def _multiscale_roi_align(
     ):
         return NotImplemented
     pooled = ops.multiscale_roi_align(
-        x_filtered, boxes, scales, output_size, sampling_ratio, canonical_scale=mapper.s0, canonical_level=mapper.lvl0
+        x_filtered, boxes, output_size, scales, sampling_ratio, canonical_scale=mapper.s0, canonical_level=mapper.lvl0
     )
     return pooled.contiguous()
 

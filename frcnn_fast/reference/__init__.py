@@ -1,16 +1,23 @@
 """The oracle: every op in plain NumPy, sharing no code with the kernels.
 
-Functions take and return NumPy arrays, have the names and arguments of `frcnn_fast.ops`, and compute in the
-precision of the float arrays they are given (float32 or float64): every operation rounded by itself, in the
-one order that all backends follow. Padding is 0 for floats and -1 for integers. Anchors are explicit: [A,
-4] or [B, A, 4].
+Functions take and return NumPy arrays, have the names and arguments of the ops' schemas (frcnn_fast/ops), and compute
+in the precision of the float arrays they are given (float32 or float64): every operation rounded by itself, in the one
+order that all backends follow. Padding is 0 for floats and -1 for integers. Anchors are explicit: [A, 4] or [B, A, 4].
 """
 
-from .anchor_decode import decode, decode_clip, decode_clip_backward, encode, generate_anchors, grid_anchors
+from .anchor_decode import (
+    decode,
+    decode_clip,
+    decode_clip_backward,
+    encode,
+    explicit_anchors,
+    generate_anchors,
+    grid_anchors,
+)
 from .anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from .arithmetic import exp_, log_
 from .detections import detections, softmax
-from .nms import batched_nms, box_iou, box_iou_backward, nms, nms_padded
+from .nms import batched_nms, box_iou, box_iou_backward, nms, nms_padded, soft_nms
 from .proposals import rpn_proposals
 from .rng import philox4x32, sample_keys
 from .roi_pool import (
@@ -21,6 +28,7 @@ from .roi_pool import (
     roi_levels,
     roi_pool,
     roi_pool_backward,
+    rois_of,
 )
 from .top_n import ranked, top_n
 
@@ -35,6 +43,7 @@ __all__ = [
     "detections",
     "encode",
     "exp_",
+    "explicit_anchors",
     "generate_anchors",
     "grid_anchors",
     "log_",
@@ -49,11 +58,13 @@ __all__ = [
     "roi_levels",
     "roi_pool",
     "roi_pool_backward",
+    "rois_of",
     "rpn_proposals",
     "rpn_targets",
     "sample_anchors",
     "sample_keys",
     "sample_rois",
+    "soft_nms",
     "softmax",
     "top_n",
 ]

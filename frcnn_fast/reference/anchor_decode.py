@@ -70,6 +70,22 @@ def grid_anchors(
     return (shift[:, :, None, :] + cell_anchors).reshape(-1, 4)
 
 
+def explicit_anchors(anchors: np.ndarray, anchor_grid: Sequence[int], anchor_offset: float) -> np.ndarray:
+    """The anchors that an op was given, or, of a grid with levels, all those of its cell anchors, [A, 4].
+
+    anchor_grid: height, width, anchors a cell, stride y, stride x; level after level. anchors then holds the cell
+    anchors of all levels.
+    """
+    if not len(anchor_grid):
+        return anchors
+    tables, first = [], 0
+    for height, width, k, stride_y, stride_x in zip(*[iter(anchor_grid)] * 5):
+        cells = anchors[first : first + k]
+        tables.append(grid_anchors(cells, (height, width), (stride_y, stride_x), offset=anchor_offset))
+        first += k
+    return np.concatenate(tables)
+
+
 def _size_and_centre(boxes: np.ndarray, axis: int, legacy: bool) -> tuple[np.ndarray, np.ndarray]:
     low = boxes[..., axis]
     length = box.side(low, boxes[..., axis + 2], legacy)
@@ -112,10 +128,10 @@ def decode_clip(
     anchors: np.ndarray,
     image_sizes: np.ndarray,
     *,
+    image_scales: np.ndarray | None = None,
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     clamp: float = DELTA_CLAMP,
     min_size: float = 0.0,
-    image_scales: np.ndarray | None = None,
     legacy: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decode deltas [B, A, 4], clip to image_sizes [B, 2] (h, w), judge: boxes [B, A, 4], valid bool [B, A].

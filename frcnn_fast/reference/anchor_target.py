@@ -91,7 +91,7 @@ def _draw(
     image: int,
     rng: np.ndarray,
     batch_size: int,
-    max_positive: int,
+    positive_fraction: float,
     stream: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The sampled positives and negatives, each ascending: those with the smallest (key, index)."""
@@ -100,7 +100,7 @@ def _draw(
         keys = sample_keys(candidates, image, rng, stream)
         return np.sort(candidates[np.lexsort((candidates, keys))][:count])
 
-    positives = smallest(positives, min(max_positive, batch_size))
+    positives = smallest(positives, int(batch_size * positive_fraction))
     return positives, smallest(negatives, batch_size - len(positives))
 
 
@@ -109,17 +109,17 @@ def sample_anchors(
     rng: np.ndarray,
     *,
     batch_size: int = 256,
-    max_positive: int = 128,
+    positive_fraction: float = 0.5,
     stream: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """indices int64 [B, S], sampled int8 [B, S], counts int64 [B, 2] (positives, negatives)."""
+    """indices int64 [B, S], labels int8 [B, S], counts int64 [B, 2] (positives, negatives)."""
     batch = len(labels)
     indices = np.full((batch, batch_size), -1, np.int64)
     sampled = np.full((batch, batch_size), -1, np.int8)
     counts = np.zeros((batch, 2), np.int64)
     for image, row in enumerate(labels):
         positives, negatives = _draw(
-            np.flatnonzero(row == 1), np.flatnonzero(row == 0), image, rng, batch_size, max_positive, stream
+            np.flatnonzero(row == 1), np.flatnonzero(row == 0), image, rng, batch_size, positive_fraction, stream
         )
         chosen = np.concatenate([positives, negatives])
         indices[image, : len(chosen)] = chosen
@@ -141,7 +141,7 @@ def rpn_targets(
     low_quality: bool = True,
     crowd_overlap: float = 0.7,
     batch_size: int = 256,
-    max_positive: int = 128,
+    positive_fraction: float = 0.5,
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     legacy: bool = False,
     stream: int = 0,
@@ -161,7 +161,7 @@ def rpn_targets(
         legacy=legacy,
     )
     indices, sampled, counts = sample_anchors(
-        labels, rng, batch_size=batch_size, max_positive=max_positive, stream=stream
+        labels, rng, batch_size=batch_size, positive_fraction=positive_fraction, stream=stream
     )
     targets = np.zeros((*indices.shape, 4), gt_boxes.dtype)
     matched = np.full(indices.shape, -1, np.int32)
@@ -182,13 +182,13 @@ def sample_rois(
     gt_counts: np.ndarray,
     rng: np.ndarray,
     *,
+    crowd: np.ndarray | None = None,
     batch_size: int = 128,
     positive_fraction: float = 0.25,
     positive_iou: float = 0.5,
     negative_iou_high: float = 0.5,
     negative_iou_low: float = 0.0,
     append_gt: bool = True,
-    crowd: np.ndarray | None = None,
     crowd_overlap: float = 0.7,
     weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
     legacy: bool = False,
@@ -222,7 +222,7 @@ def sample_rois(
             image,
             rng,
             batch_size,
-            int(batch_size * positive_fraction),
+            positive_fraction,
             stream,
         )
         chosen = np.concatenate([positives, negatives])

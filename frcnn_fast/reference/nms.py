@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import boxes as box
+from .arithmetic import exp_
 from .top_n import ranked
 
 
@@ -16,13 +17,16 @@ def box_iou(boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> 
     return box.iou(boxes1[:, None, :], boxes2[None, :, :], legacy)
 
 
-def box_iou_backward(grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *, legacy: bool = False) -> np.ndarray:
-    """Gradient of boxes1 [N, 4], given that of the IoU [N, M].
+def box_iou_backward(
+    grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *, transposed: bool = False, legacy: bool = False
+) -> np.ndarray:
+    """Gradient of boxes1 [N, 4], given that of the IoU [N, M], or transposed, [M, N].
 
     Through max and min it goes to the side that was taken, half to each in a tie; boxes that only touch pass
     nothing through the intersection. Lane l of 32 sums columns l, l + 32, ... in turn; lanes are then
     folded in halves.
     """
+    grad = grad.T if transposed else grad
     dtype = boxes1.dtype.type
     with np.errstate(all="ignore"):
         a, b = boxes1[:, None, :], boxes2[None, :, :]
@@ -96,11 +100,11 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarr
 def nms_padded(
     boxes: np.ndarray,
     scores: np.ndarray,
-    iou_threshold: float,
-    max_output: int,
-    *,
     class_ids: np.ndarray | None = None,
     counts: np.ndarray | None = None,
+    *,
+    iou_threshold: float,
+    max_output: int,
     legacy: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first max_output kept rows of each image: keep int64 [B, max_output], num_keep int64 [B]."""
@@ -116,3 +120,47 @@ def nms_padded(
         keep[image, : len(kept)] = kept
         num_keep[image] = len(kept)
     return keep, num_keep
+
+
+def soft_nms(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    counts: np.ndarray | None = None,
+    *,
+    iou_threshold: float,
+    sigma: float,
+    score_threshold: float,
+    max_output: int,
+    method: str,
+    legacy: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first max_output rows that soft-NMS keeps of each image, their scores when kept, and how many they are.
+
+    The row with the highest score as it is now is kept, the first of equals; the others' scores are then multiplied by
+    a weight of their IoU with it. A row takes part while its score is above score_threshold.
+    """
+    batch, rows = scores.shape
+    number = boxes.dtype.type
+    keep = np.full((batch, max_output), -1, np.int64)
+    kept_scores = np.zeros((batch, max_output), boxes.dtype)
+    num_keep = np.zeros(batch, np.int64)
+    for image in range(batch):
+        corners = boxes[image]
+        count = rows if counts is None else int(counts[image])
+        current = scores[image].copy()
+        left = np.flatnonzero(box.finite(corners[:count]) & (current[:count] > number(score_threshold)))
+        while len(left) and num_keep[image] < max_output:
+            best = left[np.argmax(current[left])]
+            keep[image, num_keep[image]], kept_scores[image, num_keep[image]] = best, current[best]
+            num_keep[image] += 1
+            left = left[left != best]
+            iou = box.iou(corners[best], corners[left], legacy)
+            with np.errstate(all="ignore"):
+                if method == "gaussian":
+                    weight = np.where(iou > 0, exp_(-(iou * iou) / number(sigma)), number(1))
+                else:
+                    lowered = number(1) - iou if method == "linear" else np.zeros_like(iou)
+                    weight = np.where(iou > number(iou_threshold), lowered, number(1))
+                current[left] = current[left] * weight
+                left = left[current[left] > number(score_threshold)]
+    return keep, kept_scores, num_keep

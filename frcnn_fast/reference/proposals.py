@@ -18,16 +18,16 @@ def rpn_proposals(
     anchors: np.ndarray,
     image_sizes: np.ndarray,
     *,
+    image_scales: np.ndarray | None = None,
+    level_sizes: Sequence[int] | None = None,
     pre_nms_top_n: int,
     post_nms_top_n: int,
     iou_threshold: float = 0.7,
     min_size: float = 0.0,
-    image_scales: np.ndarray | None = None,
-    filter_order: str = "after_top_n",
+    filter_before_top_n: bool = False,
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     clamp: float = DELTA_CLAMP,
     legacy: bool = False,
-    level_sizes: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Proposals of scores [B, A] and deltas [B, A, 4]: boxes [B, P, 4], scores [B, P], indices int64 [B, P],
     counts int64 [B], with P = post_nms_top_n and index = anchor index."""
@@ -52,7 +52,7 @@ def rpn_proposals(
         survivors = []
         for start, stop in itertools.pairwise(starts):
             order = start + ranked(scores[image, start:stop])
-            if filter_order == "before_top_n":
+            if filter_before_top_n:
                 order = order[valid[image, order]][:pre_nms_top_n]
             else:
                 order = order[:pre_nms_top_n]

@@ -12,16 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def _as_rois(boxes: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """[K, 5] rows of (image, x1, y1, x2, y2), from that or from a list of [L, 4] boxes of each image."""
+def rois_of(boxes: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """[R, 5] rows of (image, x1, y1, x2, y2), from that or from a list of [L, 4] boxes of each image."""
     if isinstance(boxes, np.ndarray):
         return boxes
     rows = [np.concatenate([np.full_like(b[:, :1], image), b], axis=1) for image, b in enumerate(boxes)]
     return np.concatenate(rows)
-
-
-def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
-    return (output_size, output_size) if isinstance(output_size, int) else output_size
 
 
 def _image(roi: np.ndarray, batch: int) -> int:
@@ -57,19 +53,20 @@ def _bins(start: np.floating, end: np.floating, count: int, limit: int) -> list[
 
 def roi_pool(
     input: np.ndarray,
-    boxes: np.ndarray | Sequence[np.ndarray],
-    output_size: int | tuple[int, int],
+    rois: np.ndarray,
+    output_height: int,
+    output_width: int,
     spatial_scale: float = 1.0,
+    with_argmax: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maxima [K, C, P, Q] of input [B, C, H, W] over a grid of bins of each RoI, and argmax int32 (h*W + w).
+    """Maxima [R, C, PH, PW] of input [B, C, H, W] over a grid of bins of each RoI, and argmax int32 (h*W + w).
 
     Corners are rounded half away from zero; the first maximum in row-major order wins. An empty bin gives 0
     and argmax -1, a bin of NaN alone gives NaN and argmax -1; otherwise NaN is passed over. A RoI with a
-    non-finite coordinate has empty bins only.
+    non-finite coordinate has empty bins only. Without with_argmax an empty array takes its place.
     """
-    rois, (out_h, out_w) = _as_rois(boxes), _pair(output_size)
     batch, channels, height, width = input.shape
-    output = np.zeros((len(rois), channels, out_h, out_w), input.dtype)
+    output = np.zeros((len(rois), channels, output_height, output_width), input.dtype)
     argmax = np.full(output.shape, -1, np.int32)
     with np.errstate(all="ignore"):
         corners = _round_half_away(rois[:, 1:] * rois.dtype.type(spatial_scale))
@@ -77,8 +74,8 @@ def roi_pool(
             image = _image(rois[k], batch)
             if image < 0 or not np.isfinite(corners[k]).all():
                 continue
-            columns = _bins(x1, x2, out_w, width)
-            for p, (top, bottom) in enumerate(_bins(y1, y2, out_h, height)):
+            columns = _bins(x1, x2, output_width, width)
+            for p, (top, bottom) in enumerate(_bins(y1, y2, output_height, height)):
                 for q, (left, right) in enumerate(columns):
                     if top >= bottom or left >= right:
                         continue
@@ -90,7 +87,7 @@ def roi_pool(
                     row, column = np.divmod(first, right - left)
                     where = (top + row) * width + (left + column)
                     argmax[k, :, p, q] = np.where(missing.all(axis=1), -1, where)
-    return output, argmax
+    return output, argmax if with_argmax else np.empty(0, np.int32)
 
 
 def _first_maximum(cells: np.ndarray, missing: np.ndarray) -> np.ndarray:
@@ -100,23 +97,27 @@ def _first_maximum(cells: np.ndarray, missing: np.ndarray) -> np.ndarray:
 
 
 def roi_pool_backward(
-    grad_output: np.ndarray,
+    grad: np.ndarray,
     argmax: np.ndarray,
-    boxes: np.ndarray | Sequence[np.ndarray],
-    input_shape: tuple[int, int, int, int],
+    rois: np.ndarray,
+    input_shape: Sequence[int],
+    channels_last: bool = False,
+    spatial_scale: float = 1.0,
 ) -> np.ndarray:
-    """Each output's gradient goes to its argmax; overlapping RoIs add up. [B, C, H, W]."""
-    rois = _as_rois(boxes)
+    """Each output's gradient goes to its argmax; overlapping RoIs add up. [B, C, H, W].
+
+    argmax says all; neither the layout that a kernel writes nor the scale matters here.
+    """
     batch, channels, height, width = input_shape
-    grad = np.zeros((batch, channels, height * width), grad_output.dtype)
+    grad_input = np.zeros((batch, channels, height * width), grad.dtype)
     for k, roi in enumerate(rois):
         image = _image(roi, batch)
         if image < 0:
             continue
         for c in range(channels):
             hit = argmax[k, c] >= 0
-            np.add.at(grad[image, c], argmax[k, c][hit], grad_output[k, c][hit])
-    return grad.reshape(input_shape)
+            np.add.at(grad_input[image, c], argmax[k, c][hit], grad[k, c][hit])
+    return grad_input.reshape(input_shape)
 
 
 class _Samples:
@@ -177,13 +178,14 @@ def _corner_weights(rows: _Samples, columns: _Samples):
 
 def roi_align(
     input: np.ndarray,
-    boxes: np.ndarray | Sequence[np.ndarray],
-    output_size: int | tuple[int, int],
+    rois: np.ndarray,
+    output_height: int,
+    output_width: int,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> np.ndarray:
-    """Mean of bilinear samples in each bin, [K, C, P, Q].
+    """Mean of bilinear samples in each bin, [R, C, PH, PW].
 
     The weights of a bin's samples are added up along each axis before they meet the values; NaN and infinity count in
     every cell that a sample touches, even with weight 0.
@@ -191,7 +193,7 @@ def roi_align(
     ceil(bin side) samples along each axis. aligned: positions shift by half a cell and small RoIs are not
     enlarged to 1x1.
     """
-    rois, size = _as_rois(boxes), _pair(output_size)
+    size = output_height, output_width
     batch, channels, height, width = input.shape
     output = np.zeros((len(rois), channels, *size), input.dtype)
     if height == 0 or width == 0:
@@ -213,20 +215,20 @@ def roi_align(
 
 
 def roi_align_backward(
-    grad_output: np.ndarray,
-    boxes: np.ndarray | Sequence[np.ndarray],
-    input_shape: tuple[int, int, int, int],
-    output_size: int | tuple[int, int],
+    grad: np.ndarray,
+    rois: np.ndarray,
+    input_shape: Sequence[int],
+    channels_last: bool = False,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> np.ndarray:
-    """Gradient of roi_align in its input, [B, C, H, W]."""
-    rois, size = _as_rois(boxes), _pair(output_size)
+    """Gradient of roi_align in its input, [B, C, H, W]. The layout that a kernel writes does not matter here."""
+    size = grad.shape[2], grad.shape[3]
     batch, channels, height, width = input_shape
-    grad = np.zeros((batch, channels, height * width), grad_output.dtype)
+    grad_input = np.zeros((batch, channels, height * width), grad.dtype)
     if height == 0 or width == 0:
-        return grad.reshape(input_shape)
+        return grad_input.reshape(input_shape)
     with np.errstate(all="ignore"):
         for k, roi in enumerate(rois):
             image = _image(roi, batch)
@@ -234,13 +236,13 @@ def roi_align_backward(
                 continue
             rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)
             inside = rows.inside[:, :, None, None] & columns.inside[None, None]
-            share = grad_output[k] / grad_output.dtype.type(max(rows.count * columns.count, 1))
+            share = grad[k] / grad.dtype.type(max(rows.count * columns.count, 1))
             share = np.broadcast_to(share[:, :, None, :, None], (channels, *inside.shape))
             for row, column, weight in _corner_weights(rows, columns):
                 cell = np.broadcast_to(row * width + column, inside.shape)[inside]
                 for c in range(channels):
-                    np.add.at(grad[image, c], cell, (weight.astype(grad.dtype) * share[c])[inside])
-    return grad.reshape(input_shape)
+                    np.add.at(grad_input[image, c], cell, (weight.astype(grad.dtype) * share[c])[inside])
+    return grad_input.reshape(input_shape)
 
 
 def roi_levels(
@@ -249,7 +251,7 @@ def roi_levels(
     canonical_scale: float = 224.0,
     canonical_level: int = 4,
 ) -> np.ndarray:
-    """Pyramid level of each RoI as an index into spatial_scales, int64 [K].
+    """Pyramid level of each RoI as an index into spatial_scales, int64 [R].
 
     Level floor(canonical_level + log2(sqrt(area) / canonical_scale)), counted as the levels above the
     finest whose least area the RoI reaches; a NaN area reaches none.
@@ -267,46 +269,39 @@ def roi_levels(
 def multiscale_roi_align(
     features: Sequence[np.ndarray],
     rois: np.ndarray,
+    output_height: int,
+    output_width: int,
     spatial_scales: Sequence[float],
-    output_size: int | tuple[int, int],
     sampling_ratio: int,
-    *,
     aligned: bool = False,
     canonical_scale: float = 224.0,
     canonical_level: int = 4,
 ) -> np.ndarray:
-    """roi_align of each RoI [K, 5] on its own pyramid level."""
+    """roi_align of each RoI [R, 5] on its own pyramid level."""
     levels = roi_levels(rois, spatial_scales, canonical_scale, canonical_level)
-    output = np.zeros((len(rois), features[0].shape[1], *_pair(output_size)), features[0].dtype)
+    size = output_height, output_width
+    output = np.zeros((len(rois), features[0].shape[1], *size), features[0].dtype)
     for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
         mine = levels == level
-        output[mine] = roi_align(feature, rois[mine], output_size, scale, sampling_ratio, aligned)
+        output[mine] = roi_align(feature, rois[mine], *size, scale, sampling_ratio, aligned)
     return output
 
 
 def multiscale_roi_align_backward(
-    grad_output: np.ndarray,
+    grad: np.ndarray,
     rois: np.ndarray,
-    input_shapes: Sequence[tuple[int, int, int, int]],
+    input_shapes: Sequence[int],
+    channels_last: Sequence[bool],
     spatial_scales: Sequence[float],
-    output_size: int | tuple[int, int],
     sampling_ratio: int,
-    *,
     aligned: bool = False,
     canonical_scale: float = 224.0,
     canonical_level: int = 4,
 ) -> tuple[np.ndarray, ...]:
-    """Gradient of multiscale_roi_align in each level's features."""
+    """Gradient of multiscale_roi_align in each level's features. input_shapes: B, C, H, W, level after level."""
     levels = roi_levels(rois, spatial_scales, canonical_scale, canonical_level)
+    shapes = zip(*[iter(input_shapes)] * 4)
     return tuple(
-        roi_align_backward(
-            grad_output[levels == level],
-            rois[levels == level],
-            shape,
-            output_size,
-            scale,
-            sampling_ratio,
-            aligned,
-        )
-        for level, (shape, scale) in enumerate(zip(input_shapes, spatial_scales, strict=True))
+        roi_align_backward(grad[levels == level], rois[levels == level], shape, last, scale, sampling_ratio, aligned)
+        for level, (shape, last, scale) in enumerate(zip(shapes, channels_last, spatial_scales, strict=True))
     )

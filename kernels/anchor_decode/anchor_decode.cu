@@ -2,7 +2,7 @@
 #include "../common/launch.cuh"
 #include "anchor_decode.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 namespace {
 
 constexpr int kThreads = 256;
@@ -106,19 +106,19 @@ Status make_inputs(const void* deltas, int64_t B, int64_t A, const DecodeArgumen
           static_cast<const U*>(in.image_sizes),
           static_cast<const U*>(in.image_scales),
           U(in.min_size)};
-  return make_anchors(in.anchors, in.anchors_stride, in.grid, in.L, in.offset, A, &out->anchors);
+  return make_anchors(in.anchors, A, &out->anchors);
 }
 
 }  // namespace
 
-Status grid_anchors_cuda(DType dtype, const void* cells, const int64_t* grid, int64_t L, double offset, int64_t A,
-                         void* boxes, Stream stream) {
+Status grid_anchors_cuda(DType dtype, const AnchorSource& anchors, void* boxes, Stream stream) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
-    Anchors<U> anchors;
-    FF_TRY(make_anchors(cells, 0, grid, L, offset, A, &anchors));
+    const int64_t A = anchors.A;
+    Anchors<U> made;
+    FF_TRY(make_anchors(anchors, &made));
     if (A == 0) return kOk;
-    FF_LAUNCH(grid_anchors_kernel<U>, dim3(blocks_for(A, kThreads)), dim3(kThreads), 0, stream, anchors, A,
+    FF_LAUNCH(grid_anchors_kernel<U>, dim3(blocks_for(A, kThreads)), dim3(kThreads), 0, stream, made, A,
               static_cast<U*>(boxes));
     return launched();
   });
@@ -165,4 +165,4 @@ Status encode_cuda(DType dtype, const void* gt_boxes, const void* anchors, int64
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

@@ -8,7 +8,7 @@
 #include "../common/mutant.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 
 // What the deltas were divided by when they were learned, and the bound of the two logarithmic ones.
 template <class U>
@@ -117,25 +117,19 @@ FF_HD Box<U> encode(const Box<U>& gt_box, const Box<U>& anchor, const DecodePara
 }
 
 // Launchers. U is float64 for float64 deltas (boxes), else float32; anchors, image_sizes and image_scales are in U.
-// weights: host [4]. grid: host [L, 5], L = 0 for given anchors (see anchors.h).
+// weights: host [4].
 
-// boxes [A, 4] of the grid's A anchors.
-Status grid_anchors_cpu(DType dtype, const void* cells, const int64_t* grid, int64_t L, double offset, int64_t A,
-                        void* boxes);
-Status grid_anchors_cuda(DType dtype, const void* cells, const int64_t* grid, int64_t L, double offset, int64_t A,
-                         void* boxes, Stream stream);
+// boxes [A, 4]: the grid's anchors, or a copy of those given.
+Status grid_anchors_cpu(DType dtype, const AnchorSource& anchors, void* boxes);
+Status grid_anchors_cuda(DType dtype, const AnchorSource& anchors, void* boxes, Stream stream);
 
 struct DecodeArguments {
-  const void* anchors;     // given: [A, 4] or [B, A, 4]; grid: cell anchors [sum k, 4]
-  int64_t anchors_stride;  // elements from image to image: 0 or 4 * A
-  const int64_t* grid;     // [L, 5]
-  int64_t L;
-  double offset;
-  const void* image_sizes;  // [B, 2] (height, width)
-  const double* weights;    // [4]
+  AnchorSource anchors;
+  const void* image_sizes;   // [B, 2] (height, width)
+  const void* image_scales;  // [B] or null
+  const double* weights;     // [4]
   double clamp;
   double min_size;
-  const void* image_scales;  // [B] or null
   bool legacy;
 };
 
@@ -157,4 +151,4 @@ Status encode_cpu(DType dtype, const void* gt_boxes, const void* anchors, int64_
 Status encode_cuda(DType dtype, const void* gt_boxes, const void* anchors, int64_t N, const double* weights,
                    bool legacy, void* targets, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

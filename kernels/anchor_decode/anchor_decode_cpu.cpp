@@ -1,13 +1,13 @@
 #include "anchor_decode_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 namespace {
 
 constexpr int64_t kGrain = 2048;  // boxes a thread: some microseconds
 
 template <class T>
 Status decode(DecodeJob<T> job, int64_t B, const DecodeArguments& in) {
-  FF_TRY(make_anchors(in.anchors, in.anchors_stride, in.grid, in.L, in.offset, job.A, &job.anchors));
+  FF_TRY(make_anchors(in.anchors, job.A, &job.anchors));
   job.params = make_decode_params<Compute<T>>(in.weights, in.clamp);
   parallel_for(B * job.A, kGrain, [&](int64_t begin, int64_t end) { FF_ISA_CALL(decode_range, job, in, begin, end); });
   return kOk;
@@ -15,14 +15,13 @@ Status decode(DecodeJob<T> job, int64_t B, const DecodeArguments& in) {
 
 }  // namespace
 
-Status grid_anchors_cpu(DType dtype, const void* cells, const int64_t* grid, int64_t L, double offset, int64_t A,
-                        void* boxes) {
+Status grid_anchors_cpu(DType dtype, const AnchorSource& anchors, void* boxes) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
-    Anchors<U> anchors;
-    FF_TRY(make_anchors(cells, 0, grid, L, offset, A, &anchors));
-    parallel_for(A, kGrain, [&](int64_t begin, int64_t end) {
-      FF_ISA_CALL(grid_range, anchors, begin, end, static_cast<U*>(boxes));
+    Anchors<U> made;
+    FF_TRY(make_anchors(anchors, &made));
+    parallel_for(anchors.A, kGrain, [&](int64_t begin, int64_t end) {
+      FF_ISA_CALL(grid_range, made, begin, end, static_cast<U*>(boxes));
     });
     return kOk;
   });
@@ -67,4 +66,4 @@ Status encode_cpu(DType dtype, const void* gt_boxes, const void* anchors, int64_
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

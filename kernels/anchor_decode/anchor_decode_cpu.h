@@ -3,7 +3,7 @@
 #include "../common/cpu.h"
 #include "anchor_decode.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 
 // decode_clip, or its gradient where grad_boxes is given.
 template <class T>
@@ -26,4 +26,4 @@ FF_ISA_DECLARE(template <class T> void encode_range(const T* gt_boxes, const T* 
                                                     Compute<T>* targets))
 FF_ISA_DECLARE(template <class U> void grid_range(const Anchors<U>& anchors, int64_t begin, int64_t end, U* boxes))
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

@@ -2,7 +2,7 @@
 #include "anchor_decode_cpu.h"
 #include "anchor_rows.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 namespace FF_ISA {
 namespace {
 
@@ -129,4 +129,4 @@ template void grid_range(const Anchors<float>&, int64_t, int64_t, float*);
 template void grid_range(const Anchors<double>&, int64_t, int64_t, double*);
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common.box_triton import anchor_at, extent, is_finite_box, load_box, store_box
 from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, divide, exp_, log_, narrow, scalar
 
 BLOCK = 256
@@ -19,13 +20,15 @@ BLOCK = 256
 @triton.jit
 def clip(x, limit):
     """Into [0, limit]; NaN stays NaN, and so does -0.0."""
-    return tl.where(x < 0.0, 0.0, tl.where(x > limit, limit, x))
+    above = x > limit if not mutant("decode_clip_nan") else (x <= limit) == 0
+    return tl.where(x < 0.0, 0.0, tl.where(above, limit, x))
 
 
 @triton.jit
 def clamped(growth, clamp):
     """At most clamp; NaN stays."""
-    return tl.where(growth > clamp, clamp, growth)
+    above = growth > clamp if not mutant("decode_clamp_nan") else (growth <= clamp) == 0
+    return tl.where(above, clamp, growth) if not mutant("decode_clamp") else growth
 
 
 @triton.jit
@@ -47,18 +50,20 @@ def decode_into(
     wx, wy, ww, wh = weights
     x1, y1, x2, y2 = decode(ax1, ay1, ax2, ay2, d0, d1, d2, d3, wx, wy, ww, wh, clamp, LEGACY)
     finite = is_finite_box(x1, y1, x2, y2)
-    x1, y1, x2, y2 = clip(x1, right), clip(y1, bottom), clip(x2, right), clip(y2, bottom)
-    valid = finite & (extent(x1, x2, LEGACY) >= min_side) & (extent(y1, y2, LEGACY) >= min_side)
-    return x1, y1, x2, y2, valid
+    x1, y1 = clip(x1, right), clip(y1, bottom)
+    x2, y2 = clip(x2, right if not mutant("decode_clip_side") else bottom), clip(y2, bottom)
+    w, h = extent(x1, x2, LEGACY), extent(y1, y2, LEGACY)
+    large = (w >= min_side) & (h >= min_side) if not mutant("decode_min_side") else (w > min_side) & (h > min_side)
+    return x1, y1, x2, y2, finite & large if not mutant("decode_finite") else large
 
 
 @triton.jit
 def load_window(image_sizes, image_scales, image, min_size, LEGACY: tl.constexpr):
     """(right, bottom, min_side) of an image. image_scales: pointer or None. min_size: in the compute type."""
     right, bottom = tl.load(image_sizes + 2 * image + 1), tl.load(image_sizes + 2 * image)
-    if LEGACY:
+    if LEGACY and not mutant("decode_legacy_limit"):
         right, bottom = right - 1.0, bottom - 1.0
-    if image_scales is not None:
+    if image_scales is not None and not mutant("proposals_scale"):
         min_size = min_size * tl.load(image_scales + image)
     return right, bottom, min_size
 
@@ -74,7 +79,8 @@ def encode_boxes(gx1, gy1, gx2, gy2, ax1, ay1, ax2, ay2, weights, LEGACY: tl.con
     wx, wy, ww, wh = weights
     w, h = extent(ax1, ax2, LEGACY), extent(ay1, ay2, LEGACY)
     gw, gh = extent(gx1, gx2, LEGACY), extent(gy1, gy2, LEGACY)
-    shift_x = wx * ((gx1 + 0.5 * gw) - (ax1 + 0.5 * w))
+    shift_x = (gx1 + 0.5 * gw) - (ax1 + 0.5 * w)
+    shift_x = wx * shift_x if not mutant("encode_weight") else shift_x
     shift_y = wy * ((gy1 + 0.5 * gh) - (ay1 + 0.5 * h))
     return divide(shift_x, w), divide(shift_y, h), ww * log_(divide(gw, w)), wh * log_(divide(gh, h))
 
@@ -87,12 +93,12 @@ def grid_anchors_kernel(cells, levels, offset, A, boxes, BLOCK: tl.constexpr):
     store_box(boxes, index, x1, y1, x2, y2, mask)
 
 
-def grid_anchors(cells: Tensor, grid: Sequence[int], offset: float, boxes: Tensor) -> None:
+def grid_anchors(anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, boxes: Tensor) -> None:
     A = boxes.shape[0]
     if A:
-        source = anchor_source(cells, grid, offset)
+        source = anchor_source(anchors, anchor_grid, anchor_offset)
         launch(
-            grid_anchors_kernel, (blocks_for(A, BLOCK),), cells, source.levels, source.offset, A, boxes,
+            grid_anchors_kernel, (blocks_for(A, BLOCK),), anchors, source.levels, source.offset, A, boxes,
             like=boxes, BLOCK=BLOCK,
         )  # fmt: skip
 
@@ -131,22 +137,25 @@ def decode_clip_kernel(
 
 
 def decode_clip(
-    deltas: Tensor, anchors: Tensor, grid: Sequence[int], offset: float, image_sizes: Tensor, weights: Sequence[float],
-    clamp: float, min_size: float, image_scales: Tensor | None, legacy: bool, boxes: Tensor, valid: Tensor,
+    deltas: Tensor, anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, image_sizes: Tensor,
+    image_scales: Tensor | None, weights: Sequence[float], clamp: float, min_size: float, legacy: bool, boxes: Tensor,
+    valid: Tensor,
 ) -> None:  # fmt: skip
     B, A = valid.shape
     if B * A:
         launch(
-            decode_clip_kernel, (blocks_for(A, BLOCK), B), deltas, *anchor_source(anchors, grid, offset), image_sizes,
-            *map(double_bits, weights), double_bits(clamp), double_bits(min_size), image_scales, A, boxes, valid,
-            like=deltas, LEGACY=legacy, BLOCK=BLOCK,
+            decode_clip_kernel, (blocks_for(A, BLOCK), B), deltas,
+            *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes, *map(double_bits, weights),
+            double_bits(clamp), double_bits(min_size), image_scales, A, boxes, valid, like=deltas, LEGACY=legacy,
+            BLOCK=BLOCK,
         )  # fmt: skip
 
 
 @triton.jit
 def pass_through(x, limit, gradient):
     """Nothing passes a clipped coordinate."""
-    return tl.where((x < 0.0) | (x > limit), 0.0, gradient)
+    beyond = x > limit if not mutant("decode_gradient_clip") else x >= limit
+    return tl.where((x < 0.0) | beyond, 0.0, gradient)
 
 
 @triton.jit(do_not_specialize=["image_stride", "offset", "wx", "wy", "ww", "wh", "clamp", "A"])
@@ -173,27 +182,28 @@ def decode_clip_backward_kernel(
     dw, dh = divide(d2, ww), divide(d3, wh)
     half_w = 0.5 * (exp_(clamped(dw, clamp)) * w)
     half_h = 0.5 * (exp_(clamped(dh, clamp)) * h)
+    most = clamp if not mutant("decode_gradient_clamp") else float("inf")
     store_box(
         grad_deltas,
         row,
         narrow(divide((x1 + x2) * w, wx), T),
         narrow(divide((y1 + y2) * h, wy), T),
-        narrow(tl.where(dw > clamp, 0.0, divide((x2 - x1) * half_w, ww)), T),
-        narrow(tl.where(dh > clamp, 0.0, divide((y2 - y1) * half_h, wh)), T),
+        narrow(tl.where(dw > most, 0.0, divide((x2 - x1) * half_w, ww)), T),
+        narrow(tl.where(dh > most, 0.0, divide((y2 - y1) * half_h, wh)), T),
         mask,
     )
 
 
 def decode_clip_backward(
-    grad_boxes: Tensor, deltas: Tensor, anchors: Tensor, grid: Sequence[int], offset: float, image_sizes: Tensor,
-    weights: Sequence[float], clamp: float, legacy: bool, grad_deltas: Tensor,
+    grad_boxes: Tensor, deltas: Tensor, anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float,
+    image_sizes: Tensor, weights: Sequence[float], clamp: float, legacy: bool, grad_deltas: Tensor,
 ) -> None:  # fmt: skip
     B, A, _ = deltas.shape
     if B * A:
         launch(
             decode_clip_backward_kernel, (blocks_for(A, BLOCK), B), grad_boxes, deltas,
-            *anchor_source(anchors, grid, offset), image_sizes, *map(double_bits, weights), double_bits(clamp), A,
-            grad_deltas, like=deltas, LEGACY=legacy, BLOCK=BLOCK,
+            *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes, *map(double_bits, weights),
+            double_bits(clamp), A, grad_deltas, like=deltas, LEGACY=legacy, BLOCK=BLOCK,
         )  # fmt: skip
 
 
@@ -209,10 +219,10 @@ def encode_kernel(gt_boxes, anchors, wx, wy, ww, wh, N, deltas, LEGACY: tl.const
     store_box(deltas, row, d0, d1, d2, d3, mask)
 
 
-def encode(gt_boxes: Tensor, anchors: Tensor, weights: Sequence[float], legacy: bool, deltas: Tensor) -> None:
+def encode(gt_boxes: Tensor, anchors: Tensor, weights: Sequence[float], legacy: bool, targets: Tensor) -> None:
     N = gt_boxes.numel() // 4
     if N:
         launch(
-            encode_kernel, (blocks_for(N, BLOCK),), gt_boxes, anchors, *map(double_bits, weights), N, deltas,
+            encode_kernel, (blocks_for(N, BLOCK),), gt_boxes, anchors, *map(double_bits, weights), N, targets,
             like=gt_boxes, LEGACY=legacy, BLOCK=BLOCK,
         )  # fmt: skip

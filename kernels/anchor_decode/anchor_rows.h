@@ -4,7 +4,7 @@
 #pragma once
 #include "../common/anchors.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_decode {
 namespace FF_ISA {
 
 constexpr int kAnchorBlock = 256;
@@ -94,4 +94,4 @@ class AnchorRows {
 };
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_decode

@@ -8,7 +8,8 @@
 #include "../anchor_decode/anchor_decode.h"
 #include "sample.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
+using namespace anchor_decode;
 namespace {
 
 // In place of a best overlap.
@@ -366,4 +367,4 @@ Status rpn_targets_cuda(DType dtype, int64_t B, const AnchorSource& anchors, con
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

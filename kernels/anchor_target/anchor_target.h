@@ -17,7 +17,7 @@
 #include "../common/philox.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 
 constexpr int8_t kPositive = 1, kNegative = 0, kIgnored = -1;
 
@@ -130,26 +130,12 @@ FF_HD uint32_t likely_key(int64_t wanted, int64_t candidates) {
 }
 
 // What sampling sorts by: the key, then the index.
-FF_HD uint64_t draw_item(uint32_t key, uint32_t index) {
-  return uint64_t(key) << 32 | FF_MUTANT(sample_tie, index, ~index);
-}
-FF_HD uint32_t draw_index(uint64_t item) { return FF_MUTANT(sample_tie, uint32_t(item), ~uint32_t(item)); }
+FF_HD uint32_t draw_order(uint32_t index) { return FF_MUTANT(sample_tie, index, ~index); }  // its own inverse
+FF_HD uint64_t draw_item(uint32_t key, uint32_t index) { return uint64_t(key) << 32 | draw_order(index); }
+FF_HD uint32_t draw_index(uint64_t item) { return draw_order(uint32_t(item)); }
 
 // Launchers. dtype is float32 or float64 and that of every void*: half inputs are widened by the caller.
 
-// A anchors for each image.
-struct AnchorSource {
-  const void* boxes;     // given: [A, 4] or [B, A, 4]; grid: cell anchors [sum k, 4]
-  int64_t image_stride;  // elements from image to image: 0 or 4 * A
-  const int64_t* grid;   // host [L, 5], L = 0 for given anchors (anchors.h)
-  int64_t L;
-  double offset;
-  int64_t A;
-};
-template <class U>
-Status make_anchors(const AnchorSource& source, Anchors<U>* out) {
-  return make_anchors<U>(source.boxes, source.image_stride, source.grid, source.L, source.offset, source.A, out);
-}
 struct GroundTruth {
   const void* boxes;      // [B, G, 4]
   const int64_t* counts;  // [B]
@@ -163,10 +149,14 @@ struct AnchorOptions {
 };
 struct SampleOptions {
   const int64_t* rng;  // [2] (seed, step), on the device
-  int64_t batch_size, max_positive, stream;
+  int64_t batch_size;
+  double positive_fraction;  // of the batch, at most, in [0, 1]
+  int64_t stream_id;
+
+  int64_t max_positive() const { return int64_t(double(batch_size) * positive_fraction); }
 };
 struct RoiOptions {
-  double positive_iou, negative_high, negative_low, crowd_overlap;
+  double positive_iou, negative_iou_high, negative_iou_low, crowd_overlap;
   bool append_gt, legacy;
 };
 
@@ -227,4 +217,4 @@ Status sample_rois_cuda(DType dtype, int64_t B, const Proposals& proposals, cons
                         const int64_t* gt_labels, const RoiOptions& options, const SampleOptions& sample,
                         const double* weights, void* workspace, const RoiOutputs& outputs, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -1,10 +1,11 @@
 // What the CPU files of this family share: one image's objects, the axes of grid anchors, and the hot loops.
 #pragma once
+#include "../common/checks.h"
 #include "../common/cpu.h"
 #include "../common/workspace.h"
 #include "anchor_target.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 
 constexpr int kPad = 16;  // arrays that vectors read are this much longer than what they hold
 
@@ -110,9 +111,6 @@ struct SampleWorkspace {
 void sample_labels(const int8_t* labels, int64_t B, int64_t A, const SampleOptions& options,
                    const SampleWorkspace& workspace, int64_t* chosen, int64_t* counts);
 
-// invalid() for a count outside [0, size]; name as in "gt_counts".
-Status check_counts(const char* name, const int64_t* counts, int64_t B, int64_t size);
-
 // The scenes of all images.
 template <class U>
 class SceneStore {
@@ -184,4 +182,4 @@ template <bool kLegacy, class U>
 Status assign_labels(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, const AnchorOptions& options,
                      AssignWorkspace<U>& workspace, int8_t* labels, int32_t* matched);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

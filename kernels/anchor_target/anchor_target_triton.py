@@ -4,8 +4,9 @@
   target_kernel    (rpn_targets) labels into lists; the last program of an image draws and encodes
 For labels from elsewhere, count_kernel counts the negatives and sample_kernel draws.
 
-An element of a block is an anchor. A program of overlap_kernel is one warp, in which the peak of an object needs no
-barrier; the programs that draw have WARPS. tallies [B, TALLY + G]: sample_triton's tally, then the peaks (bits).
+A program owns BLOCK anchors of an image (axis 1 of the grid). One of overlap_kernel is one warp, in which the peak of
+an object needs no barrier; the programs that draw have WARPS. tallies [B, TALLY + G]: sample_triton's tally, then the
+peaks (bits).
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,22 @@ from torch import Tensor
 from ..anchor_decode.anchor_decode_triton import scalars4
 from ..common.box_triton import anchor_at, is_finite_box, load_box
 from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch, num_anchors
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, scalar
-from .overlap_triton import has_peak, is_inside, is_positive, match_objects, on_crowd
-from .sample_triton import NEGATIVES, ROWS, TALLY, draw, draw_item, enlist, is_last, is_likely, seats, store_targets
+from .overlap_triton import has_peak, is_inside, is_negative, is_positive, match_objects, on_crowd
+from .sample_triton import (
+    NEGATIVES,
+    ROWS,
+    TALLY,
+    draw,
+    draw_item,
+    enlist,
+    is_last,
+    is_likely,
+    most_positive,
+    seats,
+    store_targets,
+)
 
 PEAKS = TALLY
 # In place of a best overlap.
@@ -47,17 +61,17 @@ def overlap_kernel(
     gt = gt_boxes, gt_counts, crowd, G
     tally = tallies + image * (G + PEAKS)
     box = anchor_at(anchors, image_stride, levels, scalar(offset, U), image, index, mask)
-    takes_part = mask & is_finite_box(*box)
+    takes_part = mask & is_finite_box(*box) if not mutant("target_finite_anchor") else mask
     if image_sizes is not None:
         takes_part = takes_part & is_inside(box, image_sizes + 2 * image, LEGACY)
-    if crowd is not None:
+    if crowd is not None and not mutant("target_crowd"):
         covered = on_crowd(box, gt, image, scalar(crowd_overlap, U), LEGACY)
         takes_part = takes_part & (covered == 0)
     highest, matched, any_object = match_objects(box, takes_part, gt, image, tally + PEAKS, LEGACY)
-    low = (any_object == 0) | (highest < scalar(negative_iou, U))
+    low = (any_object == 0) | is_negative(highest, scalar(negative_iou, U))
     low = takes_part & low & (is_positive(highest, scalar(positive_iou, U)) == 0)
     tl.atomic_add(tally + NEGATIVES, tl.sum(low.to(tl.int64)), sem="relaxed")
-    highest = tl.where(any_object == 0, NO_OBJECT, highest)
+    highest = tl.where(any_object == 0, NO_OBJECT, highest) if not mutant("target_no_object") else highest
     tl.store(best + image * A + index, tl.where(takes_part, highest, ABSENT), mask=mask)
     tl.store(object + image * A + index, matched, mask=mask)
 
@@ -72,11 +86,12 @@ def find_labels(
     found = tl.load(best + image * A + index, mask=mask, other=ABSENT)
     overlap = tl.where(found > 0.0, found, 0.0)
     positive = is_positive(overlap, positive_iou)
-    if LOW_QUALITY:
+    if LOW_QUALITY and not mutant("target_low_quality"):
         open = (overlap > 0.0) & (positive == 0)
         box = anchor_at(*source, image, index, mask)
         positive = positive | has_peak(box, overlap, open, gt, image, peaks, LEGACY)
-    negative = (found != ABSENT) & (positive == 0) & ((found == NO_OBJECT) | (overlap < negative_iou))
+    low = (found == NO_OBJECT) | is_negative(overlap, negative_iou)
+    negative = (positive == 0) & (low if mutant("target_absent") else low & (found != ABSENT))
     return positive, negative
 
 
@@ -180,23 +195,24 @@ def new_tallies(B: int, G: int, like: Tensor) -> Tensor:
 
 
 def label_block(like: Tensor) -> int:
-    """Anchors of a program that labels: one a thread in float64, where a division is a call with much to save."""
+    """Anchors per program that labels: one per thread in float64, where a division is a call with much to save."""
     return 32 * WARPS if like.dtype == torch.float64 else LABEL_BLOCK
 
 
 def programs_for(candidates: int, each: int) -> int:
-    """Of an image: at least one, which draws."""
+    """Programs per image: at least one, which draws."""
     return max(blocks_for(candidates, each), 1)
 
 
 def find_overlaps(
-    anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None,
-    image_sizes: Tensor | None, positive_iou: float, negative_iou: float, crowd_overlap: float, legacy: bool,
-    object: Tensor,
+    anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, gt_boxes: Tensor, gt_counts: Tensor,
+    crowd: Tensor | None, image_sizes: Tensor | None, positive_iou: float, negative_iou: float, crowd_overlap: float,
+    legacy: bool, object: Tensor,
 ) -> tuple[Any, ...]:  # fmt: skip
     """The first arguments of label_kernel and of target_kernel. Fills object [B, A]."""
     (B, A), G = object.shape, gt_boxes.shape[1]
-    source, ious = anchor_source(anchors, grid, offset), (double_bits(positive_iou), double_bits(negative_iou))
+    source = anchor_source(anchors, anchor_grid, anchor_offset)
+    ious = double_bits(positive_iou), double_bits(negative_iou)
     tallies, best = new_tallies(B, G, gt_boxes), gt_boxes.new_empty((B, A))
     if A:
         launch(
@@ -208,7 +224,7 @@ def find_overlaps(
 
 
 def assign_anchors(
-    anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: Tensor, gt_counts: Tensor,
+    anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, gt_boxes: Tensor, gt_counts: Tensor,
     image_sizes: Tensor | None, crowd: Tensor | None, positive_iou: float, negative_iou: float, low_quality: bool,
     crowd_overlap: float, legacy: bool, labels: Tensor, matched: Tensor,
 ) -> None:  # fmt: skip
@@ -216,8 +232,8 @@ def assign_anchors(
     if not B * A:
         return
     found = find_overlaps(
-        anchors, grid, offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou, crowd_overlap,
-        legacy, matched,
+        anchors, anchor_grid, anchor_offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou,
+        crowd_overlap, legacy, matched,
     )  # fmt: skip
     block = label_block(gt_boxes)
     launch(
@@ -227,8 +243,8 @@ def assign_anchors(
 
 
 def sample_anchors(
-    labels: Tensor, rng: Tensor, batch_size: int, max_positive: int, stream: int, indices: Tensor, sampled: Tensor,
-    counts: Tensor,
+    labels: Tensor, rng: Tensor, batch_size: int, positive_fraction: float, stream: int, indices: Tensor,
+    out_labels: Tensor, counts: Tensor,
 ) -> None:  # fmt: skip
     B, A = labels.shape
     if not B:
@@ -243,30 +259,30 @@ def sample_anchors(
         )  # fmt: skip
     launch(
         sample_kernel, (programs_for(A, SAMPLE_BLOCK), B), labels, A, tallies, rng, stream, batch_size,
-        min(max_positive, batch_size), items, winners, indices, sampled, counts, like=labels, warps=WARPS,
-        registers=128, BLOCK=SAMPLE_BLOCK,
+        most_positive(batch_size, positive_fraction), items, winners, indices, out_labels, counts, like=labels,
+        warps=WARPS, registers=128, BLOCK=SAMPLE_BLOCK,
     )  # fmt: skip
 
 
 def rpn_targets(
-    anchors: Tensor, grid: Sequence[int], offset: float, gt_boxes: Tensor, gt_counts: Tensor, rng: Tensor,
-    image_sizes: Tensor | None, crowd: Tensor | None, positive_iou: float, negative_iou: float, low_quality: bool,
-    crowd_overlap: float, batch_size: int, max_positive: int, weights: Sequence[float], legacy: bool, stream: int,
-    indices: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, counts: Tensor,
+    anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, gt_boxes: Tensor, gt_counts: Tensor,
+    rng: Tensor, image_sizes: Tensor | None, crowd: Tensor | None, positive_iou: float, negative_iou: float,
+    low_quality: bool, crowd_overlap: float, batch_size: int, positive_fraction: float, weights: Sequence[float],
+    legacy: bool, stream: int, indices: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, counts: Tensor,
 ) -> None:  # fmt: skip
-    B, A = gt_boxes.shape[0], num_anchors(anchors, grid)
+    B, A = gt_boxes.shape[0], num_anchors(anchors, anchor_grid)
     if not B:
         return
     object = gt_boxes.new_empty((B, A), dtype=torch.int32)
     found = find_overlaps(
-        anchors, grid, offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou, crowd_overlap,
-        legacy, object,
+        anchors, anchor_grid, anchor_offset, gt_boxes, gt_counts, crowd, image_sizes, positive_iou, negative_iou,
+        crowd_overlap, legacy, object,
     )  # fmt: skip
     block = label_block(gt_boxes)
     kinds, items = labels.new_empty((B, A)), indices.new_empty((B, A))
     launch(
         target_kernel, (programs_for(A, block), B), *found, object, rng, stream, batch_size,
-        min(max_positive, batch_size), *map(double_bits, weights), kinds, items, matched.new_empty((B, batch_size)),
-        indices, labels, targets, matched, counts, like=gt_boxes, warps=WARPS, registers=96, LEGACY=legacy,
-        LOW_QUALITY=low_quality, BLOCK=block,
+        most_positive(batch_size, positive_fraction), *map(double_bits, weights), kinds, items,
+        matched.new_empty((B, batch_size)), indices, labels, targets, matched, counts, like=gt_boxes, warps=WARPS,
+        registers=96, LEGACY=legacy, LOW_QUALITY=low_quality, BLOCK=block,
     )  # fmt: skip

@@ -5,7 +5,7 @@
 
 #include "anchor_target_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 namespace {
 
 int64_t count_planes(const AnchorSource& anchors) {
@@ -275,14 +275,6 @@ Status assign_labels(int64_t B, const AnchorSource& anchors, const GroundTruth& 
   return kOk;
 }
 
-Status check_counts(const char* name, const int64_t* counts, int64_t B, int64_t size) {
-  for (int64_t b = 0; b < B; ++b)
-    if (counts[b] < 0 || counts[b] > size)
-      return invalid("%s[%lld] is %lld, expected 0 to the padded size %lld", name, (long long)b, (long long)counts[b],
-                     (long long)size);
-  return kOk;
-}
-
 size_t assign_anchors_workspace_cpu(DType dtype, int64_t B, const AnchorSource& anchors, int64_t G) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
@@ -316,4 +308,4 @@ FF_INSTANTIATE(true, float)
 FF_INSTANTIATE(false, double)
 FF_INSTANTIATE(true, double)
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

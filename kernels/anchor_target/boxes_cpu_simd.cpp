@@ -2,8 +2,9 @@
 #include "anchor_target_cpu.h"
 #include "lanes.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 namespace {
 
 // kBlock boxes by coordinate, and the smallest box around those that take part. What takes no part begins at +inf and
@@ -181,4 +182,4 @@ FF_INSTANTIATE(false, double)
 FF_INSTANTIATE(true, double)
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -2,8 +2,9 @@
 #include "anchor_target_cpu.h"
 #include "lanes.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 namespace {
 
 // What positions i, i + 1... of an axis share with an interval, and what position i alone does.
@@ -233,4 +234,4 @@ FF_INSTANTIATE(false, double)
 FF_INSTANTIATE(true, double)
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

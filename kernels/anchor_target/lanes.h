@@ -3,8 +3,9 @@
 #include "../common/box.h"
 #include "../common/vectors.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 
 using Words = Vector<uint64_t>;
 
@@ -75,4 +76,4 @@ FF_SIMD uint64_t equal_bytes(const int8_t* p, int8_t value) {
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -3,7 +3,7 @@
 #include "../common/launch.cuh"
 #include "anchor_target.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 
 constexpr int kThreads = 256;  // of every block here
 constexpr int kWarps = kThreads / kWarp;
@@ -121,4 +121,4 @@ __device__ __forceinline__ Match<U> match_objects(Tile<U>& tile, const DeviceGro
   return match;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

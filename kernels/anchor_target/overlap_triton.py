@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ..common.box_triton import area, extent, intersection, iou, is_finite_box, load_box
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import divide, maximum, minimum
 
 OBJECTS = tl.constexpr(32)
@@ -20,23 +21,29 @@ def is_inside(box, image_size, LEGACY: tl.constexpr):
     """image_size: pointer to (height, width)."""
     x1, y1, x2, y2 = box
     height, width = tl.load(image_size), tl.load(image_size + 1)
-    if LEGACY:
+    if LEGACY if not mutant("target_inside_edge") else not LEGACY:
         within = (x2 < width) & (y2 < height)
     else:
         within = (x2 <= width) & (y2 <= height)
-    return (x1 >= 0.0) & (y1 >= 0.0) & within
+    return ((x1 >= 0.0) & (y1 >= 0.0) if not mutant("target_inside_zero") else (x1 > 0.0) & (y1 > 0.0)) & within
 
 
 @triton.jit
 def is_positive(best, positive_iou):
-    return (best >= positive_iou) & (best > 0.0)
+    over = best >= positive_iou if not mutant("target_positive_edge") else best > positive_iou
+    return over & (best > 0.0) if not mutant("target_zero_overlap") else over
+
+
+@triton.jit
+def is_negative(best, negative_iou):
+    return best < negative_iou if not mutant("target_negative_edge") else best <= negative_iou
 
 
 @triton.jit
 def overlap_of(box, box_area, other, LEGACY: tl.constexpr):
     """IoU; 0/0 counts as 0."""
     found = iou(*box, box_area, *other, area(*other, LEGACY), LEGACY)
-    return tl.where(found > 0.0, found, 0.0)
+    return tl.where(found > 0.0, found, 0.0) if not mutant("target_no_area") else found
 
 
 @triton.jit
@@ -72,16 +79,17 @@ def meets(a, b, LEGACY: tl.constexpr):
     ax1, ay1, ax2, ay2 = a
     bx1, by1, bx2, by2 = b
     w = extent(maximum(ax1, bx1), minimum(ax2, bx2), LEGACY)
-    h = extent(maximum(ay1, by1), minimum(ay2, by2), LEGACY)
+    h = extent(maximum(ay1, by1), minimum(ay2 if not mutant("target_hull") else ay1, by2), LEGACY)
     return (w > 0.0) & (h > 0.0)
 
 
 @triton.jit
 def gt_count(gt, image):
-    """A count that cannot be is none."""
+    """The number of objects; an out-of-range count means 0."""
     _, counts, _, G = gt
     count = tl.load(counts + image)
-    return tl.where((count < 0) | (count > G), 0, count).to(tl.int32)
+    outside = (count < 0) | (count > G) if not mutant("target_count_range") else count > G + 1
+    return tl.where(outside, 0, count).to(tl.int32)
 
 
 @triton.jit
@@ -97,17 +105,19 @@ def load_objects(gt, image, first, count, CROWD: tl.constexpr):
     g = first + tl.arange(0, OBJECTS)
     row = image * G + g
     box = load_box(boxes, row, g < count)
-    there = (g < count) & is_finite_box(*box)
+    there = g < count
+    if not mutant("target_finite_object"):
+        there = there & is_finite_box(*box)
     if crowd is not None:
         is_crowd = tl.load(crowd + row, mask=g < count, other=0) != 0
-        there = there & (is_crowd == CROWD)
+        there = there & (is_crowd == CROWD) if not mutant("target_crowd_object") else there
     return g, box, there
 
 
 @triton.jit
 def following(g, mask, last, count):
     """The first g after `last` under the mask; count if there is none."""
-    return tl.min(tl.where(mask & (g > last), g, count))
+    return tl.min(tl.where(mask & (g > last if not mutant("target_following") else g > last + 1), g, count))
 
 
 @triton.jit
@@ -121,7 +131,8 @@ def on_crowd(box, gt, image, crowd_overlap, LEGACY: tl.constexpr):
         one = following(g, there, -1, count)
         while one < count:
             shared = intersection(*box, *load_object(gt, image, one), LEGACY)
-            covered = covered | (divide(shared, box_area) >= crowd_overlap)
+            part = divide(shared, box_area)
+            covered = covered | (part >= crowd_overlap if not mutant("target_crowd_edge") else part > crowd_overlap)
             one = following(g, there, one, count)
     return covered
 
@@ -145,9 +156,10 @@ def match_objects(box, takes_part, gt, image, peaks, LEGACY: tl.constexpr):
         one = following(g, near, -1, count)
         while one < count:
             overlap = overlap_of(box, box_area, load_object(gt, image, one), LEGACY)
-            overlap = tl.where(takes_part, overlap, 0.0)
-            matched = tl.where(overlap > best, one, matched)
-            best = tl.where(overlap > best, overlap, best)
+            overlap = tl.where(takes_part, overlap, 0.0) if not mutant("target_takes_part") else overlap
+            better = overlap > best if not mutant("target_first_object") else overlap >= best
+            matched = tl.where(better, one, matched)
+            best = tl.where(better, overlap, best)
             if peaks is not None:
                 highest = tl.where(g == one, tl.max(overlap_bits(overlap)).to(tl.int64), highest)
             one = following(g, near, one, count)
@@ -168,10 +180,12 @@ def has_peak(box, best, open, gt, image, peaks, LEGACY: tl.constexpr):
     for first in range(0, count, OBJECTS):
         g, boxes, _ = load_objects(gt, image, first, count, False)
         peak = bits_overlap(tl.load(peaks + g, mask=g < count, other=0), best.dtype)
-        near = (peak > 0.0) & (peak <= highest) & meets(hull, boxes, LEGACY)
+        reached = peak <= highest if not mutant("target_peak_reached") else peak < highest
+        near = (peak > 0.0 if not mutant("target_zero_peak") else peak >= 0.0) & reached & meets(hull, boxes, LEGACY)
         one = following(g, near, -1, count)
         while one < count:
             overlap = overlap_of(box, box_area, load_object(gt, image, one), LEGACY)
-            found = found | (open & (overlap == bits_overlap(tl.load(peaks + one), best.dtype)))
+            tied = overlap == bits_overlap(tl.load(peaks + one), best.dtype)
+            found = found | (open & tied) if not mutant("target_peak") else found
             one = following(g, near, one, count)
     return found

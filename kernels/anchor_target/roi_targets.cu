@@ -3,7 +3,8 @@
 #include "../anchor_decode/anchor_decode.h"
 #include "sample.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
+using namespace anchor_decode;
 namespace {
 
 template <class U>
@@ -91,7 +92,7 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
       proposals.N,
       device_ground_truth<U>(gt),
       gt_labels,
-      {U(options.positive_iou), U(options.negative_high), U(options.negative_low), U(options.crowd_overlap)},
+      {U(options.positive_iou), U(options.negative_iou_high), U(options.negative_iou_low), U(options.crowd_overlap)},
       options.append_gt,
       arena.take<int32_t>(B * M)};
   const RoiPointers<U> out = {static_cast<U*>(outputs.rois), outputs.labels, static_cast<U*>(outputs.targets),
@@ -126,4 +127,4 @@ Status sample_rois_cuda(DType dtype, int64_t B, const Proposals& proposals, cons
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

@@ -2,7 +2,8 @@
 #include "../anchor_decode/anchor_decode.h"
 #include "anchor_target_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
+using namespace anchor_decode;
 namespace {
 
 template <class U>
@@ -46,7 +47,7 @@ Status sample_rois(int64_t B, const Proposals& proposals, const GroundTruth& gt,
   FF_TRY(check_counts("counts", proposals.counts, B, N));
   FF_TRY(check_counts("gt_counts", gt.counts, B, G));
   const U *boxes = static_cast<const U*>(proposals.boxes), *gt_boxes = static_cast<const U*>(gt.boxes);
-  const RoiRule<U> rule = {U(options.positive_iou), U(options.negative_high), U(options.negative_low),
+  const RoiRule<U> rule = {U(options.positive_iou), U(options.negative_iou_high), U(options.negative_iou_low),
                            U(options.crowd_overlap)};
   parallel_for(B, 16, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) workspace.scenes.template fill<kLegacy>(gt, b);
@@ -124,4 +125,4 @@ Status sample_rois_cpu(DType dtype, int64_t B, const Proposals& proposals, const
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

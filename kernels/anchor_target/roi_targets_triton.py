@@ -1,5 +1,5 @@
-"""roi_targets.cu in Triton: the head's sample. An element of a block is a candidate (a proposal or an object), which
-the program labels; the last program of an image draws and encodes. One launch."""
+"""roi_targets.cu in Triton: the head's sample. One launch: a program owns BLOCK candidates (proposals or objects) of an
+image (axis 1 of the grid) and labels them; the last program of an image draws and encodes."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,11 @@ from torch import Tensor
 from ..anchor_decode.anchor_decode_triton import scalars4
 from ..common.box_triton import is_finite_box, load_box, store_box
 from ..common.launch_triton import double_bits, launch
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, scalar
 from .anchor_target_triton import new_tallies, programs_for
-from .overlap_triton import gt_count, is_positive, match_objects, on_crowd
-from .sample_triton import ROWS, TALLY, draw, draw_item, enlist, is_last, seats, store_targets
+from .overlap_triton import gt_count, is_negative, is_positive, match_objects, on_crowd
+from .sample_triton import ROWS, TALLY, draw, draw_item, enlist, is_last, most_positive, seats, store_targets
 
 BLOCK = 128
 WARPS = 4
@@ -21,7 +22,7 @@ WARPS = 4
 
 @triton.jit
 def load_candidate(proposals, N, gt_boxes, G, image, index, mask):
-    """Of an image: the proposals, then the objects."""
+    """Candidates of an image: the proposals, then the objects."""
     is_proposal = index < N
     x1, y1, x2, y2 = load_box(proposals, image * N + index, mask & is_proposal)
     gx1, gy1, gx2, gy2 = load_box(gt_boxes, image * G + index - N, mask & (index >= N))
@@ -48,20 +49,25 @@ def roi_kernel(
     gt = gt_boxes, gt_counts, crowd, G
     tally = tallies + image * TALLY
     box = load_candidate(proposals, N, gt_boxes, G, image, index, index < M)
-    count = tl.load(proposal_counts + image)
-    takes_part = index < tl.where(count > N, 0, count)
-    if crowd is not None:
+    count = tl.load(proposal_counts + image) if not mutant("roi_count") else N
+    count = tl.where(count > N, 0, count) if not mutant("roi_count_range") else count
+    takes_part = index < count
+    if crowd is not None and not mutant("roi_crowd"):
         covered = on_crowd(box, gt, image, scalar(crowd_overlap, U), LEGACY)
         takes_part = takes_part & (covered == 0)
     if APPEND_GT:
         appended = (index >= N) & (index - N < gt_count(gt, image))
-        if crowd is not None:
+        if crowd is not None and not mutant("roi_append_crowd"):
             appended = appended & (tl.load(crowd + image * G + index - N, mask=appended, other=0) == 0)
         takes_part = takes_part | appended
-    takes_part = takes_part & is_finite_box(*box)
+    takes_part = takes_part & is_finite_box(*box) if not mutant("roi_finite") else takes_part
     best, found, _ = match_objects(box, takes_part, gt, image, None, LEGACY)
     positive = takes_part & is_positive(best, scalar(positive_iou, U))
-    negative = takes_part & (best >= scalar(negative_low, U)) & (best < scalar(negative_high, U)) & (positive == 0)
+    low = scalar(negative_low, U)
+    above = best >= low if not mutant("roi_low_edge") else best > low
+    negative = takes_part & above & is_negative(best, scalar(negative_high, U))
+    if not mutant("roi_positive_first"):
+        negative = negative & (positive == 0)
     tl.store(object + image * M + index, found, mask=positive)
     enlist(items + image * M, M, tally, draw_item(rng, index, image, stream), positive, negative)
     if is_last(tally):
@@ -87,7 +93,7 @@ def sample_rois(
     proposals: Tensor, counts: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_counts: Tensor, rng: Tensor,
     crowd: Tensor | None, batch_size: int, positive_fraction: float, positive_iou: float, negative_iou_high: float,
     negative_iou_low: float, append_gt: bool, crowd_overlap: float, weights: Sequence[float], legacy: bool, stream: int,
-    rois: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, drawn: Tensor,
+    rois: Tensor, labels: Tensor, targets: Tensor, matched: Tensor, out_counts: Tensor,
 ) -> None:  # fmt: skip
     B, G, _ = gt_boxes.shape
     if not B:
@@ -97,7 +103,7 @@ def sample_rois(
     launch(
         roi_kernel, (programs_for(N + G, BLOCK), B), proposals, counts, N, gt_boxes, gt_labels, gt_counts, crowd, G,
         *map(double_bits, (positive_iou, negative_iou_high, negative_iou_low, crowd_overlap)), rng, stream, batch_size,
-        int(batch_size * positive_fraction), *map(double_bits, weights), new_tallies(B, 0, proposals), object, items,
-        matched.new_empty((B, batch_size)), rois, labels, targets, matched, drawn, like=proposals, warps=WARPS,
-        APPEND_GT=append_gt, LEGACY=legacy, BLOCK=BLOCK,
+        most_positive(batch_size, positive_fraction), *map(double_bits, weights), new_tallies(B, 0, proposals), object,
+        items, matched.new_empty((B, batch_size)), rois, labels, targets, matched, out_counts, like=proposals,
+        warps=WARPS, APPEND_GT=append_gt, LEGACY=legacy, BLOCK=BLOCK,
     )  # fmt: skip

@@ -2,7 +2,8 @@
 #include "../anchor_decode/anchor_decode.h"
 #include "anchor_target_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
+using namespace anchor_decode;
 namespace {
 
 template <class U>
@@ -74,4 +75,4 @@ Status rpn_targets_cpu(DType dtype, int64_t B, const AnchorSource& anchors, cons
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

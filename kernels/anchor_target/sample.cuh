@@ -9,7 +9,7 @@
 #include "../common/workspace.h"
 #include "overlap.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 
 constexpr int kWordsAChunk = kThreads / kWarp;  // of a bitmap; a chunk: kThreads candidates
 constexpr uint32_t kAllLikely = 0xffffffffu;
@@ -182,11 +182,11 @@ inline int64_t chunks_of(int64_t candidates) { return candidates ? blocks_for(ca
 inline DeviceSampler take_sampler(WorkspaceArena& arena, int64_t B, int64_t capacity, const SampleOptions& options) {
   DeviceSampler sampler = {};
   sampler.rng = options.rng;
-  sampler.stream = options.stream;
+  sampler.stream = options.stream_id;
   sampler.M = capacity;
   sampler.words = chunks_of(capacity) * kWordsAChunk;
   sampler.S = int32_t(options.batch_size);
-  sampler.max_positive = int32_t(options.max_positive < options.batch_size ? options.max_positive : options.batch_size);
+  sampler.max_positive = int32_t(options.max_positive());
   sampler.positive = arena.take<unsigned>(B * sampler.words);
   sampler.negative = arena.take<unsigned>(B * sampler.words);
   sampler.likely = arena.take<unsigned>(B * sampler.words);
@@ -208,4 +208,4 @@ inline Status check_images(int64_t B) {
   return B <= 65535 ? kOk : invalid("%lld images given, at most 65535 are supported", (long long)B);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

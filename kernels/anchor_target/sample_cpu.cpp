@@ -8,7 +8,7 @@
 
 #include "anchor_target_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 namespace {
 
 constexpr int64_t kPiece = 32768;
@@ -52,7 +52,7 @@ class Sampler {
     for (int64_t piece = 0; piece < pieces(); ++piece)
       for (int which : {0, 1}) plan.there[which] += sizes_of(image, piece)[which];
     const int64_t S = options_.batch_size;
-    const int64_t cap = FF_MUTANT(sample_positive_cap, std::min(options_.max_positive, S), S);
+    const int64_t cap = FF_MUTANT(sample_positive_cap, std::min(options_.max_positive(), S), S);
     plan.wanted[0] = std::min(plan.there[0], cap);
     plan.wanted[1] = std::min(plan.there[1], S - plan.wanted[0]);
     return plan;
@@ -66,7 +66,7 @@ class Sampler {
       draws[which] = {items_of(image, piece, which), 0, layout_.capacity, limit};
     }
     const int64_t* rng = options_.rng;
-    const KeyWords words = {uint32_t(image), uint32_t(rng[1]), uint32_t(options_.stream), uint32_t(rng[0]),
+    const KeyWords words = {uint32_t(image), uint32_t(rng[1]), uint32_t(options_.stream_id), uint32_t(rng[0]),
                             uint32_t(uint64_t(rng[0]) >> 32)};
     for (int64_t i = begin(piece), end = begin(piece + 1); i < end;) {
       i = FF_ISA_CALL(draw_keys, labels_ + image * A_, i, end, words, &draws[0], &draws[1]);
@@ -160,4 +160,4 @@ Status sample_anchors_cpu(const int8_t* labels, int64_t B, int64_t A, const Samp
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

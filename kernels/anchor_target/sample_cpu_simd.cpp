@@ -2,8 +2,9 @@
 #include "anchor_target_cpu.h"
 #include "lanes.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::anchor_target {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 namespace {
 
 // Vectors that are computed abreast, to hide the multiplier's latency; as many as there are registers for.
@@ -102,4 +103,4 @@ void count_labels(const int8_t* labels, int64_t n, int64_t* counts) {
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::anchor_target

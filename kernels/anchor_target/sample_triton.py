@@ -14,19 +14,26 @@ import triton.language as tl
 
 from ..anchor_decode.anchor_decode_triton import encode_boxes
 from ..common.box_triton import store_box
+from ..common.mutant_triton import mutant
 from ..common.philox_triton import sampling_key
 
 NEGATIVES, LISTED, DONE, TALLY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-CHUNK = tl.constexpr(512)  # of a list
-ROWS = tl.constexpr(128)  # of the sample
+CHUNK = tl.constexpr(512)  # items of a list at a time
+ROWS = tl.constexpr(128)  # of the sample at a time
 OTHERS = tl.constexpr(32)  # that a row is compared with
 POSITIVE = tl.constexpr(-(1 << 31))  # beside the index of a winner, so that positives come first
+
+
+def most_positive(batch_size: int, positive_fraction: float) -> int:
+    """The positives that a sample may have."""
+    return int(batch_size * positive_fraction)
 
 
 @triton.jit
 def draw_item(rng, index, image, stream):
     """What sampling sorts by: the key, then the index (below 2^31)."""
-    return (sampling_key(rng, index, image, stream).to(tl.int64) << 31) | index
+    key = sampling_key(rng, index, image, stream).to(tl.int64) << 31
+    return key | index if not mutant("sample_tie") else key | (0x7FFFFFFF - index)
 
 
 @triton.jit
@@ -89,7 +96,7 @@ def pick(items, step, n, k, winners, KIND: tl.constexpr):
     for start in range(0, n, CHUNK):
         j = start + tl.arange(0, CHUNK)
         item = tl.load(items + j * step, mask=j < n, other=limit)
-        wins = (item < limit).to(tl.int32)
+        wins = (item < limit if not mutant("sample_limit") else item < limit - 1).to(tl.int32)
         tl.store(winners + seen + (tl.cumsum(wins, 0) - wins), (item & 0x7FFFFFFF).to(tl.int32) | KIND, mask=wins != 0)
         seen += tl.sum(wins)
 
@@ -114,13 +121,13 @@ def draw(items, capacity, tally, labels, rng, stream, image, S, max_positive, wi
     labels [capacity]: those from which only likely negatives were listed, or None. max_positive: at most S."""
     listed = tl.load(tally + LISTED)
     n = listed & 0xFFFFFFFF
-    positives = tl.minimum(n, max_positive)
+    positives = tl.minimum(n, max_positive if not mutant("sample_positive_cap") else S)
     pick(items, 1, n, positives, winners, POSITIVE)
     n, room = listed >> 32, S - positives
     if labels is not None:  # noqa: SIM102  (known when it is compiled)
-        if n < room:
+        if n < room if not mutant("sample_likely") else n < 0:
             n = list_negatives(items, capacity, labels, rng, stream, image)
-    negatives = tl.minimum(n, room)
+    negatives = tl.minimum(n, room) if not mutant("sample_room") else tl.minimum(n, S)
     pick(items + capacity - 1, -1, n, negatives, winners + positives, 0)
     kind = tl.arange(0, ROWS)  # a store of a scalar would keep a predicate alive all the while
     tl.store(counts + kind, tl.where(kind == 0, positives, negatives), mask=kind < 2)
@@ -139,8 +146,9 @@ def seats(winners, start, drawn):
     for first in range(0, drawn, OTHERS):
         j = first + tl.arange(0, OTHERS)
         other = tl.load(winners + j, mask=j < drawn, other=0x7FFFFFFF)
-        before += tl.sum((other[:, None] < winner[None, :]).to(tl.int32), axis=0)
-    index = tl.where(is_drawn, winner & 0x7FFFFFFF, -1)
+        smaller = other[:, None] < winner[None, :] if not mutant("sample_order") else other[:, None] > winner[None, :]
+        before += tl.sum(smaller.to(tl.int32), axis=0)
+    index = tl.where(is_drawn, winner & 0x7FFFFFFF, -1 if not mutant("sample_padding") else 0)
     return tl.where(is_drawn, before, i), index.to(tl.int64), is_drawn & (winner < 0), is_drawn
 
 
@@ -148,6 +156,7 @@ def seats(winners, start, drawn):
 def store_targets(targets, row, gt_box, box, weights, is_object, mask, LEGACY: tl.constexpr):
     """The deltas that take each box to its object; 0 where it has none."""
     t1, t2, t3, t4 = encode_boxes(*gt_box, *box, weights, LEGACY)
-    t1, t2 = tl.where(is_object, t1, 0.0), tl.where(is_object, t2, 0.0)
-    t3, t4 = tl.where(is_object, t3, 0.0), tl.where(is_object, t4, 0.0)
+    if not mutant("target_background"):
+        t1, t2 = tl.where(is_object, t1, 0.0), tl.where(is_object, t2, 0.0)
+        t3, t4 = tl.where(is_object, t3, 0.0), tl.where(is_object, t4, 0.0)
     store_box(targets, row, t1, t2, t3, t4, mask)

@@ -40,29 +40,46 @@ struct Anchors {
   }
 };
 
-// grid: host array [L, 5] (see kGridFields), L = 0 for given anchors. Checks that the levels add up to num_anchors.
+// Where an op's anchors come from, as its launcher is told. U is the compute type.
+struct AnchorSource {
+  const void* boxes;     // U; given: [A, 4] or [B, A, 4]; grid: the cell anchors of all levels, [sum k, 4]
+  int64_t image_stride;  // elements from image to image: 0 or 4 * A
+  const int64_t* grid;   // host [L, 5], see kGridFields
+  int64_t L;             // levels; 0: the anchors are given
+  double offset;         // of a grid's anchors, in strides
+  int64_t A;
+};
+
+// What kernels take of it. Checks that the levels add up to A.
 template <class U>
-Status make_anchors(const void* boxes, int64_t image_stride, const int64_t* grid, int64_t L, double offset,
-                    int64_t num_anchors, Anchors<U>* out) {
+Status make_anchors(const AnchorSource& source, Anchors<U>* out) {
+  const int64_t L = source.L;
   if (L > kMaxLevels) return invalid("anchors: %lld levels given, at most %d are supported", (long long)L, kMaxLevels);
   *out = {};
-  out->boxes = static_cast<const U*>(boxes);
-  out->image_stride = L ? 0 : image_stride;
+  out->boxes = static_cast<const U*>(source.boxes);
+  out->image_stride = L ? 0 : source.image_stride;
   out->num_levels = int32_t(L);
-  out->offset = U(offset);
+  out->offset = U(source.offset);
   int64_t start = 0, cell_start = 0;
   for (int64_t l = 0; l < L; ++l) {
-    const int64_t* g = grid + l * kGridFields;
+    const int64_t* g = source.grid + l * kGridFields;
     out->levels[l] = {start, cell_start, int32_t(g[1]), int32_t(g[2]), int32_t(g[3]), int32_t(g[4])};
     const int64_t size = g[0] * g[1] * g[2];
     if (size > 0xffffffffll) return invalid("anchors: level %lld has 2^32 anchors or more", (long long)l);
     start += size;
     cell_start += g[2];
   }
-  if (L && start != num_anchors)
-    return invalid("anchors: the levels hold %lld anchors, the scores or deltas %lld", (long long)start,
-                   (long long)num_anchors);
+  if (L && start != source.A)
+    return invalid("anchors: the levels hold %lld anchors, expected %lld", (long long)start, (long long)source.A);
   return kOk;
+}
+
+// For an op with A scores or deltas an image.
+template <class U>
+Status make_anchors(const AnchorSource& source, int64_t A, Anchors<U>* out) {
+  if (source.A != A)
+    return invalid("anchors: got %lld of them for %lld scores or deltas", (long long)source.A, (long long)A);
+  return make_anchors(source, out);
 }
 
 }  // namespace frcnn_fast

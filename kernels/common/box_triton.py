@@ -3,12 +3,13 @@
 import triton
 import triton.language as tl
 
+from .mutant_triton import mutant
 from .numeric_triton import divide, is_finite, maximum, minimum, widen
 
 
 @triton.jit
 def load_box(boxes, row, mask):
-    """Of `boxes` [rows, 4], in the compute type; 0 where masked. row: in 64 bits where it may be large."""
+    """Rows of `boxes` [rows, 4] in the compute type; 0 where masked. row: in 64 bits where it may be large."""
     at = boxes + 4 * row
     x1, y1 = tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0)
     x2, y2 = tl.load(at + 2, mask=mask, other=0.0), tl.load(at + 3, mask=mask, other=0.0)
@@ -31,7 +32,7 @@ def is_finite_box(x1, y1, x2, y2):
 
 @triton.jit
 def extent(low, high, LEGACY: tl.constexpr):
-    if LEGACY:
+    if LEGACY and not mutant("box_legacy"):
         return (high - low) + 1.0
     else:
         return high - low
@@ -46,7 +47,9 @@ def area(x1, y1, x2, y2, LEGACY: tl.constexpr):
 def intersection(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, LEGACY: tl.constexpr):
     w = extent(maximum(ax1, bx1), minimum(ax2, bx2), LEGACY)
     h = extent(maximum(ay1, by1), minimum(ay2, by2), LEGACY)
-    return tl.where(w < 0.0, 0.0, w) * tl.where(h < 0.0, 0.0, h)
+    if not mutant("box_disjoint"):
+        w, h = tl.where(w < 0.0, 0.0, w), tl.where(h < 0.0, 0.0, h)
+    return w * h
 
 
 @triton.jit
@@ -58,7 +61,7 @@ def iou(ax1, ay1, ax2, ay2, area_a, bx1, by1, bx2, by2, area_b, LEGACY: tl.const
 
 @triton.jit
 def plain(odd):
-    """A number that came as launch_triton.odd."""
+    """The number that came as launch_triton.odd."""
     return (odd - 3) >> 1
 
 
@@ -76,7 +79,7 @@ def anchor_at(anchors, image_stride, levels, offset, image, index, mask):
         per_cell, stride_y, stride_x = width, width, width
         for level in tl.static_range(len(levels)):
             first = plain(levels[level][0])
-            here = index >= first
+            here = index >= first if not mutant("anchor_level") else index > first
             start = tl.where(here, first, start)
             cell_start = tl.where(here, plain(levels[level][1]), cell_start)
             width = tl.where(here, plain(levels[level][2]), width)

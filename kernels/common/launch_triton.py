@@ -57,17 +57,19 @@ class AnchorSource(NamedTuple):
     offset: int  # double_bits of the grid's offset
 
 
-def anchor_source(anchors: Tensor, grid: Sequence[int], offset: float) -> AnchorSource:
-    """Of an op's arguments (see frcnn_fast.ops.anchor_grids.anchor_arguments)."""
+def anchor_source(anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float) -> AnchorSource:
+    """Made of an op's arguments (see frcnn_fast.ops.anchors.AnchorSource)."""
     levels, start, cell_start = [], 0, 0
-    for height, width, per_cell, stride_y, stride_x in zip(*[iter(grid)] * GRID_FIELDS, strict=True):
+    for height, width, per_cell, stride_y, stride_x in zip(*[iter(anchor_grid)] * GRID_FIELDS, strict=True):
         levels.append(tuple(odd(v) for v in (start, cell_start, width, per_cell, stride_y, stride_x)))
         start, cell_start = start + height * width * per_cell, cell_start + per_cell
     stride = 4 * anchors.shape[1] if anchors.dim() == 3 else 0
-    return AnchorSource(anchors, stride, tuple(levels), double_bits(offset))
+    return AnchorSource(anchors, stride, tuple(levels), double_bits(anchor_offset))
 
 
-def num_anchors(anchors: Tensor, grid: Sequence[int]) -> int:
+def num_anchors(anchors: Tensor, anchor_grid: Sequence[int]) -> int:
     """A of an op's arguments."""
-    levels = zip(*[iter(grid)] * GRID_FIELDS, strict=True)
-    return sum(height * width * per_cell for height, width, per_cell, _, _ in levels) if grid else anchors.shape[-2]
+    levels = zip(*[iter(anchor_grid)] * GRID_FIELDS, strict=True)
+    return (
+        sum(height * width * per_cell for height, width, per_cell, _, _ in levels) if anchor_grid else anchors.shape[-2]
+    )

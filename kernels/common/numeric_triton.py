@@ -8,6 +8,8 @@ assigned to a name becomes float32: write it within the expression.
 import triton
 import triton.language as tl
 
+from .mutant_triton import mutant
+
 
 @triton.jit
 def widen(x):
@@ -65,7 +67,9 @@ def minimum(a, b):
 
 @triton.jit
 def is_finite(x):
-    if x.dtype == tl.float64:
+    if mutant("infinite_is_finite"):
+        return x == x
+    elif x.dtype == tl.float64:
         return (x.to(tl.int64, bitcast=True) & 0x7FF0000000000000) != 0x7FF0000000000000
     else:
         return (x.to(tl.int32, bitcast=True) & 0x7F800000) != 0x7F800000
@@ -76,7 +80,8 @@ def folded(sums, LANES: tl.constexpr):
     """[R, LANES] as [R]: the upper half of the lanes added to the lower one until one is left."""
     rows: tl.constexpr = sums.shape[0]
     half: tl.constexpr = LANES // 2
-    low, high = tl.split(sums.reshape(rows, 2, half).permute(0, 2, 1))
+    pairs = sums.reshape(rows, 2, half).permute(0, 2, 1) if not mutant("detect_fold") else sums.reshape(rows, half, 2)
+    low, high = tl.split(pairs)
     if half == 1:
         return (low + high).reshape(rows)
     else:
@@ -126,7 +131,8 @@ def exp_(x):
         p = p * r + 5.0000001201e-1
         y = (p * (r * r) + r) + 1.0
     result = scale_by_power_of_two(y, tl.where(n == n, n, 0.0).to(tl.int32))
-    return tl.where(high, float("inf"), tl.where(low, 0.0, result))
+    result = tl.where(low, 0.0 if not mutant("exp_low") else result, result)
+    return tl.where(high, float("inf") if not mutant("exp_high") else result, result)
 
 
 @triton.jit

@@ -14,7 +14,10 @@ namespace frcnn_fast {
 // cuts also says how much is needed.
 class WorkspaceArena {
  public:
-  FF_HD explicit WorkspaceArena(void* base) : base_(static_cast<char*>(base)) {}
+  // base: of any alignment.
+  FF_HD explicit WorkspaceArena(void* base)
+      : base_(reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(base) + kBaseAlignment - 1) &
+                                      ~uintptr_t(kBaseAlignment - 1))) {}
 
   template <class T>
   FF_HD T* take(int64_t count) {
@@ -35,10 +38,12 @@ class WorkspaceArena {
     used_ += reserved;
     return reinterpret_cast<T*>(piece);
   }
-  FF_HD size_t used() const { return used_; }
+  // Bytes, with what aligning the base may take; 0 where nothing was taken.
+  FF_HD size_t used() const { return used_ ? used_ + kBaseAlignment - 1 : 0; }
 
  private:
-  static constexpr size_t kAlignment = 256;
+  static constexpr size_t kBaseAlignment = 64;  // a cache line, which vectors and kept blocks want
+  static constexpr size_t kAlignment = 256;     // from piece to piece
   char* base_;
   size_t used_ = 0;
 };

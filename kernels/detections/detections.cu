@@ -15,7 +15,8 @@
 #include "../top_n/top_n.h"
 #include "detections.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::detections {
+using namespace top_n;
 namespace {
 
 constexpr int kThreads = 256;
@@ -194,4 +195,4 @@ Status detections_cuda(const DetectionInputs& in, const DetectionSettings& set, 
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::detections

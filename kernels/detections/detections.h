@@ -5,14 +5,13 @@
 // logit makes every score of its row NaN, which passes no threshold.
 //
 // Candidate (n, c), c > 0, has index n * K + (c - 1): ranks are by (score descending, index ascending).
-//
-// Planted mistakes: detect_threshold, detect_background, detect_agnostic, detect_valid, detect_counts, detect_fold,
-// detect_label, detect_class.
 #pragma once
 #include "../anchor_decode/anchor_decode.h"
 #include "../nms/nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::detections {
+using namespace anchor_decode;
+using namespace nms;
 
 constexpr int kSoftmaxLanes = 32;
 
@@ -63,4 +62,4 @@ Status detections_cpu(const DetectionInputs& inputs, const DetectionSettings& se
 Status detections_cuda(const DetectionInputs& inputs, const DetectionSettings& settings, void* workspace,
                        const DetectionOutputs& outputs, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::detections

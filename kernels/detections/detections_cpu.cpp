@@ -1,6 +1,8 @@
 #include "detections_cpu.h"
 
-namespace frcnn_fast {
+#include "../common/checks.h"
+
+namespace frcnn_fast::detections {
 
 size_t detections_workspace_cpu(const DetectionInputs& in, const DetectionSettings& set) {
   return size_t(in.B) * FF_ISA_CALL(detect_image_workspace, in, set);
@@ -11,10 +13,7 @@ Status detections_cpu(const DetectionInputs& in, const DetectionSettings& set, v
   if (in.N * in.K > INT32_MAX)
     return invalid("class_logits: expected fewer than 2^31 candidates an image, got %lld boxes of %lld classes",
                    (long long)in.N, (long long)in.K);
-  for (int64_t b = 0; b < in.B; ++b)
-    if (in.counts[b] < 0 || in.counts[b] > in.N)
-      return invalid("counts[%lld] is %lld, expected 0 to the padded size %lld", (long long)b, (long long)in.counts[b],
-                     (long long)in.N);
+  FF_TRY(check_counts("counts", in.counts, in.B, in.N));
   const size_t bytes = FF_ISA_CALL(detect_image_workspace, in, set);
   parallel_for(in.B, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
@@ -23,4 +22,4 @@ Status detections_cpu(const DetectionInputs& in, const DetectionSettings& set, v
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::detections

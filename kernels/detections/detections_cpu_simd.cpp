@@ -4,8 +4,13 @@
 #include "../top_n/ranked.h"
 #include "detections_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::detections {
+using namespace nms;
+using namespace top_n;
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
+using namespace nms::FF_ISA;
+using namespace top_n::FF_ISA;
 namespace {
 
 // Candidates decoded at a time.
@@ -222,4 +227,4 @@ size_t detect_image_workspace(const DetectionInputs& in, const DetectionSettings
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::detections

@@ -20,12 +20,13 @@ from torch import Tensor
 from ..anchor_decode.anchor_decode_triton import decode_into, load_window, scalars4
 from ..common.box_triton import load_box, store_box
 from ..common.launch_triton import blocks_for, double_bits, launch
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, divide, exp_, folded, scalar, widen
 from ..nms.nms_triton import nms_sorted_segments
 from ..top_n.top_n_triton import select_segments
 
 LANES = 32  # partial sums of a row's softmax
-ROWS = 32 if triton.knobs.runtime.interpret else 4  # of a program of score_kernel; the interpreter pays by program
+ROWS = 32 if triton.knobs.runtime.interpret else 4  # per program of score_kernel; the interpreter pays per program
 BLOCK = 256
 
 
@@ -34,10 +35,10 @@ def decoded_box(
     deltas, proposals, image_sizes, weights, clamp, min_size, image, row, c, classes, mask,
     AGNOSTIC: tl.constexpr, LEGACY: tl.constexpr,
 ):  # fmt: skip
-    """(x1, y1, x2, y2, valid) of class c of that row, over all images. row, c, mask: of one shape."""
+    """(x1, y1, x2, y2, valid): the box of that row, counted over all images, and class c. row, c, mask: one shape."""
     ax1, ay1, ax2, ay2 = load_box(proposals, row, mask)
     if AGNOSTIC:
-        d0, d1, d2, d3 = load_box(deltas, row, mask)
+        d0, d1, d2, d3 = load_box(deltas, row if not mutant("detect_agnostic") else row * classes, mask)
     else:
         d0, d1, d2, d3 = load_box(deltas, row * classes + c, mask)
     right, bottom, min_side = load_window(image_sizes, None, image, min_size, LEGACY)
@@ -70,20 +71,22 @@ def score_kernel(
     total = folded(power, LANES)[:, None]
 
     image = tl.where(there, row, 0) // N
-    count = tl.load(counts + image)
-    exists = there & (row - image * N < tl.where(count > N, 0, count))
+    count = tl.load(counts + image) if not mutant("detect_counts") else N
+    count = tl.where(count > N, 0, count) if not mutant("detect_count_range") else count
+    exists = there & (row - image * N < count)
     weights = scalars4(wx, wy, ww, wh, U)
     for first in range(0, classes, LANES):
         c = first + lane
-        mask = there & (c > 0) & (c < classes)
+        mask = there & (c > 0 if not mutant("detect_background") else c > 1) & (c < classes)
         logit = widen(tl.load(logits + (row * classes + c), mask=mask, other=float("-inf")))
         score = divide(exp_(logit - top), total)
-        candidate = mask & exists & (score > scalar(threshold, U))
+        least = scalar(threshold, U)
+        candidate = mask & exists & (score > least if not mutant("detect_threshold") else score >= least)
         _, _, _, _, valid = decoded_box(
             deltas, proposals, image_sizes, weights, scalar(clamp, U), scalar(min_size, U), image,
             row + tl.zeros_like(c), c, classes, candidate, AGNOSTIC, LEGACY,
         )  # fmt: skip
-        found = tl.where(candidate & valid, score, float("nan"))
+        found = tl.where(candidate & valid if not mutant("detect_valid") else candidate, score, float("nan"))
         tl.store(scores + (row * (classes - 1) + c - 1), found, mask=mask)
 
 
@@ -92,7 +95,7 @@ def decode_kernel(
     deltas, proposals, image_sizes, order, N, K, ranks, wx, wy, ww, wh, clamp, boxes, class_ids,
     AGNOSTIC: tl.constexpr, LEGACY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """An element of a block is a rank (axis 1 of the grid: of an image)."""
+    """A program owns BLOCK ranks of an image (axis 1 of the grid)."""
     U: tl.constexpr = compute_type(deltas.dtype.element_ty)
     image = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -105,7 +108,7 @@ def decode_kernel(
         image * N + n, k + 1, K + 1, mask, AGNOSTIC, LEGACY,
     )  # fmt: skip
     store_box(boxes, image * ranks + i, x1, y1, x2, y2, mask)
-    tl.store(class_ids + image * ranks + i, k.to(tl.int64), mask=mask)
+    tl.store(class_ids + image * ranks + i, (k if not mutant("detect_class") else k * 0).to(tl.int64), mask=mask)
 
 
 @triton.jit(do_not_specialize=["candidates", "K", "ranks", "D"])
@@ -113,7 +116,7 @@ def write_kernel(
     all_scores, all_boxes, order, keep, num_keep, candidates, K, ranks, D, boxes, scores, labels, counts,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """An element of a block is a row of the result (axis 1 of the grid: of an image)."""
+    """A program owns BLOCK rows of the result of an image (axis 1 of the grid)."""
     image = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     rank = tl.load(keep + image * D + i, mask=i < D, other=-1)
@@ -123,21 +126,22 @@ def write_kernel(
     score = tl.load(all_scores + image * candidates + candidate, mask=kept, other=0.0)
     store_box(boxes, image * D + i, x1, y1, x2, y2, i < D)
     tl.store(scores + image * D + i, score, mask=i < D)
-    tl.store(labels + image * D + i, tl.where(kept, candidate % K + 1, -1).to(tl.int64), mask=i < D)
+    label = candidate % K + (1 if not mutant("detect_label") else 0)
+    tl.store(labels + image * D + i, tl.where(kept, label, -1).to(tl.int64), mask=i < D)
     if tl.program_id(0) == 0:
         tl.store(counts + image, tl.load(num_keep + image).to(tl.int64))
 
 
 def most_candidates(N: int, K: int, threshold: float) -> int:
-    """That an image can have: of a row's scores, which add up to 1, fewer than 1 / threshold are above it. The factor
-    is for their rounding."""
+    """How many an image can have: a row's scores add up to 1, so fewer than 1 / threshold of them are above it. The
+    factor is for their rounding."""
     return N * (int(min(K, 1.001 / threshold)) if threshold > 0 else K)
 
 
 def detections(
-    class_logits: Tensor, box_deltas: Tensor, proposals: Tensor, image_counts: Tensor, image_sizes: Tensor,
+    class_logits: Tensor, box_deltas: Tensor, proposals: Tensor, counts: Tensor, image_sizes: Tensor,
     score_threshold: float, iou_threshold: float, max_detections: int, min_size: float, weights: Sequence[float],
-    clamp: float, legacy: bool, boxes: Tensor, scores: Tensor, labels: Tensor, counts: Tensor,
+    clamp: float, legacy: bool, boxes: Tensor, scores: Tensor, labels: Tensor, out_counts: Tensor,
 ) -> None:  # fmt: skip
     B, N, classes = class_logits.shape
     K, D = classes - 1, max_detections
@@ -145,7 +149,7 @@ def detections(
         raise ValueError(f"class_logits: expected fewer than 2^31 candidates an image, got {N} boxes of {K} classes")
     ranks = most_candidates(N, K, score_threshold)
     if ranks == 0 or D == 0:
-        for result, padding in ((boxes, 0), (scores, 0), (labels, -1), (counts, 0)):
+        for result, padding in ((boxes, 0), (scores, 0), (labels, -1), (out_counts, 0)):
             result.fill_(padding)
         return
     if B == 0:
@@ -158,7 +162,7 @@ def detections(
     parameters = (*map(double_bits, weights), double_bits(clamp))
     all_scores = scores.new_empty((B, N * K))
     launch(
-        score_kernel, (blocks_for(B * N, ROWS),), class_logits, box_deltas, proposals, image_counts, image_sizes, B * N,
+        score_kernel, (blocks_for(B * N, ROWS),), class_logits, box_deltas, proposals, counts, image_sizes, B * N,
         N, classes, double_bits(score_threshold), *parameters, double_bits(min_size), all_scores,
         like=scores, AGNOSTIC=agnostic, LEGACY=legacy, ROWS=ROWS, LANES=LANES,
     )  # fmt: skip
@@ -173,5 +177,5 @@ def detections(
     nms_sorted_segments(all_boxes, class_ids, num_ranked, iou_threshold, D, legacy, keep, num_keep)
     launch(
         write_kernel, (blocks_for(D, BLOCK), B), all_scores, all_boxes, order, keep, num_keep, N * K, K, ranks, D,
-        boxes, scores, labels, counts, like=scores, BLOCK=BLOCK,
+        boxes, scores, labels, out_counts, like=scores, BLOCK=BLOCK,
     )  # fmt: skip

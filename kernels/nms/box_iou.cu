@@ -2,7 +2,7 @@
 #include "../common/launch.cuh"
 #include "box_iou.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace {
 
 constexpr int kColumns = 128, kRows = 16;  // a block's tile of the matrix
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 
 }  // namespace
 
-Status box_iou_cuda(DType dtype, const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy, void* out,
+Status box_iou_cuda(DType dtype, const void* boxes1, const void* boxes2, int64_t N, int64_t M, bool legacy, void* iou,
                     Stream stream) {
   if (N == 0 || M == 0) return kOk;
   return visit(dtype, [&](auto tag) {
@@ -66,7 +66,7 @@ Status box_iou_cuda(DType dtype, const void* boxes1, int64_t N, const void* boxe
     const int64_t across = blocks_for(M, kColumns);
     const unsigned blocks = unsigned(across * blocks_for(N, kRows));
     const T *const a = static_cast<const T*>(boxes1), *const b = static_cast<const T*>(boxes2);
-    Compute<T>* const result = static_cast<Compute<T>*>(out);
+    Compute<T>* const result = static_cast<Compute<T>*>(iou);
     if (legacy) {
       FF_LAUNCH((box_iou_kernel<true, T>), blocks, kColumns, 0, stream, a, N, b, M, across, result);
     } else {
@@ -76,16 +76,16 @@ Status box_iou_cuda(DType dtype, const void* boxes1, int64_t N, const void* boxe
   });
 }
 
-Status box_iou_backward_cuda(DType dtype, const void* grad, int64_t row_stride, int64_t column_stride,
-                             const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy,
-                             void* grad_boxes1, Stream stream) {
+Status box_iou_backward_cuda(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N,
+                             int64_t M, bool transposed, bool legacy, void* grad_boxes, Stream stream) {
   if (N == 0) return kOk;
+  const int64_t row_stride = transposed ? 1 : M, column_stride = transposed ? N : 1;
   return visit(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const unsigned blocks = blocks_for(N, kWarps);
     const T *const a = static_cast<const T*>(boxes1), *const b = static_cast<const T*>(boxes2);
     const Compute<T>* const g = static_cast<const Compute<T>*>(grad);
-    T* const result = static_cast<T*>(grad_boxes1);
+    T* const result = static_cast<T*>(grad_boxes);
     if (legacy) {
       FF_LAUNCH((box_iou_backward_kernel<true, T>), blocks, kWarps * kWarp, 0, stream, g, row_stride, column_stride, a,
                 N, b, M, result);
@@ -97,4 +97,4 @@ Status box_iou_backward_cuda(DType dtype, const void* grad, int64_t row_stride, 
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -1,12 +1,10 @@
 // IoU of every pair, and its gradient.
-//
-// Planted mistakes: box_iou_non_finite, box_iou_tie.
 #pragma once
 #include "../common/box.h"
 #include "../common/mutant.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 // A non-finite box has a NaN area, which makes its every IoU NaN.
 template <bool kLegacy, class U>
@@ -45,18 +43,16 @@ FF_HD Box<U> pair_iou_gradient(const Box<U>& a, const Box<U>& b) {
           along_x * share_of_larger(b.x2, a.x2) - height, along_y * share_of_larger(b.y2, a.y2) - width};
 }
 
-// boxes1 [N, 4], boxes2 [M, 4], both dtype -> out [N, M] in U.
-Status box_iou_cpu(DType dtype, const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy, void* out);
-Status box_iou_cuda(DType dtype, const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy, void* out,
+// boxes1 [N, 4], boxes2 [M, 4], both dtype -> iou [N, M] in U.
+Status box_iou_cpu(DType dtype, const void* boxes1, const void* boxes2, int64_t N, int64_t M, bool legacy, void* iou);
+Status box_iou_cuda(DType dtype, const void* boxes1, const void* boxes2, int64_t N, int64_t M, bool legacy, void* iou,
                     Stream stream);
 
-// grad [N, M] in U with the given strides (elements) -> grad_boxes1 [N, 4] in dtype: each row's sum over boxes2, in
-// ascending order within 32 interleaved partial sums that are folded in halves.
-Status box_iou_backward_cpu(DType dtype, const void* grad, int64_t row_stride, int64_t column_stride,
-                            const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy,
-                            void* grad_boxes1);
-Status box_iou_backward_cuda(DType dtype, const void* grad, int64_t row_stride, int64_t column_stride,
-                             const void* boxes1, int64_t N, const void* boxes2, int64_t M, bool legacy,
-                             void* grad_boxes1, Stream stream);
+// grad [N, M] in U, or transposed, [M, N] -> grad_boxes [N, 4] in dtype, the gradient of boxes1: each row's sum over
+// boxes2, in ascending order within 32 interleaved partial sums that are folded in halves.
+Status box_iou_backward_cpu(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N, int64_t M,
+                            bool transposed, bool legacy, void* grad_boxes);
+Status box_iou_backward_cuda(DType dtype, const void* grad, const void* boxes1, const void* boxes2, int64_t N,
+                             int64_t M, bool transposed, bool legacy, void* grad_boxes, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

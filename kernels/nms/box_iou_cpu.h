@@ -3,7 +3,7 @@
 #include "../common/cpu.h"
 #include "box_iou.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 constexpr int64_t kIouRows = 64, kIouColumns = 256;  // a tile
 
@@ -14,4 +14,4 @@ FF_ISA_DECLARE(void box_iou_tile(DType dtype, const void* boxes1, int64_t n, con
 FF_ISA_DECLARE(void box_iou_backward_row(DType dtype, const void* grad, int64_t column_stride, const void* box1,
                                          const void* boxes2, int64_t M, bool legacy, void* grad_box1))
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

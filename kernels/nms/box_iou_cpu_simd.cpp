@@ -1,8 +1,9 @@
 #include "../common/vectors.h"
 #include "box_iou_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 namespace {
 
 template <class U>
@@ -95,4 +96,4 @@ void box_iou_backward_row(DType dtype, const void* grad, int64_t column_stride, 
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -6,18 +6,20 @@ from torch import Tensor
 
 from ..common.box_triton import area, extent, iou, is_finite_box, load_box, store_box
 from ..common.launch_triton import blocks_for, launch
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, divide, folded, maximum, minimum, narrow
 
-PAIRS = 1024  # of a program's tile
-COLUMNS = 128  # of a tile at most
+PAIRS = 1024  # in a program's tile
+COLUMNS = 128  # in a tile, at most
 LANES = 32  # partial sums of a row's gradient
-ROWS = 8  # of a program of the gradient
+ROWS = 8  # per program of the gradient
 
 
 @triton.jit
 def finite_area(x1, y1, x2, y2, LEGACY: tl.constexpr):
     """A non-finite box has a NaN area, which makes its every IoU NaN."""
-    return tl.where(is_finite_box(x1, y1, x2, y2), area(x1, y1, x2, y2, LEGACY), float("nan"))
+    size = area(x1, y1, x2, y2, LEGACY)
+    return tl.where(is_finite_box(x1, y1, x2, y2), size, float("nan")) if not mutant("box_iou_non_finite") else size
 
 
 @triton.jit(do_not_specialize=["N", "M", "across"])
@@ -35,22 +37,23 @@ def box_iou_kernel(
     tl.store(out + (i[:, None] * M + j[None, :]), overlap, mask=(i < N)[:, None] & (j < M)[None, :])
 
 
-def box_iou(boxes1: Tensor, boxes2: Tensor, legacy: bool, out: Tensor) -> None:
-    N, M = out.shape
+def box_iou(boxes1: Tensor, boxes2: Tensor, legacy: bool, iou: Tensor) -> None:
+    N, M = iou.shape
     if N * M:
         columns = min(COLUMNS, max(16, triton.next_power_of_2(M)))
         rows = PAIRS // columns
         across = blocks_for(M, columns)
         launch(
-            box_iou_kernel, (across * blocks_for(N, rows),), boxes1, N, boxes2, M, across, out,
-            like=out, LEGACY=legacy, ROWS=rows, COLUMNS=columns,
+            box_iou_kernel, (across * blocks_for(N, rows),), boxes1, N, boxes2, M, across, iou,
+            like=iou, LEGACY=legacy, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
 
 
 @triton.jit
 def share_of_larger(mine, other):
     """Half of a tie's gradient goes to either side, as torch.maximum and torch.minimum do."""
-    return tl.where(mine > other, 1.0, tl.where(mine == other, 0.5, 0.0)).to(mine.dtype)
+    tie: tl.constexpr = 0.5 if not mutant("box_iou_tie") else 1.0
+    return tl.where(mine > other, 1.0, tl.where(mine == other, tie, 0.0)).to(mine.dtype)
 
 
 @triton.jit
@@ -64,8 +67,9 @@ def iou_gradient(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, LEGACY: tl.constexpr):
     # iou = o / j with j = A + B - o: d iou = (do * (j + o) - dA * o) / j^2
     square = joined * joined
     per_overlap, per_area = divide(joined + overlap, square), divide(overlap, square)
-    along_x = tl.where(w > 0.0, per_overlap * inner_h, 0.0)
-    along_y = tl.where(h > 0.0, per_overlap * inner_w, 0.0)
+    meets_x, meets_y = (w > 0.0, h > 0.0) if not mutant("box_iou_touch") else (w >= 0.0, h >= 0.0)
+    along_x = tl.where(meets_x, per_overlap * inner_h, 0.0)
+    along_y = tl.where(meets_y, per_overlap * inner_w, 0.0)
     height, width = per_area * extent(ay1, ay2, LEGACY), per_area * extent(ax1, ax2, LEGACY)
     return (
         height - along_x * share_of_larger(ax1, bx1),
@@ -109,12 +113,12 @@ def box_iou_backward_kernel(
 
 
 def box_iou_backward(
-    grad: Tensor, boxes: Tensor, others: Tensor, transposed: bool, legacy: bool, grad_boxes: Tensor
+    grad: Tensor, boxes1: Tensor, boxes2: Tensor, transposed: bool, legacy: bool, grad_boxes: Tensor
 ) -> None:
-    N, M = boxes.shape[0], others.shape[0]
+    N, M = boxes1.shape[0], boxes2.shape[0]
     if N:
         row_stride, column_stride = (1, N) if transposed else (M, 1)
         launch(
-            box_iou_backward_kernel, (blocks_for(N, ROWS),), grad, row_stride, column_stride, boxes, N, others, M,
-            grad_boxes, like=boxes, LEGACY=legacy, ROWS=ROWS, LANES=LANES,
+            box_iou_backward_kernel, (blocks_for(N, ROWS),), grad, row_stride, column_stride, boxes1, N, boxes2, M,
+            grad_boxes, like=boxes1, LEGACY=legacy, ROWS=ROWS, LANES=LANES,
         )  # fmt: skip

@@ -5,7 +5,7 @@
 #include "../common/mutant.h"
 #include "../common/workspace.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace FF_ISA {
 
 // Numbers the classes of one image densely enough to index an array by.
@@ -62,4 +62,4 @@ class ClassNumbers {
 };
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

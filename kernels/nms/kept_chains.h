@@ -6,8 +6,9 @@
 #include "../common/workspace.h"
 #include "kept_list.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 
 // A box on its way to the list. It belongs to one chain, and meets that one and the chains first to last.
 template <class U>
@@ -96,4 +97,4 @@ class KeptChains {
 };
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

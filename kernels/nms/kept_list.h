@@ -2,36 +2,17 @@
 //
 // For *_cpu_simd.cpp files: everything is inlined, inside the instruction set's namespace. Memory is the caller's.
 #pragma once
-#include <cstddef>
-
 #include "../common/vectors.h"
-#include "nms.h"
+#include "kept_block.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace FF_ISA {
-
-// Sixteen floats or eight doubles of each coordinate, and the boxes' parts of the division-free test.
-template <class U>
-struct alignas(64) KeptBlock {
-  static constexpr int kLanes = 64 / int(sizeof(U));
-  U x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], share[kLanes];
-
-  // Every lane empty: an infinite share that no overlap reaches.
-  FF_HD void clear() {
-    for (int l = 0; l < kLanes; ++l) {
-      x1[l] = y1[l] = x2[l] = y2[l] = U(0);
-      share[l] = U(__builtin_inf());
-    }
-  }
-  FF_HD void set(int lane, const PretestBox<U>& pretest) {
-    x1[lane] = pretest.box.x1, y1[lane] = pretest.box.y1, x2[lane] = pretest.box.x2, y2[lane] = pretest.box.y2;
-    share[lane] = pretest.share;
-  }
-};
+using namespace frcnn_fast::FF_ISA;
 
 // The lanes of the vector at `at` whose boxes suppress the candidate; the division is taken for likely ones only.
 template <bool kLegacy, class U>
-FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const PretestBox<U>& c, U candidate_area, U threshold) {
+FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const PretestBox<U>& c, U candidate_area,
+                                 U threshold) {
   using V = Vector<U>;
   const V bx1 = load_aligned<V>(block.x1 + at), by1 = load_aligned<V>(block.y1 + at);
   const V bx2 = load_aligned<V>(block.x2 + at), by2 = load_aligned<V>(block.y2 + at);
@@ -47,7 +28,7 @@ FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const Pretes
   const V overlap = w * max_lanes(splat(U(0)), h);
   const V iou = overlap / ((splat(candidate_area) + bw * bh) - overlap);
   const V limit = splat(threshold);
-  return (likely & FF_MUTANT(nms_threshold, above(iou, limit), at_least(iou, limit))) != 0;
+  return (likely & FF_MUTANT(nms_kept_threshold, above(iou, limit), at_least(iou, limit))) != 0;
 }
 
 // Whether a box in the block suppresses the candidate.
@@ -61,17 +42,14 @@ FF_SIMD bool suppressed_by(const KeptBlock<U>& block, const PretestBox<U>& candi
 
 // Boxes kept so far, in order. Candidates must have passed takes_part().
 //
-//   KeptList<false, float> kept(memory, make_suppression<float>(0.7));     memory: 64-byte aligned, bytes(capacity)
+//   KeptList<false, float> kept(blocks, make_suppression<float>(0.7));     blocks: of take_kept_blocks()
 //   for each candidate: const U a = area<false>(box); if (!kept.suppresses(box, a)) kept.push(box, a);
 template <bool kLegacy, class U>
 class KeptList {
  public:
   static constexpr int kLanes = KeptBlock<U>::kLanes;
 
-  FF_HD static size_t bytes(int64_t capacity) {
-    return size_t((capacity + kLanes - 1) / kLanes) * sizeof(KeptBlock<U>);
-  }
-  FF_HD KeptList(void* memory, const Suppression<U>& s) : blocks_(static_cast<KeptBlock<U>*>(memory)), s_(s) {}
+  FF_HD KeptList(KeptBlock<U>* blocks, const Suppression<U>& s) : blocks_(blocks), s_(s) {}
 
   FF_HD int64_t size() const { return size_; }
   FF_HD bool suppresses(const Box<U>& box, U area) const { return suppresses_from(0, box, area); }
@@ -98,4 +76,4 @@ class KeptList {
 };
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

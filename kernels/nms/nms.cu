@@ -11,8 +11,9 @@
 #include "../common/launch.cuh"
 #include "../common/workspace.h"
 #include "nms.h"
+#include "resolve_chunk.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace {
 
 constexpr int kWord = 64;  // boxes whose bits share a word of the matrix; a warp's lane has two of them
@@ -101,23 +102,6 @@ __global__ void __launch_bounds__(kRows) test_kernel(Segments<U> segments, int s
   }
 }
 
-// Which of a word's boxes are kept, given which are not suppressed from outside it: alive0 for box `lane`, alive1 for
-// box 32 + lane, and the bits of those in the word that would suppress them. A box is kept if no earlier kept one
-// suppresses it. From "all alive are kept", every round makes at least one more box final, in rank order; usually few
-// rounds suffice, and 64 always do.
-__device__ __forceinline__ Word resolve_word(bool alive0, bool alive1, Word overlaps0, Word overlaps1) {
-  const int lane = lane_id();
-  overlaps0 &= (Word(1) << lane) - 1;
-  overlaps1 &= (Word(1) << (lane + 32)) - 1;
-  Word kept = Word(__ballot_sync(kFullMask, alive0)) | Word(__ballot_sync(kFullMask, alive1)) << 32;
-  for (;;) {
-    const Word next = Word(__ballot_sync(kFullMask, alive0 && !(overlaps0 & kept))) |
-                      Word(__ballot_sync(kFullMask, alive1 && !(overlaps1 & kept))) << 32;
-    if (FF_MUTANT(nms_rounds, next == kept, true)) return next;
-    kept = next;
-  }
-}
-
 // One block a segment, one warp a word; a lane has boxes `lane` and `lane + 32` of it. Warp v settles its word when the
 // kept boxes of all words before have been applied to it, and publishes it; one barrier a word. The matrix rows that a
 // warp will need are loaded kAhead words before.
@@ -164,7 +148,9 @@ __global__ void __launch_bounds__(kWords* kWarp) resolve_kernel(Segments<U> segm
 #pragma unroll
       for (int u = 0; u < kAhead; ++u) {
         if (base + u == warp) {
-          const Word kept = resolve_word(alive0, alive1, word0[u], word1[u]);
+          const bool alive[] = {alive0, alive1};
+          const Word earlier[] = {word0[u] & ((Word(1) << lane) - 1), word1[u] & ((Word(1) << (lane + 32)) - 1)};
+          const Word kept = resolve_word(alive, earlier);
           if (lane == 0) kept_words[warp] = kept;
         }
         __syncthreads();  // the word is settled
@@ -225,7 +211,7 @@ size_t nms_sorted_segments_workspace_cuda(DType, int64_t S, int64_t N, int64_t) 
 }
 
 Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* class_ids, const int32_t* counts,
-                                int64_t S, int64_t N, double threshold, int64_t max_output, bool legacy,
+                                int64_t S, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                                 void* workspace, int32_t* keep, int32_t* num_keep, Stream stream) {
   if (S == 0) return kOk;
   if (N == 0 || max_output == 0) {
@@ -239,7 +225,7 @@ Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* c
                             counts,
                             N,
                             int32_t(max_output),
-                            make_suppression<U>(threshold),
+                            make_suppression<U>(iou_threshold),
                             0,
                             nullptr,
                             nullptr,
@@ -253,4 +239,4 @@ Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* c
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -3,15 +3,12 @@
 // Boxes are visited by (score descending, index ascending). One is kept unless an earlier kept box of its class
 // overlaps it by more than the threshold: iou > U(threshold), strictly, with true division (kernels/common/box.h). A
 // box with a non-finite coordinate or a NaN score takes no part. Suppression is symmetric to the bit.
-//
-// Planted mistakes: nms_threshold, nms_pretest, nms_non_finite, nms_class, nms_max_output, nms_counts, nms_chunk,
-// nms_rounds.
 #pragma once
 #include "../common/box.h"
 #include "../common/mutant.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 // The threshold in two forms. With overlap o and areas a, b, the rule is o / ((a + b) - o) > t. That implies
 // o >= share * a + share * b, which costs no division: over the reals o > t / (1 + t) * (a + b), the factor 1 - 1e-5
@@ -78,12 +75,12 @@ FF_HD bool takes_part(const Box<U>& box) {
 // num_keep   int64 [B]
 size_t nms_padded_workspace_cpu(DType dtype, int64_t B, int64_t N, int64_t max_output, bool classes);
 Status nms_padded_cpu(DType dtype, const void* boxes, const void* scores, const int64_t* class_ids,
-                      const int64_t* counts, int64_t B, int64_t N, double threshold, int64_t max_output, bool legacy,
-                      void* workspace, int64_t* keep, int64_t* num_keep);
+                      const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output,
+                      bool legacy, void* workspace, int64_t* keep, int64_t* num_keep);
 size_t nms_padded_workspace_cuda(DType dtype, int64_t B, int64_t N, int64_t max_output, bool classes);
 Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const int64_t* class_ids,
-                       const int64_t* counts, int64_t B, int64_t N, double threshold, int64_t max_output, bool legacy,
-                       void* workspace, int64_t* keep, int64_t* num_keep, Stream stream);
+                       const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output,
+                       bool legacy, void* workspace, int64_t* keep, int64_t* num_keep, Stream stream);
 
 // The core, for callers whose boxes are already in order: rows of `boxes` are ranks.
 //
@@ -97,7 +94,7 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
 // of 16 bytes; at most half a megabyte a segment.
 size_t nms_sorted_segments_workspace_cuda(DType dtype, int64_t S, int64_t N, int64_t max_output);
 Status nms_sorted_segments_cuda(DType dtype, const void* boxes, const int64_t* class_ids, const int32_t* counts,
-                                int64_t S, int64_t N, double threshold, int64_t max_output, bool legacy,
+                                int64_t S, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
                                 void* workspace, int32_t* keep, int32_t* num_keep, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -1,6 +1,8 @@
 #include "nms_cpu.h"
 
-namespace frcnn_fast {
+#include "../common/checks.h"
+
+namespace frcnn_fast::nms {
 
 namespace {
 
@@ -15,13 +17,10 @@ size_t nms_padded_workspace_cpu(DType dtype, int64_t B, int64_t N, int64_t max_o
 }
 
 Status nms_padded_cpu(DType dtype, const void* boxes, const void* scores, const int64_t* class_ids,
-                      const int64_t* counts, int64_t B, int64_t N, double threshold, int64_t max_output, bool legacy,
-                      void* workspace, int64_t* keep, int64_t* num_keep) {
+                      const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output,
+                      bool legacy, void* workspace, int64_t* keep, int64_t* num_keep) {
   if (N > INT32_MAX) return invalid("boxes: expected fewer than 2^31 an image, got %lld", (long long)N);
-  for (int64_t b = 0; counts && b < B; ++b)
-    if (counts[b] < 0 || counts[b] > N)
-      return invalid("counts[%lld] is %lld, expected 0 to the padded size %lld", (long long)b, (long long)counts[b],
-                     (long long)N);
+  FF_TRY(check_counts("counts", counts, B, N));
   const size_t bytes = FF_ISA_CALL(nms_image_workspace, dtype, N, max_output, class_ids != nullptr);
   const int64_t element = dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
   parallel_for(B, 1, [&](int64_t begin, int64_t end) {
@@ -33,7 +32,7 @@ Status nms_padded_cpu(DType dtype, const void* boxes, const void* scores, const 
                               class_ids ? class_ids + b * N : nullptr,
                               FF_MUTANT(nms_counts, counts ? counts[b] : N, N),
                               N,
-                              threshold,
+                              iou_threshold,
                               max_output,
                               legacy,
                               bytes > kStackBytes ? static_cast<char*>(workspace) + begin * int64_t(bytes) : stack,
@@ -45,4 +44,4 @@ Status nms_padded_cpu(DType dtype, const void* boxes, const void* scores, const 
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

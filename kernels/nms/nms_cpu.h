@@ -4,7 +4,7 @@
 #include "../common/workspace.h"
 #include "nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 struct NmsImage {
   DType dtype;
@@ -26,4 +26,4 @@ FF_ISA_DECLARE(int64_t nms_image(const NmsImage& image))
 // Bytes of workspace for an image of that many rows or fewer.
 FF_ISA_DECLARE(size_t nms_image_workspace(DType dtype, int64_t padded_rows, int64_t max_output, bool classes))
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -4,8 +4,11 @@
 #include "nms_cpu.h"
 #include "strips.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
+using namespace top_n;
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
+using namespace top_n::FF_ISA;
 namespace {
 
 constexpr int64_t kFirstRound = 256, kRound = 2048;  // candidates prepared at a time: few, for who stops early
@@ -136,4 +139,4 @@ size_t nms_image_workspace(DType dtype, int64_t padded_rows, int64_t max_output,
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

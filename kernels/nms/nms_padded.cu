@@ -6,7 +6,8 @@
 #include "../top_n/top_n.h"
 #include "nms.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
+using namespace top_n;
 namespace {
 
 constexpr int kThreads = 256;
@@ -38,8 +39,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // A thread a row of the result.
 __global__ void __launch_bounds__(kThreads)
-    ranks_to_rows_kernel(const int32_t* order, const int32_t* keep_ranks, const int32_t* num_ranks, int64_t B, int64_t N,
-                int64_t max_output, int64_t* keep, int64_t* num_keep) {
+    ranks_to_rows_kernel(const int32_t* order, const int32_t* keep_ranks, const int32_t* num_ranks, int64_t B,
+                         int64_t N, int64_t max_output, int64_t* keep, int64_t* num_keep) {
   const int64_t i = thread_index();
   if (i < B) num_keep[i] = num_ranks[i];
   if (i < B * max_output) keep[i] = keep_ranks[i] < 0 ? -1 : int64_t(order[i / max_output * N + keep_ranks[i]]);
@@ -67,7 +68,7 @@ struct Workspace {
     keep = arena.take<int32_t>(B * max_output);
     num_keep = arena.take<int32_t>(B);
     scratch = arena.take<char>(int64_t(std::max(top_n_segments_workspace_cuda(dtype, B, N, 1, N),
-                                                 nms_sorted_segments_workspace_cuda(dtype, B, N, max_output))));
+                                                nms_sorted_segments_workspace_cuda(dtype, B, N, max_output))));
     bytes = arena.used();
   }
 };
@@ -81,8 +82,8 @@ size_t nms_padded_workspace_cuda(DType dtype, int64_t B, int64_t N, int64_t max_
 }
 
 Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const int64_t* class_ids,
-                       const int64_t* counts, int64_t B, int64_t N, double threshold, int64_t max_output, bool legacy,
-                       void* workspace, int64_t* keep, int64_t* num_keep, Stream stream) {
+                       const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output,
+                       bool legacy, void* workspace, int64_t* keep, int64_t* num_keep, Stream stream) {
   if (B == 0) return kOk;
   if (N > INT32_MAX || max_output > INT32_MAX)
     return invalid("boxes, max_output: expected fewer than 2^31 an image, got %lld and %lld", (long long)N,
@@ -102,12 +103,12 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
     FF_TRY(top_n_segments_cuda(dtype, scores, B, N, level, 1, N, w.competes, w.scratch, w.order, w.ranked, stream));
     FF_LAUNCH(gather_kernel<T>, blocks, kThreads, 0, stream, all, class_ids, w.order, B, N, w.boxes, w.class_ids);
     FF_TRY(nms_sorted_segments_cuda(sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32, w.boxes,
-                                    class_ids ? w.class_ids : nullptr, w.ranked, B, N, threshold, max_output, legacy,
-                                    w.scratch, w.keep, w.num_keep, stream));
-    FF_LAUNCH(ranks_to_rows_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep, w.num_keep, B, N,
-              max_output, keep, num_keep);
+                                    class_ids ? w.class_ids : nullptr, w.ranked, B, N, iou_threshold, max_output,
+                                    legacy, w.scratch, w.keep, w.num_keep, stream));
+    FF_LAUNCH(ranks_to_rows_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep,
+              w.num_keep, B, N, max_output, keep, num_keep);
     return launched();
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -14,22 +14,23 @@ from torch import Tensor
 
 from ..common.box_triton import area, iou, is_finite_box, load_box, store_box
 from ..common.launch_triton import blocks_for, double_bits, launch
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, scalar
 from ..top_n.top_n_triton import select_segments
 
 INTERPRETED = triton.knobs.runtime.interpret
 WORD = 32  # boxes whose bits share a word of the matrix
-CHUNK = 128 if INTERPRETED else 2048  # ranks of a chunk; small cases cross chunks too
+CHUNK = 128 if INTERPRETED else 2048  # ranks in a chunk; small cases cross chunks too
 GROUP = 2 if INTERPRETED else 16  # words that are resolved together
 KEPT_TILES = 2 if INTERPRETED else 16  # programs that share the kept boxes, for a tile of rows
-ROWS = min(CHUNK, 256)  # of a program of test_kernel
+ROWS = min(CHUNK, 256)  # per program of test_kernel
 STEP = WORD if INTERPRETED else 4  # suppressors at a time: what the registers hold; in float64 half of them
 BLOCK = 256
 
 
 @triton.jit
 def popcount(x):
-    """Of a uint32, as int32."""
+    """The number of set bits of a uint32, as int32."""
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
@@ -54,7 +55,8 @@ def test_kernel(
     first = tl.where(of_kept, tile, tile - kept_tiles) * WORD
     end = tl.where(of_kept, kept, tl.minimum(n, first + WORD))
     # Later boxes suppress no earlier ones.
-    needed = of_kept | ((first < n) & (first < first_row + ROWS))
+    reaches = first < first_row + ROWS if not mutant("nms_reach") else first < first_row
+    needed = of_kept | ((first < n) & reaches)
     if (kept < max_output) & (first_row < n) & needed:
         row = first_row + tl.arange(0, ROWS)
         mask = row < n
@@ -68,7 +70,7 @@ def test_kernel(
             for step in range(0, WORD, STEP):
                 lane = step + tl.arange(0, STEP)
                 item = at + lane
-                there = item < end
+                there = item < end if not mutant("nms_chunk_end") else item < end - 1
                 named = tl.load(keep + s * max_output + item, mask=item < tl.where(of_kept, end, 0), other=0)
                 other = s * N + tl.where(of_kept, named, start + item)
                 ax1, ay1, ax2, ay2 = load_box(boxes, other, there)
@@ -77,10 +79,13 @@ def test_kernel(
                     ax1[:, None], ay1[:, None], ax2[:, None], ay2[:, None], area_a[:, None],
                     bx1[None, :], by1[None, :], bx2[None, :], by2[None, :], area_b[None, :], LEGACY,
                 )  # fmt: skip
-                hit = (overlap > scalar(threshold, U)) & there[:, None]
+                limit = scalar(threshold, U)
+                hit = overlap > limit if not mutant("nms_threshold") else overlap >= limit
+                hit = hit & there[:, None]
                 if class_ids is not None:
                     class_a = tl.load(class_ids + other, mask=there, other=0)
-                    hit = hit & (class_a[:, None] == class_b[None, :])
+                    if not mutant("nms_class"):
+                        hit = hit & (class_a[:, None] == class_b[None, :])
                 bit = tl.full([STEP], 1, tl.uint32) << lane.to(tl.uint32)
                 found = found | tl.sum(tl.where(hit, bit[:, None], 0), axis=0)
         plane = tl.where(of_kept, tile, tile - kept_tiles + KEPT_TILES)
@@ -93,9 +98,10 @@ def load_inside(bits, g, n, stride, GROUP: tl.constexpr, WORD: tl.constexpr):
     u = tl.arange(0, GROUP)[:, None]
     box = tl.arange(0, GROUP * WORD)[None, :]
     row = g * GROUP * WORD + box
-    found = tl.load(bits + (g * GROUP + u) * stride + row, mask=(u <= box // WORD) & (row < n), other=0)
+    earlier = u <= box // WORD if not mutant("nms_own_word") else u < box // WORD
+    found = tl.load(bits + (g * GROUP + u) * stride + row, mask=earlier & (row < n), other=0)
     below = (tl.full([1, GROUP * WORD], 1, tl.uint32) << (box % WORD).to(tl.uint32)) - 1
-    return tl.where(u == box // WORD, found & below, found)
+    return tl.where(u == box // WORD, found & below, found) if not mutant("nms_itself") else found
 
 
 @triton.jit
@@ -130,41 +136,43 @@ def resolve_kernel(
     dead = tl.zeros([GROUPS, GROUP * WORD], tl.uint32)  # not 0: suppressed
     if total < max_output:
         for tile in range(kept_tiles):
-            dead |= tl.load(bits + tile * stride + row, mask=row < n, other=0)
+            dead |= tl.load(bits + tile * stride + row, mask=row < n, other=0) if not mutant("nms_chunk") else 0
     bits += KEPT_TILES * stride
     inside = load_inside(bits, 0, n, stride, GROUP, WORD)
     g = 0
     while (g * GROUP * WORD < n) & (total < max_output):
         later = tl.load(
             bits + (g * GROUP + word[:, None, None]) * stride + row[None],
-            mask=((group > g) & (row < n))[None], other=0,
+            mask=((group > g if not mutant("nms_later_group") else group > g + 1) & (row < n))[None], other=0,
         )  # fmt: skip
         alive = (g * GROUP * WORD + box < n) & (tl.max(tl.where(group == g, dead, 0), axis=0) == 0)
         kept = in_words(alive, GROUP, WORD)
         unsettled = True
         while unsettled:
             fewer = in_words(alive & (tl.max(inside & kept[:, None], axis=0) == 0), GROUP, WORD)
-            unsettled = tl.max(fewer ^ kept, axis=0) != 0
+            unsettled = tl.max(fewer ^ kept, axis=0) != 0 if not mutant("nms_rounds") else False
             kept = fewer
         inside = load_inside(bits, g + 1, n, stride, GROUP, WORD)
         dead |= tl.max(later & kept[:, None, None], axis=0)
         number = popcount(kept)
         before = tl.sum(tl.where(word[:, None] < word[None, :], number[:, None], 0), axis=0)
-        position = total + before[:, None] + popcount(kept[:, None] & (bit - 1))
+        below = bit - 1 if not mutant("nms_place") else bit
+        position = total + before[:, None] + popcount(kept[:, None] & below)
         rank = start + g * GROUP * WORD + word[:, None] * WORD + lane
-        tl.store(keep + position, rank, mask=((kept[:, None] & bit) != 0) & (position < max_output))
+        most = max_output if not mutant("nms_max_output") else max_output - 1
+        tl.store(keep + position, rank, mask=((kept[:, None] & bit) != 0) & (position < most))
         total += tl.sum(number, axis=0)
         g += 1
     total = tl.minimum(total, max_output)
     tl.store(num_keep + s, total)
     if last != 0:
-        for first in range(total, max_output, FILL):
+        for first in range(total if not mutant("nms_padding") else total + 1, max_output, FILL):
             rest = first + tl.arange(0, FILL)
             tl.store(keep + rest, -1, mask=rest < max_output)
 
 
 def nms_sorted_segments(
-    boxes: Tensor, class_ids: Tensor | None, counts: Tensor, threshold: float, max_output: int, legacy: bool,
+    boxes: Tensor, class_ids: Tensor | None, counts: Tensor, iou_threshold: float, max_output: int, legacy: bool,
     keep: Tensor, num_keep: Tensor,
 ) -> None:  # fmt: skip
     """The core, for callers whose boxes are already in order: rows of `boxes` are ranks.
@@ -182,7 +190,7 @@ def nms_sorted_segments(
         return
     words = blocks_for(min(N, CHUNK), WORD)
     planes, stride = KEPT_TILES + words, words * WORD
-    # Plane of bits p of a segment, one number a box of the chunk. Below KEPT_TILES: not 0 if the p-th share of the
+    # Plane p of a segment has a number for each box of the chunk. Below KEPT_TILES: not 0 if the p-th share of the
     # boxes kept earlier suppresses it. From there on: bit i if box i of word p - KEPT_TILES would.
     bits = torch.empty((S, planes, stride), dtype=torch.uint32, device=boxes.device)
     for start in range(0, N, CHUNK):
@@ -190,7 +198,7 @@ def nms_sorted_segments(
         kept_tiles = min(KEPT_TILES, blocks_for(min(start, max_output), WORD))
         launch(
             test_kernel, (S, kept_tiles + blocks_for(n, WORD), blocks_for(n, ROWS)), boxes, class_ids, counts, N,
-            start, double_bits(threshold), max_output, keep, num_keep, kept_tiles, bits, planes, stride,
+            start, double_bits(iou_threshold), max_output, keep, num_keep, kept_tiles, bits, planes, stride,
             like=boxes, LEGACY=legacy, KEPT_TILES=KEPT_TILES, ROWS=ROWS, WORD=WORD,
             STEP=STEP * 4 // boxes.element_size(),
         )  # fmt: skip
@@ -203,20 +211,21 @@ def nms_sorted_segments(
 
 @triton.jit(do_not_specialize=["N"])
 def compete_kernel(boxes, counts, N, competes, BLOCK: tl.constexpr):
-    """An element of a block is a box (axis 1 of the grid: of an image): whether it takes part."""
+    """A program owns BLOCK boxes of an image (axis 1 of the grid), and says which take part."""
     image = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x1, y1, x2, y2 = load_box(boxes, image * N + i, i < N)
-    fit = is_finite_box(x1, y1, x2, y2)
-    if counts is not None:
+    fit = is_finite_box(x1, y1, x2, y2) if not mutant("nms_non_finite") else i < N
+    if counts is not None and not mutant("nms_counts"):
         count = tl.load(counts + image)
-        fit = fit & (i < tl.where(count > N, 0, count))
+        count = tl.where(count > N, 0, count) if not mutant("nms_count_range") else count
+        fit = fit & (i < count)
     tl.store(competes + image * N + i, fit.to(tl.uint8), mask=i < N)
 
 
 @triton.jit(do_not_specialize=["N"])
 def gather_kernel(boxes, class_ids, order, N, sorted_boxes, sorted_ids, BLOCK: tl.constexpr):
-    """An element of a block is a rank (axis 1 of the grid: of an image)."""
+    """A program owns BLOCK ranks of an image (axis 1 of the grid)."""
     image = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(order + image * N + i, mask=i < N, other=-1)
@@ -229,7 +238,7 @@ def gather_kernel(boxes, class_ids, order, N, sorted_boxes, sorted_ids, BLOCK: t
 
 @triton.jit(do_not_specialize=["N", "max_output"])
 def ranks_to_rows_kernel(order, ranks, num_ranks, N, max_output, keep, num_keep, BLOCK: tl.constexpr):
-    """An element of a block is a row of the result (axis 1 of the grid: of an image)."""
+    """A program owns BLOCK rows of the result of an image (axis 1 of the grid)."""
     image = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     rank = tl.load(ranks + image * max_output + i, mask=i < max_output, other=-1)
@@ -240,8 +249,8 @@ def ranks_to_rows_kernel(order, ranks, num_ranks, N, max_output, keep, num_keep,
 
 
 def nms_padded(
-    boxes: Tensor, scores: Tensor, threshold: float, max_output: int, class_ids: Tensor | None, counts: Tensor | None,
-    legacy: bool, keep: Tensor, num_keep: Tensor,
+    boxes: Tensor, scores: Tensor, class_ids: Tensor | None, counts: Tensor | None, iou_threshold: float,
+    max_output: int, legacy: bool, keep: Tensor, num_keep: Tensor,
 ) -> None:  # fmt: skip
     B, N = scores.shape
     if N >= 1 << 31 or max_output >= 1 << 31:
@@ -263,19 +272,19 @@ def nms_padded(
     launch(gather_kernel, grid, boxes, class_ids, order, N, sorted_boxes, sorted_ids, like=boxes, BLOCK=BLOCK)
     ranks = boxes.new_empty((B, max_output), dtype=torch.int32)
     num_ranks = boxes.new_empty((B,), dtype=torch.int32)
-    nms_sorted_segments(sorted_boxes, sorted_ids, ranked, threshold, max_output, legacy, ranks, num_ranks)
+    nms_sorted_segments(sorted_boxes, sorted_ids, ranked, iou_threshold, max_output, legacy, ranks, num_ranks)
     launch(
-        ranks_to_rows_kernel, (blocks_for(max_output, BLOCK), B), order, ranks, num_ranks, N, max_output, keep, num_keep,
-        like=boxes, BLOCK=BLOCK,
+        ranks_to_rows_kernel, (blocks_for(max_output, BLOCK), B), order, ranks, num_ranks, N, max_output, keep,
+        num_keep, like=boxes, BLOCK=BLOCK,
     )  # fmt: skip
 
 
 def batched_nms(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, keep: Tensor, count: Tensor
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float, keep: Tensor, num_keep: Tensor
 ) -> None:
     ids = None if idxs is None else idxs[None]
-    nms_padded(boxes[None], scores[None], threshold, boxes.shape[0], ids, None, False, keep[None], count)
+    nms_padded(boxes[None], scores[None], ids, None, iou_threshold, boxes.shape[0], False, keep[None], num_keep)
 
 
-def nms(boxes: Tensor, scores: Tensor, threshold: float, keep: Tensor, count: Tensor) -> None:
-    batched_nms(boxes, scores, None, threshold, keep, count)
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: Tensor, num_keep: Tensor) -> None:
+    batched_nms(boxes, scores, None, iou_threshold, keep, num_keep)

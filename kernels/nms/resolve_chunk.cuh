@@ -4,7 +4,7 @@
 #include "../common/launch.cuh"
 #include "../common/mutant.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 
 #if defined(FF_TEST_BUILD)
 constexpr int kResolveRounds = 2;  // small cases need the slow way too
@@ -12,12 +12,20 @@ constexpr int kResolveRounds = 2;  // small cases need the slow way too
 constexpr int kResolveRounds = 24;
 #endif
 
-// The same within a warp's word: overlaps are bits of lower lanes. From "all alive are kept", every round makes at least
-// one more box final, in rank order, so that 32 rounds always suffice.
-__device__ __forceinline__ unsigned resolve_word(bool alive, unsigned overlaps) {
-  unsigned kept = __ballot_sync(kFullMask, alive);
+// The same within one word, by one warp: a lane has box 32 p + lane for each of the word's parts p, with the bits of
+// the boxes before it in the word that would suppress it. From "all alive are kept", every round makes at least one
+// more box final, in rank order: usually few rounds suffice, and as many as the word has bits always do.
+template <class Word, int kParts>
+__device__ __forceinline__ Word resolve_word(const bool (&alive)[kParts], const Word (&overlaps)[kParts]) {
+  static_assert(8 * sizeof(Word) == 32 * kParts, "a bit for each box");
+  Word kept = 0;
+#pragma unroll
+  for (int p = 0; p < kParts; ++p) kept |= Word(__ballot_sync(kFullMask, alive[p])) << 32 * p;
   for (;;) {
-    const unsigned next = __ballot_sync(kFullMask, alive && !(overlaps & kept));
+    Word next = 0;
+#pragma unroll
+    for (int p = 0; p < kParts; ++p)
+      next |= Word(__ballot_sync(kFullMask, alive[p] && !(overlaps[p] & kept))) << 32 * p;
     if (FF_MUTANT(nms_word_rounds, next == kept, true)) return next;
     kept = next;
   }
@@ -48,12 +56,12 @@ __device__ unsigned resolve_chunk(bool alive, const unsigned (&overlaps)[kWords]
     mine = next;
     if (!__syncthreads_or(FF_MUTANT(nms_chunk_rounds, changes, false))) return mine;  // and the next guess is there
   }
-  unsigned own = 0;
+  unsigned own[] = {0};
 #pragma unroll
-  for (int v = 0; v < kWords; ++v) own = v == warp ? overlaps[v] : own;  // a register is not chosen by a number
+  for (int v = 0; v < kWords; ++v) own[0] = v == warp ? overlaps[v] : own[0];  // a register has no run-time index
   for (int v = 0; v < kWords; ++v) {
     if (v == warp) {
-      const bool open = alive && FF_MUTANT(nms_chunk_words, !suppressed_by(kept[0], v), true);
+      const bool open[] = {alive && FF_MUTANT(nms_chunk_words, !suppressed_by(kept[0], v), true)};
       mine = resolve_word(open, own);
       if (lane_id() == 0) kept[0][v] = mine;
     }
@@ -62,4 +70,4 @@ __device__ unsigned resolve_chunk(bool alive, const unsigned (&overlaps)[kWords]
   return mine;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

@@ -10,8 +10,9 @@
 #pragma once
 #include "kept_chains.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::nms {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 
 template <bool kLegacy, class U>
 class Strips {
@@ -72,4 +73,4 @@ class Strips {
 };
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::nms

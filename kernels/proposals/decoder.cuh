@@ -4,7 +4,8 @@
 #include "../common/launch.cuh"
 #include "proposals.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace anchor_decode;
 
 // Passed to kernels by value.
 template <class T, bool kLegacy>
@@ -38,8 +39,7 @@ Status make_decoder(const ProposalInputs& in, const ProposalSettings& set, Decod
   decoder->A = in.A;
   decoder->min_size = U(set.min_size);
   decoder->params = make_decode_params<U>(set.weights, set.clamp);
-  return make_anchors(in.anchors, in.anchor_image_stride, in.grid, in.grid_levels, in.anchor_offset, in.A,
-                      &decoder->anchors);
+  return make_anchors(in.anchors, in.A, &decoder->anchors);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -5,7 +5,7 @@
 //
 // Elsewhere, a fixed chain of launches over all images and levels:
 //
-//   valid     (filter_first only) one thread an anchor: does it decode to a box that may compete?
+//   valid     (filter_before_top_n only) one thread an anchor: does it decode to a box that may compete?
 //   top-N     every (image, level) segment's best pre_nms_top_n, sorted (kernels/top_n)
 //   decode    one thread a selected anchor: decode, clip, judge
 //   compact   one block a segment closes the gaps that dropped boxes leave, in place
@@ -20,7 +20,9 @@
 #include "proposals_cuda.h"
 #include "proposals_merge.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace nms;
+using namespace top_n;
 namespace {
 
 constexpr int kThreads = 256;
@@ -28,7 +30,7 @@ constexpr int kCompactThreads = 512;
 
 template <class U>
 struct Pieces {
-  uint8_t* valid;         // [B, A] (filter_first), then [S, n]: may the box compete?
+  uint8_t* valid;         // [B, A] (filter_before_top_n), then [S, n]: may the box compete?
   int32_t* selected;      // [S, n] anchor indices, best first; compacted with the boxes
   int32_t* num_selected;  // [S]
   U* boxes;               // [S, n, 4]
@@ -45,7 +47,7 @@ Pieces<U> take_from(const ProposalInputs& in, const ProposalSettings& set, int64
   const int64_t S = in.B * in.L;
   WorkspaceArena arena(workspace);
   Pieces<U> p;
-  const int64_t all = set.filter_first ? in.B * in.A : 0;
+  const int64_t all = set.filter_before_top_n ? in.B * in.A : 0;
   p.valid = arena.take<uint8_t>(all > S * n ? all : S * n);
   p.selected = arena.take<int32_t>(S * n);
   p.num_selected = arena.take<int32_t>(S);
@@ -190,16 +192,16 @@ Status run_chain(const ProposalInputs& in, const ProposalSettings& set, void* wo
   const int64_t S = in.B * in.L;
   const LevelLimits limits = level_limits(in, set);
   const int64_t n = limits.n, k = limits.k;
-  const Pieces<U> p = lay_out<U>(in, set, n, k, workspace);
+  const Pieces<U> p = take_from<U>(in, set, n, k, workspace);
   Decoder<T, kLegacy> decoder{};
   FF_TRY(make_decoder(in, set, &decoder));
-  if (set.filter_first)
+  if (set.filter_before_top_n)
     FF_LAUNCH((proposals_valid_kernel<T, kLegacy>), dim3(blocks_for(in.A, kThreads), unsigned(in.B)), dim3(kThreads), 0,
               stream, decoder, p.valid);
   int64_t starts[kMaxLevels + 1] = {0};
   for (int64_t l = 0; l < in.L; ++l) starts[l + 1] = starts[l] + in.level_sizes[l];
-  FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n, set.filter_first ? p.valid : nullptr,
-                             p.top_n, p.selected, p.num_selected, stream));
+  FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n,
+                             set.filter_before_top_n ? p.valid : nullptr, p.top_n, p.selected, p.num_selected, stream));
   FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(blocks_for(n, kThreads), unsigned(S)), dim3(kThreads), 0,
             stream, decoder, unsigned(in.L), n, p.selected, p.num_selected, p.boxes, p.valid);
   FF_LAUNCH((proposals_compact_kernel<U>), dim3(unsigned(S)), dim3(kCompactThreads), 0, stream, n, p.valid,
@@ -226,7 +228,7 @@ size_t rpn_proposals_workspace_cuda(const ProposalInputs& in, const ProposalSett
     using T = typename decltype(tag)::type;
     size_t rows = 0;
     lay_out_rows<T>(in, limits.k, nullptr, &rows);
-    return std::max(rows, lay_out<Compute<T>>(in, set, limits.n, limits.k, nullptr).bytes);
+    return std::max(rows, take_from<Compute<T>>(in, set, limits.n, limits.k, nullptr).bytes);
   });
 }
 
@@ -246,4 +248,4 @@ Status rpn_proposals_cuda(const ProposalInputs& in, const ProposalSettings& set,
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -2,32 +2,29 @@
 #pragma once
 #include "../common/anchors.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
 
 struct ProposalSettings {
   int64_t pre_nms_top_n;   // candidates a level
   int64_t post_nms_top_n;  // P, proposals an image
   double iou_threshold;
-  double min_size;    // pixels of the original image: times image_scales[b]
-  bool filter_first;  // small boxes are dropped before top-N (py-faster-rcnn) or after it (torchvision, detectron2)
-  double weights[4];  // of the deltas
-  double clamp;       // upper bound of dw, dh
-  bool legacy;        // inclusive pixels
+  double min_size;           // pixels of the original image: times image_scales[b]
+  bool filter_before_top_n;  // small boxes are dropped before top-N (py-faster-rcnn) or after it (torchvision,
+                             // detectron2)
+  double weights[4];         // of the deltas
+  double clamp;              // upper bound of dw, dh
+  bool legacy;               // inclusive pixels
 };
 
 // What both backends take. U is the compute type of dtype.
 struct ProposalInputs {
-  DType dtype;               // of scores and deltas
-  const void* scores;        // [B, A]
-  const void* deltas;        // [B, A, 4]
-  const void* anchors;       // U: [A, 4], [B, A, 4] or the grid's cell anchors
+  DType dtype;         // of scores and deltas
+  const void* scores;  // [B, A]
+  const void* deltas;  // [B, A, 4]
+  AnchorSource anchors;
   const void* image_sizes;   // U [B, 2]: height, width
   const void* image_scales;  // U [B] or null
   int64_t B, A;
-  int64_t anchor_image_stride;  // elements: 0 or 4 * A
-  const int64_t* grid;          // host [grid_levels, 5]
-  int64_t grid_levels;          // 0: anchors are given
-  double anchor_offset;
   const int64_t* level_sizes;  // host [L], adding up to A
   int64_t L;
 };
@@ -46,4 +43,4 @@ Status rpn_proposals_cpu(const ProposalInputs& inputs, const ProposalSettings& s
 Status rpn_proposals_cuda(const ProposalInputs& inputs, const ProposalSettings& settings, void* workspace,
                           const ProposalOutputs& outputs, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -5,7 +5,7 @@
 #include "proposals_cluster.cuh"
 #include "proposals_cuda.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
 namespace {
 
 #if defined(FF_TEST_BUILD)
@@ -54,7 +54,7 @@ bool proposals_fit_cluster(const ProposalInputs& in, const ProposalSettings& set
   return visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using U = Compute<T>;
-    const ClusterSettings<U> settings = make_settings<U>(limits, set.iou_threshold, set.filter_first);
+    const ClusterSettings<U> settings = make_settings<U>(limits, set.iou_threshold, set.filter_before_top_n);
     return ClusterMemory<U>(nullptr, settings).bytes <= most_shared() &&
            (set.legacy ? device_runs_clusters<T, true>() : device_runs_clusters<T, false>());
   });
@@ -70,7 +70,8 @@ Status propose_by_cluster(const ProposalInputs& in, const ProposalSettings& set,
     FF_TRY(make_decoder(in, set, &decoder));
     ScoreSegments<T> segments = {static_cast<const T*>(in.scores), nullptr, in.A, int32_t(in.L), {}};
     for (int64_t l = 0; l < in.L; ++l) segments.starts[l + 1] = segments.starts[l] + int32_t(in.level_sizes[l]);
-    const ClusterSettings<U> settings = make_settings<U>(level_limits(in, set), set.iou_threshold, set.filter_first);
+    const ClusterSettings<U> settings =
+        make_settings<U>(level_limits(in, set), set.iou_threshold, set.filter_before_top_n);
     const ProposalRows<T> out = {
         static_cast<U*>(rows.boxes), static_cast<T*>(rows.scores), rows.indices, rows.counts, stride, padded};
     const auto kernel = proposals_cluster_kernel<T, kLegacy>;
@@ -83,4 +84,4 @@ Status propose_by_cluster(const ProposalInputs& in, const ProposalSettings& set,
                [&](auto tag) { return set.legacy ? launch(tag, std::true_type()) : launch(tag, std::false_type()); });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -21,7 +21,9 @@
 #include "../top_n/rank_bins.cuh"
 #include "decoder.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace nms;
+using namespace top_n;
 
 #if defined(FF_TEST_BUILD)  // small cases cross chunks and blocks too
 constexpr int kCluster = 4, kChunk = 64, kRankBins = 64, kListRoom = 96;
@@ -239,10 +241,7 @@ class ClusterStep {
     if (entry < gathered) {
       const Ranking<Key> own = m_.entries[entry];
       for (int i = part; i < gathered; i += kCluster) {
-        const Ranking<Key> other = m_.entries[i];
-        place +=
-            other.key < own.key ||
-            (other.key == own.key && FF_MUTANT(proposals_chunk_ties, other.index<own.index, other.index> own.index));
+        place += comes_before(m_.entries[i], own);
       }
     }
 #pragma unroll
@@ -401,4 +400,4 @@ __global__ void __launch_bounds__(kChunk)
 #endif
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

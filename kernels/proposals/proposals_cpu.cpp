@@ -1,14 +1,7 @@
 #include "proposals_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
 namespace {
-
-// Bytes that kept boxes take in any instruction set's list: five numbers each, in blocks of 64 bytes a number.
-template <class U>
-int64_t kept_bytes(int64_t capacity) {
-  const int64_t lanes = 64 / int64_t(sizeof(U));
-  return (capacity + lanes - 1) / lanes * 5 * 64;
-}
 
 // Cuts one image's memory; returns its size.
 template <class U>
@@ -16,12 +9,12 @@ size_t take_from(const ProposalInputs& in, const ProposalSettings& set, void* me
   WorkspaceArena arena(memory);
   for (int64_t l = 0; l < in.L; ++l) {
     const int64_t size = in.level_sizes[l], n = std::min(size, set.pre_nms_top_n);
-    LevelMemory<RankKey<U>>& level = task->levels[l];
+    LevelMemory<U>& level = task->levels[l];
     level.chunk = std::min(ranked_chunk(size), n);
     level.ranked = take_ranked_buffers<RankKey<U>>(&arena, size, level.chunk);
-    level.kept = arena.take<char>(kept_bytes<U>(std::min(n, set.post_nms_top_n)));
+    level.kept = take_kept_blocks<U>(&arena, std::min(n, set.post_nms_top_n));
   }
-  task->masked_scores = arena.take<U>(set.filter_first ? in.A : 0);
+  task->masked_scores = arena.take<U>(set.filter_before_top_n ? in.A : 0);
   return arena.used();
 }
 
@@ -29,14 +22,14 @@ size_t take_from(const ProposalInputs& in, const ProposalSettings& set, void* me
 template <class U>
 Status propose(const ProposalInputs& in, const ProposalSettings& set, char* workspace, const ProposalOutputs& out) {
   Anchors<U> anchors;
-  FF_TRY(make_anchors(in.anchors, in.anchor_image_stride, in.grid, in.grid_levels, in.anchor_offset, in.A, &anchors));
+  FF_TRY(make_anchors(in.anchors, in.A, &anchors));
   ImageTask<U> sizing;
-  const size_t piece = lay_out<U>(in, set, nullptr, &sizing);
+  const size_t piece = take_from<U>(in, set, nullptr, &sizing);
   parallel_for(in.B, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       ImageTask<U> task;
       task.anchors = anchors;
-      lay_out<U>(in, set, workspace + piece * size_t(b), &task);
+      take_from<U>(in, set, workspace + piece * size_t(b), &task);
       FF_ISA_CALL(propose_image, in, set, b, &task, out);
     }
   });
@@ -51,25 +44,22 @@ Status check_levels(const ProposalInputs& in) {
   return kOk;
 }
 
-constexpr size_t kAlignment = 64;  // of the kept lists; the caller's allocator may promise less
-
 }  // namespace
 
 size_t rpn_proposals_workspace_cpu(const ProposalInputs& in, const ProposalSettings& set) {
   if (check_levels(in)) return 0;
-  return kAlignment + size_t(in.B) * visit_compute(in.dtype, [&](auto tag) {
-                        ImageTask<typename decltype(tag)::type> task;
-                        return take_from(in, set, nullptr, &task);
-                      });
+  return size_t(in.B) * visit_compute(in.dtype, [&](auto tag) {
+           ImageTask<typename decltype(tag)::type> task;
+           return take_from(in, set, nullptr, &task);
+         });
 }
 
 Status rpn_proposals_cpu(const ProposalInputs& in, const ProposalSettings& set, void* workspace,
                          const ProposalOutputs& out) {
   FF_TRY(check_levels(in));
-  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(workspace) + kAlignment - 1) & ~uintptr_t(kAlignment - 1);
   return visit_compute(in.dtype, [&](auto tag) {
-    return propose<typename decltype(tag)::type>(in, set, reinterpret_cast<char*>(aligned), out);
+    return propose<typename decltype(tag)::type>(in, set, static_cast<char*>(workspace), out);
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -5,8 +5,14 @@
 #include "../top_n/ranked.h"
 #include "proposals_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace anchor_decode;
+using namespace nms;
+using namespace top_n;
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
+using namespace nms::FF_ISA;
+using namespace top_n::FF_ISA;
 namespace {
 
 constexpr int kBlock = 64;
@@ -55,7 +61,7 @@ class Level {
  public:
   using U = Compute<T>;
 
-  Level(const T* scores, int64_t first, int64_t size, int64_t budget, const LevelMemory<RankKey<U>>& memory,
+  Level(const T* scores, int64_t first, int64_t size, int64_t budget, const LevelMemory<U>& memory,
         const Suppression<U>& suppression, const Decoder<T, kLegacy>& decoder)
       : scores_(scores + first),
         first_(first),
@@ -139,7 +145,7 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
 
   const T* const own_scores = static_cast<const T*>(in.scores) + b * in.A;
   const T* scores = own_scores;
-  if (FF_MUTANT(proposals_filter_order, set.filter_first, false)) {
+  if (FF_MUTANT(proposals_filter_order, set.filter_before_top_n, false)) {
     T* const masked = static_cast<T*>(task.masked_scores);
     for (int64_t a = 0; a < in.A; a += kBlock) {
       const int count = int(in.A - a < kBlock ? in.A - a : kBlock);
@@ -171,9 +177,7 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
     int64_t best = -1;
     for (int64_t l = 0; l < in.L; ++l) {
       if (!alive[l]) continue;
-      if (best < 0 || slots[l].level.score() > slots[best].level.score() ||
-          FF_MUTANT(proposals_level_ties, false, slots[l].level.score() == slots[best].level.score()))
-        best = l;
+      if (best < 0 || comes_before(slots[l].level.score(), l, slots[best].level.score(), best)) best = l;
     }
     if (best < 0) break;
     Level<T, kLegacy>& level = slots[best].level;
@@ -202,4 +206,4 @@ void propose_image(const ProposalInputs& in, const ProposalSettings& set, int64_
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -2,7 +2,7 @@
 #pragma once
 #include "proposals.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
 
 struct LevelLimits {
   int64_t longest;  // anchors of a level, at most
@@ -26,4 +26,4 @@ bool proposals_fit_cluster(const ProposalInputs& inputs, const ProposalSettings&
 Status propose_by_cluster(const ProposalInputs& inputs, const ProposalSettings& settings, const ProposalOutputs& rows,
                           int64_t stride, bool padded, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

@@ -3,8 +3,10 @@
 #include "../common/anchors.h"
 #include "../common/launch.cuh"
 #include "../common/mutant.h"
+#include "../top_n/top_n.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::proposals {
+using namespace top_n;
 
 constexpr int kMergeThreads = 256;
 
@@ -48,7 +50,7 @@ __global__ void __launch_bounds__(kMergeThreads)
 #pragma unroll
     for (int l = 0; l < kMaxLevels; ++l)
       if (FF_MUTANT(proposals_merge_end, before[l] + step <= counts[l], before[l] + step < counts[l]) &&
-          (theirs[l] > score || (theirs[l] == score && FF_MUTANT(proposals_merge_ties, l<level, l> level))))
+          comes_before(theirs[l], l, score, level))
         before[l] += step;
   }
   int64_t place = i;
@@ -61,4 +63,4 @@ __global__ void __launch_bounds__(kMergeThreads)
   out_indices[row] = kept.index(first + level, i);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::proposals

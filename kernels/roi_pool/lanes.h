@@ -5,8 +5,9 @@
 #include "../common/numeric.h"
 #include "../common/vectors.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 
 typedef uint16_t Vec16 __attribute__((vector_size(kVectorBytes / 2)));     // as many elements as Vector<float>
 typedef int32_t NarrowInt __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Vector<double>
@@ -130,4 +131,4 @@ FF_HD void transpose(Vector<U>* rows) {
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

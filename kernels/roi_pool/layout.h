@@ -3,7 +3,7 @@
 #include "../common/cpu.h"
 #include "roi.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 constexpr int kBlockLanes = 16;
 
@@ -24,4 +24,4 @@ FF_ISA_DECLARE(
     void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides,
                      int32_t* target))
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -2,8 +2,9 @@
 #include "lanes.h"
 #include "layout.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 namespace {
 
 // Cells per full vector; the last vector of a run starts early and writes some cells twice.
@@ -159,4 +160,4 @@ void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, 
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

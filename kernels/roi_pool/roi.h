@@ -11,7 +11,7 @@
 #include "../common/numeric.h"
 #include "../common/status.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 constexpr int kRoiFields = 5;
 constexpr int kMaxRoiLevels = 8;
@@ -57,4 +57,4 @@ FF_HD int roi_level(const U* roi, const U* thresholds, int count) {
   return level;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -4,7 +4,7 @@
 #include "roi_align.h"
 #include "roi_gather.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace {
 
 template <class U>
@@ -320,4 +320,4 @@ Status roi_align_backward_cuda(DType dtype, const RoiAlignShape& shape, const vo
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

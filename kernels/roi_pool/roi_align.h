@@ -11,12 +11,10 @@
 // bin, at least 1). output = the sum over the touched cells in row-major order of (row weight * column weight) * value;
 // the gradient of a cell is the sum of (row weight * column weight) * gradient in ascending order of RoI, then bin.
 // These are the same bits on every backend. NaN and infinity in a touched cell count even where its weight is 0.
-//
-// Planted mistakes: align_outside_low, align_outside_high, align_clamp_low, align_min_side, align_adaptive.
 #pragma once
 #include "roi.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 constexpr int32_t kMaxSamples = 1 << 20;
 
@@ -142,4 +140,4 @@ size_t roi_align_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape
 Status roi_align_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* rois,
                                void* workspace, void* const* grads, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

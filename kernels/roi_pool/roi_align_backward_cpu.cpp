@@ -2,7 +2,7 @@
 // through the image's RoIs in order, so every cell is added to in that order, whoever does it.
 #include "roi_align_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace {
 
 template <class T>
@@ -166,4 +166,4 @@ Status roi_align_backward_cpu(DType dtype, const RoiAlignShape& shape, const voi
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

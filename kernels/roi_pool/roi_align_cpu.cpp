@@ -1,7 +1,7 @@
 // RoIAlign on the CPU, forward: what to turn into tiles, and who does what. As in roi_pool_cpu.cpp, level by level.
 #include "roi_align_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace {
 
 // How many cells of a run cost as much as one cell by itself.
@@ -243,4 +243,4 @@ Status roi_align_cpu(DType dtype, const RoiAlignShape& shape, const void* const*
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

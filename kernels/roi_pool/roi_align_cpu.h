@@ -3,7 +3,7 @@
 #include "roi_align.h"
 #include "roi_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 template <class U>
 struct RoiWeights {
@@ -137,4 +137,4 @@ inline Status check_align_shape(const RoiAlignShape& s) {
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -2,8 +2,9 @@
 #include "lanes.h"
 #include "roi_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 namespace {
 
 // One bin, n vectors of channels.
@@ -81,4 +82,4 @@ FF_SCATTER_BINS(float) { scatter_all(tile, rows, columns, P, Q, lanes, grads, st
 FF_SCATTER_BINS(double) { scatter_all(tile, rows, columns, P, Q, lanes, grads, stride); }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

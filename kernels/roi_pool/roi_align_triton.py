@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..common.box_triton import is_finite_box
 from ..common.launch_triton import double_bits, launch
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, divide, narrow, scalar, widen
 from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
 from .roi_levels import level_thresholds
@@ -49,12 +50,12 @@ def make_samples(low, high, scale, bins: tl.constexpr, limit, RATIO: tl.constexp
     else:
         start = low * scale
         length = high * scale - start
-        length = tl.where(length > 1.0, length, 1.0)
+        length = tl.where(length > 1.0, length, 1.0) if not mutant("align_min_side") else length
     size = divide(length, tl.full((), bins, length.dtype))
     if RATIO > 0:
         count = tl.where(limit > 0, min(RATIO, MAX_SAMPLES), 0)
     else:
-        wanted = tl.ceil(size)
+        wanted = tl.ceil(size) if not mutant("align_adaptive") else tl.floor(size) + 1.0
         wanted = tl.where(wanted < MAX_SAMPLES, wanted, MAX_SAMPLES)
         count = tl.where((wanted >= 1.0) & (limit > 0), wanted, 0.0).to(tl.int32)  # NaN: 0
     return start, size, count, limit
@@ -62,19 +63,20 @@ def make_samples(low, high, scale, bins: tl.constexpr, limit, RATIO: tl.constexp
 
 @triton.jit
 def position(axis, bin, i):
-    """Of sample i of the bin. Not descending in i, even where a negative length (ALIGNED) reverses the samples."""
+    """Where sample i of the bin lies; never descending in i, even where a negative length (ALIGNED) reverses them."""
     start, size, count, _limit = axis
-    index = tl.where(size < 0.0, count - 1 - i, i).to(size.dtype)
+    index = (tl.where(size < 0.0, count - 1 - i, i) if not mutant("align_reversed") else i).to(size.dtype)
     return (start + bin.to(size.dtype) * size) + divide((index + 0.5) * size, count.to(size.dtype))
 
 
 @triton.jit
 def first_cell(x, limit):
     """The first of the two cells that a sample at x lies between; -1 below the map, limit beyond it and for NaN."""
-    inside = (x >= -1.0) & (x <= limit)
+    inside = (x >= -1.0) & (x <= limit if not mutant("align_outside_high") else x < limit)
     cell = tl.where(inside & (x > 0.0), x, 0.0).to(tl.int32)
-    cell = tl.where(cell < limit - 1, cell, limit - 1)
-    return tl.where(x < -1.0, -1, tl.where(inside, cell, limit))
+    cell = tl.where(cell < limit - 1, cell, limit - 1) if not mutant("align_last_cell") else cell
+    below = x < -1.0 if not mutant("align_outside_low") else x <= -1.0
+    return tl.where(below, -1, tl.where(inside, cell, limit))
 
 
 @triton.jit
@@ -115,8 +117,9 @@ def cell_weight(axis, bin, begin, end, cell, factor):
     while i < most:
         x = position(axis, bin, begin + i)
         low = first_cell(x, limit)
-        fraction = tl.where((low < limit - 1) & (x > 0.0), x - low.to(factor.dtype), 0.0)
-        low = tl.where(begin + i < end, low, limit)
+        partly = (low < limit - 1) & (x > 0.0 if not mutant("align_clamp_low") else x > -0.5)
+        fraction = tl.where(partly, x - low.to(factor.dtype), 0.0)
+        low = tl.where(begin + i < end, low, limit) if not mutant("align_bin_samples") else low
         is_low, is_high = low == cell, low + 1 == cell  # beyond the last cell there is none
         weight += tl.where(is_low, 1.0 - fraction, tl.where(is_high, fraction, 0.0))
         touched = touched | is_low | is_high
@@ -134,7 +137,9 @@ def axis_of(
     image, x1, y1, x2, y2 = roi
     level = roi_level(x1, y1, x2, y2, thresholds)
     H, W = sides(levels, level)
-    pools = (roi_image(image, B) >= 0) & is_finite_box(x1, y1, x2, y2) & (H > 0) & (W > 0)
+    finite = is_finite_box(x1, y1, x2, y2)
+    pools = (roi_image(image, B) >= 0) & (H > 0) & (W > 0)
+    pools = pools & finite if not mutant("align_finite") else pools
     scale = scalar(of_level(scales, level), x1.dtype)
     rows = make_samples(y1, y2, scale, P, tl.where(pools, H, 0), RATIO, ALIGNED)
     columns = make_samples(x1, x2, scale, Q, tl.where(pools, W, 0), RATIO, ALIGNED)
@@ -151,7 +156,7 @@ def weights_kernel(
     counts, P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
     BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
-    """A program has the rows, or the columns, of ROIS RoIs; backward, the first ones list the RoIs of an image and
+    """A program owns the rows, or the columns, of ROIS RoIs; backward, the first ones list the RoIs of an image and
     level each. H, W: of the largest level. spans: forward, [K, P + Q, 2] the first and the last cell that a bin
     touches, or 0, -1. windows ... counts: backward, see Tables."""
     program = tl.program_id(0)
@@ -188,7 +193,7 @@ def align_kernel(
     C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, MAP_LAST: tl.constexpr, LAST: tl.constexpr,
     ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A program has a bin_tile; its bins step through their cells side by side. H, W: of the largest level."""
+    """A program owns a bin_tile; its bins step through their cells side by side. H, W: of the largest level."""
     T: tl.constexpr = output.dtype.element_ty
     k, bin, channel = bin_tile(P * Q, C, LAST, ROIS, BINS, CHANNELS)
     image, x1, y1, x2, y2 = load_roi(rois, k, k < K)
@@ -218,6 +223,8 @@ def align_kernel(
         while j < columns:
             column_weight = tl.load(column_weights + j, mask=left + j <= right, other=-1.0)
             touched = (row_weight >= 0.0) & (column_weight >= 0.0)
+            if mutant("align_touched"):
+                touched = row_weight * column_weight > 0.0
             cell = ((top + i) * width + left + j).to(tl.int64) * cell_step
             value = tl.load(cells + cell, mask=touched & (channel < C), other=0.0)
             sums += (row_weight * column_weight) * widen(value)  # adding 0 changes no sum: none is -0
@@ -296,33 +303,35 @@ def align_backward(
 
 
 def roi_align(
-    input: Tensor, rois: Tensor, height: int, width: int, scale: float, ratio: int, aligned: bool, output: Tensor
-) -> None:
-    check_size({"input": input}, height, width)
-    align((input,), rois, (scale,), (), ratio, aligned, output)
+    input: Tensor, rois: Tensor, output_height: int, output_width: int, spatial_scale: float, sampling_ratio: int,
+    aligned: bool, output: Tensor,
+) -> None:  # fmt: skip
+    check_size({"input": input}, output_height, output_width)
+    align((input,), rois, (spatial_scale,), (), sampling_ratio, aligned, output)
 
 
 def roi_align_backward(
-    grad: Tensor, rois: Tensor, B: int, C: int, H: int, W: int, last: bool, scale: float, ratio: int, aligned: bool,
-    grad_input: Tensor,
+    grad: Tensor, rois: Tensor, input_shape: Sequence[int], channels_last: bool, spatial_scale: float,
+    sampling_ratio: int, aligned: bool, grad_input: Tensor,
 ) -> None:  # fmt: skip
     check_size({"input": grad_input}, *grad.shape[2:])
-    align_backward(grad, rois, (scale,), (), ratio, aligned, (grad_input,))
+    align_backward(grad, rois, (spatial_scale,), (), sampling_ratio, aligned, (grad_input,))
 
 
 def multiscale_roi_align(
-    features: Sequence[Tensor], rois: Tensor, height: int, width: int, scales: Sequence[float], ratio: int,
-    aligned: bool, canonical_scale: float, canonical_level: int, output: Tensor,
+    features: Sequence[Tensor], rois: Tensor, output_height: int, output_width: int, spatial_scales: Sequence[float],
+    sampling_ratio: int, aligned: bool, canonical_scale: float, canonical_level: int, output: Tensor,
 ) -> None:  # fmt: skip
-    check_size(levels_by_name(features), height, width)
-    thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
-    align(features, rois, scales, thresholds, ratio, aligned, output)
+    check_size(levels_by_name(features), output_height, output_width)
+    thresholds = level_thresholds(tuple(spatial_scales), canonical_scale, canonical_level)
+    align(features, rois, spatial_scales, thresholds, sampling_ratio, aligned, output)
 
 
 def multiscale_roi_align_backward(
-    grad: Tensor, rois: Tensor, shapes: Sequence[int], layouts: Sequence[bool], scales: Sequence[float], ratio: int,
-    aligned: bool, canonical_scale: float, canonical_level: int, *grads: Tensor,
+    grad: Tensor, rois: Tensor, input_shapes: Sequence[int], channels_last: Sequence[bool],
+    spatial_scales: Sequence[float], sampling_ratio: int, aligned: bool, canonical_scale: float, canonical_level: int,
+    grad_features: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    check_size(levels_by_name(grads), *grad.shape[2:])
-    thresholds = level_thresholds(tuple(scales), canonical_scale, canonical_level)
-    align_backward(grad, rois, scales, thresholds, ratio, aligned, grads)
+    check_size(levels_by_name(grad_features), *grad.shape[2:])
+    thresholds = level_thresholds(tuple(spatial_scales), canonical_scale, canonical_level)
+    align_backward(grad, rois, spatial_scales, thresholds, sampling_ratio, aligned, grad_features)

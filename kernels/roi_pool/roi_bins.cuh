@@ -6,13 +6,11 @@
 // ends with. A quarter of the bytes is then written, and read by the backward pass. How large a bin may be is no
 // matter of the map's size alone (a box far larger than the image has bins as large as the map), so each RoI decides
 // for itself, on the device, from its exact bins; the tensor has room for either, and says which it holds.
-//
-// Planted mistakes: roi_packed_cells, roi_packed_room, roi_packed_row, roi_plain_place.
 #pragma once
 #include "../common/launch.cuh"
 #include "roi_pool.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 struct PoolShape {
   int64_t B, C;
@@ -149,4 +147,4 @@ __device__ __forceinline__ void find_maxima(const BinCells& cells, const Values&
     if (order[j] < 0) best[j] = cells.empty() ? U(0) : FF_MUTANT(roi_all_nan, U(NAN), best[j]);
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -7,7 +7,7 @@
 #include "layout.h"
 #include "roi.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 // Rows row0 ... row1 - 1 of a map, as [rows][columns][lanes] with any strides. Cell (y, x) has its lanes at
 // data + (y - row0) * row_stride + (x - column0) * cell_stride.
@@ -130,4 +130,4 @@ inline int64_t block_lanes(int64_t C, int64_t cells, int64_t bytes, int64_t imag
   return lanes;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

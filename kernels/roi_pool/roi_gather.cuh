@@ -9,7 +9,7 @@
 #include "../common/workspace.h"
 #include "roi.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 // Output numbers as work: with channels last a warp has one bin and 128 channels, lane by lane, so that it reads and
 // writes whole lines; else a thread has one bin and 4 channels, and the threads of a warp neighbouring bins.
@@ -170,4 +170,4 @@ Status gather(GatherShape g, bool channels_last, int64_t images, const RoiTables
   return launched();
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

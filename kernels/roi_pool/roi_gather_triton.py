@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.launch_triton import blocks_for, launch
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, narrow
 from .roi_triton import (
     crossed,
@@ -53,7 +54,7 @@ def list_members(rois, thresholds, B, K, group, members, counts, MEMBERS: tl.con
 
 @triton.jit
 def store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS: tl.constexpr):
-    """Of one axis of RoIs k [ROIS, 1, 1], where bin [1, BINS, 1] touches the cells first ... last [ROIS, BINS, 1];
+    """Where, along one axis of RoIs k [ROIS, 1, 1], bin [1, BINS, 1] touches the cells first ... last [ROIS, BINS, 1];
     none: last < first. Neither end descends (or neither ascends) from bin to bin, so the bins between the first and
     the last one at a cell are there too."""
     least = tl.min(tl.where(first <= last, first, 0x7FFFFFFF), axis=1, keep_dims=True)
@@ -66,7 +67,7 @@ def store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS:
     i = 0
     while i < cells:
         cell = least + i + tl.arange(0, CELLS)[None, None, :]
-        here = (first <= cell) & (last >= cell)
+        here = (first <= cell) & (last >= cell if not mutant("gather_bin_end") else last > cell)
         lowest = tl.min(tl.where(here, bin, 0xFFFF), axis=1, keep_dims=True)
         highest = tl.max(tl.where(here, bin, 0), axis=1, keep_dims=True)
         tl.store(cell_bins + cell, lowest | (highest << 16), mask=cell <= most)
@@ -119,10 +120,14 @@ def gather_kernel(
         index = tl.arange(0, MEMBERS)
         listed = base + index < count
         candidates = windows + tl.load(members + base + index, mask=listed, other=0)
-        touches = listed & (tl.load(candidates, mask=listed, other=0) <= bottom)
-        touches = touches & (tl.load(candidates + window_size, mask=listed, other=0) >= top)
-        touches = touches & (tl.load(candidates + 2 * window_size, mask=listed, other=0) <= right)
-        touches = touches & (tl.load(candidates + 3 * window_size, mask=listed, other=0) >= left)
+        first_y = tl.load(candidates, mask=listed, other=0)
+        touches = listed & (first_y <= bottom if not mutant("gather_bottom") else first_y < bottom)
+        last_y = tl.load(candidates + window_size, mask=listed, other=0)
+        touches = touches & (last_y >= top if not mutant("gather_top") else last_y > top)
+        first_x = tl.load(candidates + 2 * window_size, mask=listed, other=0)
+        touches = touches & (first_x <= right if not mutant("gather_right") else first_x < right)
+        last_x = tl.load(candidates + 3 * window_size, mask=listed, other=0)
+        touches = touches & (last_x >= left if not mutant("gather_left") else last_x > left)
         waiting = tl.where(touches, index, MEMBERS)
         next = tl.min(waiting)
         while next < MEMBERS:
@@ -142,8 +147,9 @@ def gather_kernel(
             while done < most:
                 for i in tl.static_range(AT_ONCE):
                     grad = values + (p * Q + q) * grad_bin
-                    sums += OWED(found, p, q, H, W, C, P, Q, LAST[0], grad, done + i < bins, real)
-                    wraps = q == last_q
+                    left_over = done + i < bins if not mutant("gather_bins") else done + i < bins - 1
+                    sums += OWED(found, p, q, H, W, C, P, Q, LAST[0], grad, left_over, real)
+                    wraps = q == last_q if not mutant("gather_wrap") else q > last_q
                     p = tl.where(wraps, p + 1, p)
                     q = tl.where(wraps, first_q, q + 1)
                 done += AT_ONCE

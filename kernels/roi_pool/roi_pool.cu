@@ -4,7 +4,7 @@
 #include "roi_gather.cuh"
 #include "roi_pool_tile.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace {
 
 template <class T, bool kLast, bool kArgmax>
@@ -230,4 +230,4 @@ Status roi_pool_backward_cuda(DType dtype, const RoiPoolShape& shape, const void
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -8,14 +8,10 @@
 //
 // Backward: grad[cell] = the sum of the gradients whose argmax is the cell, in ascending order of RoI, then bin, in the
 // compute type, starting from 0: the same bits on every backend.
-//
-// Planted mistakes (FF_MUTANT): roi_padded_row, roi_level_edge (roi.h); roi_round, roi_min_size, roi_bin_end (here);
-// roi_first_max, roi_all_nan, roi_minus_inf (CPU and CUDA sources); CUDA's own are in roi_bins.cuh and
-// roi_pool_tile.cuh; the RoIAlign ones in roi_align.h.
 #pragma once
 #include "roi.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 struct RoiPoolShape {
   int64_t B, C, H, W;  // the map
@@ -76,4 +72,4 @@ Status roi_pool_backward_cuda(DType dtype, const RoiPoolShape& shape, const void
                               bool grad_output_channels_last, const int32_t* argmax, const void* rois, double scale,
                               void* workspace, void* grad_input, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

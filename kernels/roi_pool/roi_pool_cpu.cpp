@@ -6,7 +6,7 @@
 #include "roi_cpu.h"
 #include "roi_pool.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace {
 
 // Decided by shapes alone, so that the workspace's size is known beforehand.
@@ -390,4 +390,4 @@ Status roi_pool_backward_cpu(DType dtype, const RoiPoolShape& shape, const void*
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

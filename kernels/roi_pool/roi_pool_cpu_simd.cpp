@@ -2,8 +2,9 @@
 #include "lanes.h"
 #include "roi_cpu.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 namespace FF_ISA {
+using namespace frcnn_fast::FF_ISA;
 namespace {
 
 FF_HD void store_index(int32_t* p, Vector<int32_t> index) { store_raw(p, index); }
@@ -95,4 +96,4 @@ FF_POOL_BINS(double) {
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -11,12 +11,10 @@
 //
 // Only for contiguous maps. With channels last a warp of the other kernel has one bin and whole lines of channels: it
 // loads and stores nothing but lines already, and all its lanes have a bin of the same size.
-//
-// Planted mistakes: roi_tile_room, roi_tile_rest, roi_tile_empty, roi_tile_reciprocal.
 #pragma once
 #include "roi_bins.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::roi_pool {
 
 constexpr int kTileThreads = 512;
 constexpr int kQuad = 4;                // channels of an element of the tile
@@ -159,4 +157,4 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   }
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::roi_pool

@@ -1,11 +1,14 @@
 """roi_pool.h and roi_pool.cu in Triton. Forward: one launch, see roi_triton.BinTile; every number of a tile steps
 through the cells of its own bin. Backward: a gather, see roi_gather_triton.py."""
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..common.launch_triton import double_bits, launch
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, divide, is_finite, narrow, scalar, widen
 from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
 from .roi_triton import (
@@ -25,7 +28,8 @@ from .roi_triton import (
 def round_half_away(x):
     whole = tl.where(x < 0.0, tl.ceil(x), tl.floor(x))
     distance = x - whole
-    return tl.where(distance >= 0.5, whole + 1.0, tl.where(distance <= -0.5, whole - 1.0, whole))
+    down = distance <= -0.5 if not mutant("roi_round") else distance < -0.5
+    return tl.where(distance >= 0.5, whole + 1.0, tl.where(down, whole - 1.0, whole))
 
 
 @triton.jit
@@ -33,7 +37,7 @@ def make_bins(low, high, scale, bins: tl.constexpr):
     """(start, size, finite) of the bins along one axis of RoIs."""
     start, end = round_half_away(low * scale), round_half_away(high * scale)
     length = (end - start) + 1.0
-    length = tl.where(length > 1.0, length, 1.0)
+    length = tl.where(length > 1.0, length, 1.0) if not mutant("roi_min_size") else length
     size = divide(length, tl.full(length.shape, bins, length.dtype))
     return start, size, is_finite(start) & is_finite(end)
 
@@ -41,7 +45,7 @@ def make_bins(low, high, scale, bins: tl.constexpr):
 @triton.jit
 def clamped(edge, limit):
     """Into 0 ... limit; NaN: 0."""
-    edge = tl.where(edge > 0.0, edge, 0.0)
+    edge = tl.where(edge > 0.0, edge, 0.0) if not mutant("roi_edge_low") else edge
     return tl.where(edge < limit, edge, limit.to(edge.dtype)).to(tl.int32)
 
 
@@ -49,7 +53,9 @@ def clamped(edge, limit):
 def bin_edges(start, size, bin, limit):
     """The cells begin ... end - 1 of a bin, on a map of `limit` cells."""
     begin = clamped(tl.floor(bin.to(size.dtype) * size) + start, limit)
-    return begin, clamped(tl.ceil((bin + 1).to(size.dtype) * size) + start, limit)
+    edge = (bin + 1).to(size.dtype) * size
+    edge = tl.ceil(edge) if not mutant("roi_bin_end") else tl.floor(edge) + 1.0
+    return begin, clamped(edge + start, limit)
 
 
 @triton.jit
@@ -59,7 +65,8 @@ def load_bins(rois, k, K, scale, B, P: tl.constexpr, Q: tl.constexpr):
     scale = scalar(scale, x1.dtype)
     start_y, size_y, finite_y = make_bins(y1, y2, scale, P)
     start_x, size_x, finite_x = make_bins(x1, x2, scale, Q)
-    return tl.where(finite_y & finite_x, roi_image(image, B), -1), start_y, size_y, start_x, size_x
+    finite = finite_y & finite_x if not mutant("roi_finite_bins") else finite_y
+    return tl.where(finite, roi_image(image, B), -1), start_y, size_y, start_x, size_x
 
 
 @triton.jit(do_not_specialize=["scale", "B", "K", "H", "W"])
@@ -68,7 +75,7 @@ def pool_kernel(
     C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr,
     ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """argmax: pointer or None."""
+    """A program owns a bin_tile. argmax: pointer or None."""
     T: tl.constexpr = output.dtype.element_ty
     k, bin, channel = bin_tile(P * Q, C, LAST, ROIS, BINS, CHANNELS)
     image, start_y, size_y, start_x, size_x = load_bins(rois, k, K, scale, B, P, Q)
@@ -84,7 +91,8 @@ def pool_kernel(
     cells = input + image * C * H * W + channel.to(tl.int64) * channel_step
 
     # NaN: nothing yet, so that -inf counts and NaN does not.
-    best = tl.where(present, float("nan"), tl.zeros((bin + channel).shape, compute_type(T)))
+    empty = tl.zeros((bin + channel).shape, compute_type(T))
+    best = tl.where(present, float("nan") if not mutant("roi_all_nan") else float("-inf"), empty)
     place = tl.full(best.shape, -1, tl.int32)
     rows, columns = tl.max(height), tl.max(width)
     row = top * W + left
@@ -95,7 +103,9 @@ def pool_kernel(
             inside = (i < height) & (j < width)
             at = cells + (row + j).to(tl.int64) * cell_step
             value = widen(tl.load(at, mask=inside & (channel < C), other=0.0))
-            better = inside & ((value > best) | ((best != best) & (value == value)))
+            above = value > best if not mutant("roi_first_max") else value >= best
+            first = (best != best) & (value == value if not mutant("roi_minus_inf") else value > float("-inf"))
+            better = inside & (above | first)
             best = tl.where(better, value, best)
             place = tl.where(better, row + j, place)
             j += 1
@@ -116,7 +126,7 @@ def tables_kernel(
     P: tl.constexpr, Q: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr,
     MEMBERS: tl.constexpr,
 ):  # fmt: skip
-    """The first programs list the RoIs of an image each; then one has the rows, or the columns, of ROIS RoIs."""
+    """The first programs list the RoIs of an image each; then one owns the rows, or the columns, of ROIS RoIs."""
     program = tl.program_id(0)
     if program < B:
         list_members(rois, (), B, K, program, members, counts, MEMBERS)
@@ -149,8 +159,8 @@ def owed_to_argmax(
 
 
 def roi_pool(
-    input: Tensor, rois: Tensor, height: int, width: int, spatial_scale: float, with_argmax: bool, output: Tensor,
-    argmax: Tensor,
+    input: Tensor, rois: Tensor, output_height: int, output_width: int, spatial_scale: float, with_argmax: bool,
+    output: Tensor, argmax: Tensor,
 ) -> None:  # fmt: skip
     B, C, H, W = input.shape
     K, _, P, Q = output.shape
@@ -165,10 +175,11 @@ def roi_pool(
 
 
 def roi_pool_backward(
-    grad: Tensor, argmax: Tensor, rois: Tensor, B: int, C: int, H: int, W: int, last: bool, spatial_scale: float,
+    grad: Tensor, argmax: Tensor, rois: Tensor, input_shape: Sequence[int], channels_last: bool, spatial_scale: float,
     grad_input: Tensor,
 ) -> None:  # fmt: skip
     K, _, P, Q = grad.shape
+    B = grad_input.shape[0]
     check_size({"input": grad_input}, P, Q)
     if grad_input.numel():
         tables = Tables.empty(rois, [grad_input])

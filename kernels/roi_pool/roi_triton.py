@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..common.box_triton import area, plain
 from ..common.launch_triton import blocks_for, odd
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import scalar
 
 ROI_FIELDS = tl.constexpr(5)  # image, x1, y1, x2, y2
-BINS = 64  # in a tile, of one RoI or several
+BINS = 64  # in a tile of one RoI or several
 MAX_BINS = 1024  # along one axis, in one block
 
 
@@ -29,9 +30,10 @@ def load_roi(rois, k, mask):
 @triton.jit
 def roi_image(image, B):
     """The index, int64, of the image that a RoI's first field names; -1 where it names none."""
-    named = tl.where((image >= 0.0) & (image < B), image, -1.0)  # NaN: -1
+    real = image >= 0.0 if not mutant("roi_padded_row") else image >= -1.0
+    named = tl.where(real & (image < B if not mutant("roi_image_end") else image <= B), image, -1.0)  # NaN: -1
     index = named.to(tl.int64)
-    return tl.where(index.to(image.dtype) == named, index, -1)
+    return tl.where(index.to(image.dtype) == named, index, -1) if not mutant("roi_image_fraction") else index
 
 
 @triton.jit
@@ -40,13 +42,14 @@ def roi_level(x1, y1, x2, y2, thresholds):
     size = area(x1, y1, x2, y2, False)
     level = (size < size).to(tl.int32)  # 0
     for i in tl.static_range(len(thresholds)):
-        level += (size >= scalar(thresholds[i], size.dtype)).to(tl.int32)
+        least = scalar(thresholds[i], size.dtype)
+        level += (size >= least if not mutant("roi_level_edge") else size > least).to(tl.int32)
     return level
 
 
 @triton.jit
 def of_level(values, level):
-    """That level's number (or pointer) of a tuple; level: a scalar."""
+    """That level's member of a tuple of numbers (or pointers); level: a scalar."""
     found = values[0]
     for i in tl.static_range(1, len(values)):
         found = tl.where(level == i, values[i], found)
@@ -80,8 +83,7 @@ def map_strides(level, H, W, C: tl.constexpr, LAST: tl.constexpr):
 
 @triton.jit
 def crossed(items, channels, LAST: tl.constexpr):
-    """Bins (or cells) and channels as the sides of a tile: next to each other in a row are those that are neighbours
-    in memory."""
+    """Bins (or cells) and channels as the sides of a tile: neighbours in memory are neighbours in a row."""
     if LAST:
         return tl.expand_dims(items, 1), tl.expand_dims(channels, 0)
     else:
@@ -113,7 +115,7 @@ def axis_tile(program, ROIS: tl.constexpr, BINS: tl.constexpr):
 
 
 class AxisTile(NamedTuple):
-    """The bins along one axis as work: a program has all of ROIS RoIs, and CELLS cells of each bin at a time."""
+    """The bins along one axis as work: a program owns all of ROIS RoIs, and takes CELLS cells of each bin at a time."""
 
     ROIS: int
     BINS: int
@@ -131,8 +133,8 @@ class AxisTile(NamedTuple):
 
 
 class BinTile(NamedTuple):
-    """Output numbers as work: with several RoIs in a program only where their bins are few. A thread has up to 16
-    numbers (of several RoIs 8), whose loads are in flight together."""
+    """Output numbers as work: with several RoIs in a program only where their bins are few. There are up to 16
+    numbers per thread (of several RoIs 8), whose loads are in flight together."""
 
     ROIS: int
     BINS: int
@@ -145,7 +147,7 @@ class BinTile(NamedTuple):
         few = 32 * 4 // max(output.element_size(), 4)
         bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(few, triton.next_power_of_2(C))
         rois = max(1, min(BINS, 1024 // channels) // bins)  # more numbers have no room beside each RoI's edges
-        # Of few channels it would take so few registers that it spills.
+        # With few channels it would take so few registers that it spills.
         return cls(rois, bins, channels, 255 if rois > 1 else 0 if channels == few else 128)
 
     def programs(self, output: Tensor) -> int:

@@ -3,7 +3,7 @@
 #pragma once
 #include "select.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 
 // Which rank a key has, if keys that share the first digit are spread evenly. Never larger for a better key, which is
 // all that correctness needs. starts: as find_cut leaves them.
@@ -78,4 +78,4 @@ class BinSlice {
   const int first_, bin_end_;
 };
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

@@ -7,7 +7,7 @@
 #include "scan.h"
 #include "sort_rankings.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 namespace FF_ISA {
 
 template <class T>
@@ -144,4 +144,4 @@ class Ranked {
 };
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #endif
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 namespace FF_ISA {
 
 constexpr int kScanWidth = 16;
@@ -131,4 +131,4 @@ inline int64_t scan_count(const T* scores, int64_t N, Compute<T> low, Compute<T>
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

@@ -7,7 +7,7 @@
 #include "../common/launch.cuh"
 #include "top_n.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 
 constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
@@ -218,4 +218,4 @@ __device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& tak
   }
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

@@ -4,7 +4,7 @@
 #include "../common/launch.cuh"
 #include "top_n.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 
 constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / kWarp;
 constexpr int kSortBits = 8, kDigits = 1 << kSortBits;
@@ -162,4 +162,4 @@ void sort_candidates(Candidates<Key>* candidates, Ranking<Key>* spare, int64_t s
   }
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

@@ -1,10 +1,10 @@
-// A stable radix sort of candidates by rank key.
+// A radix sort of candidates by rank key; equal keys stay in index order, in which they come.
 //
 // For *_cpu_simd.cpp files: everything here lives in the instruction set's own namespace.
 #pragma once
 #include "top_n.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 namespace FF_ISA {
 
 constexpr int kDigitBits = 11;
@@ -42,17 +42,13 @@ inline Ranking<Key>* sort_digits(Ranking<Key>* entries, Ranking<Key>* spare, int
   return entries;
 }
 
-// Sorts what is nearly sorted, stably; gives up, with equal keys still in order, after `moves`.
+// Sorts what is nearly sorted; gives up, with equal keys still in index order, after `moves`.
 template <class Key>
 inline bool sort_by_insertion(Ranking<Key>* entries, int64_t n, int64_t moves) {
   for (int64_t i = 1; i < n; ++i) {
     const Ranking<Key> entry = entries[i];
     int64_t hole = i;
-    for (; hole > 0; --hole) {
-      const Key before = entries[hole - 1].key;
-      if (FF_MUTANT(ranked_stable, entry.key >= before, entry.key > before)) break;
-      entries[hole] = entries[hole - 1];
-    }
+    for (; hole > 0 && comes_before(entry, entries[hole - 1]); --hole) entries[hole] = entries[hole - 1];
     entries[hole] = entry;
     moves -= i - hole;
     if (moves < 0) return false;
@@ -91,4 +87,4 @@ inline Ranking<Key>* sort_rankings(Ranking<Key>* entries, Ranking<Key>* spare, i
 }
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

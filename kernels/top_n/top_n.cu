@@ -7,7 +7,7 @@
 #include "select.cuh"
 #include "sort.cuh"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 namespace {
 
 // Where results go; null where not wanted. [segments, n] and [segments].
@@ -198,4 +198,4 @@ Status top_n_segments_cuda(DType dtype, const void* scores, int64_t B, int64_t A
   });
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

@@ -7,7 +7,7 @@
 #include "../common/status.h"
 #include "../common/workspace.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 
 template <class U>
 struct RankKeyOf {
@@ -40,12 +40,28 @@ FF_HD uint64_t rank_key(double score) {
 FF_HD float rank_score(uint32_t key) { return bits_float(key >> 31 ? key : key ^ 0x7fffffffu); }
 FF_HD double rank_score(uint64_t key) { return bits_double(key >> 63 ? key : key ^ 0x7fffffffffffffffull); }
 
-// A candidate. Sorted by key, stably, from index order.
+// A candidate.
 template <class Key>
 struct alignas(2 * sizeof(Key)) Ranking {
   Key key;
   uint32_t index;
 };
+
+// The rank order: by score descending, ties by lower index. Every comparison of two candidates is a comes_before.
+// The radix sorts and the selection compare no pairs: they take candidates in index order and keep equal keys so.
+template <class Index>
+FF_HD bool wins_tie(Index a, Index b) {
+  return FF_MUTANT(rank_tie, a < b, b < a);
+}
+template <class Key>
+FF_HD bool comes_before(const Ranking<Key>& a, const Ranking<Key>& b) {
+  return a.key < b.key || (a.key == b.key && wins_tie(a.index, b.index));
+}
+// The same by scores, none of them NaN.
+template <class U, class Index>
+FF_HD bool comes_before(U score_a, Index index_a, U score_b, Index index_b) {
+  return score_a > score_b || (score_a == score_b && wins_tie(index_a, index_b));
+}
 
 // What Ranked (ranked.h) works in. One thread's; take_ranked_buffers() cuts it from a workspace.
 template <class Key>
@@ -92,4 +108,4 @@ Status top_n_segments_cuda(DType dtype, const void* scores, int64_t B, int64_t A
                            int64_t L, int64_t n, const uint8_t* valid, void* workspace, int32_t* indices,
                            int32_t* counts, Stream stream);
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

@@ -1,7 +1,7 @@
 #include "../common/cpu.h"
 #include "top_n.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 
 FF_ISA_DECLARE(template <class T> void top_n_rows(const T* scores, int64_t rows, int64_t N, int64_t n, int64_t chunk,
                                                   const RankedBuffers<RankKey<Compute<T>>>& buffers, T* values,
@@ -68,4 +68,4 @@ Status top_n_cpu(DType dtype, const void* scores, int64_t B, int64_t N, int64_t 
   return kOk;
 }
 
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

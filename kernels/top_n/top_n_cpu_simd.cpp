@@ -1,7 +1,7 @@
 // Rows of top_n, in each instruction set.
 #include "ranked.h"
 
-namespace frcnn_fast {
+namespace frcnn_fast::top_n {
 namespace FF_ISA {
 
 template <class T>
@@ -36,4 +36,4 @@ FF_TOP_N_ROWS(double);
 #undef FF_TOP_N_ROWS
 
 }  // namespace FF_ISA
-}  // namespace frcnn_fast
+}  // namespace frcnn_fast::top_n

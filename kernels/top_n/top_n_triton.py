@@ -27,17 +27,18 @@ from torch import Tensor
 
 from ..common.box_triton import plain
 from ..common.launch_triton import blocks_for, launch, odd
+from ..common.mutant_triton import mutant
 from ..common.numeric_triton import widen
 
 INTERPRETED = triton.knobs.runtime.interpret  # there small cases go all the ways, in fewer programs
 RUN = 256  # counting takes RUN comparisons a score, the searches log2(RUN) steps a run: about even at 20,000 scores
-TILE = 512 if INTERPRETED else 4096  # of the sieve
+TILE = 512 if INTERPRETED else 4096  # scores in a tile of the sieve
 CODES = 256
 SIEVE_FROM = 1 << (11 if INTERPRETED else 15)  # scores of a segment; below, sorting all costs less than two launches
 SIEVE_MOST = 1 << 14  # n
 FAN = 4 if INTERPRETED else 16
 MOST_RUNS = 16 if INTERPRETED else 128  # that are left to the last merge
-LOOKUPS = 4096 if INTERPRETED else 2048  # of a program that merges, at once: candidates x runs
+LOOKUPS = 4096 if INTERPRETED else 2048  # at once, per program that merges: candidates x runs
 
 
 @triton.constexpr_function
@@ -49,13 +50,14 @@ def no_rank(dtype):
 @triton.jit
 def rank_key(score):
     """An integer, smaller for a better score, the same for equal ones. score: widened."""
+    number = tl.where(score == 0.0, 0.0, score) if not mutant("rank_zero") else score
     if score.dtype == tl.float64:
-        bits = tl.where(score == 0.0, 0.0, score).to(tl.int64, bitcast=True)
+        bits = number.to(tl.int64, bitcast=True)
         key = tl.where(bits < 0, bits & 0x7FFFFFFFFFFFFFFF, -1 - bits)
     else:
-        bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+        bits = number.to(tl.int32, bitcast=True)
         key = tl.where(bits < 0, bits & 0x7FFFFFFF, -1 - bits)
-    return tl.where(score == score, key, no_rank(key.dtype))
+    return tl.where(score == score, key, no_rank(key.dtype)) if not mutant("rank_nan") else key
 
 
 @triton.jit
@@ -67,15 +69,16 @@ def coarse_key(key):
         step = (magnitude >> 49).to(tl.int32) - 8 * (1023 - 8)
     else:
         step = (magnitude >> 20) - 8 * (127 - 8)
-    step = tl.where(step < 0, 0, tl.where(step > 127, 127, step))
-    return tl.where(key < 0, 127 - step, 128 + step)
+    step = tl.where(step < 0, 0, step) if not mutant("top_n_coarse_low") else step & 127
+    step = tl.where(step > 127, 127, step) if not mutant("top_n_coarse_high") else step & 127
+    return tl.where(key < 0, 127 - step if not mutant("top_n_coarse_order") else step, 128 + step)
 
 
 @triton.jit
 def load_keys(scores, valid, at, mask):
     """valid: pointer or null."""
     key = rank_key(widen(tl.load(scores + at, mask=mask, other=0.0)))
-    if valid is not None:
+    if valid is not None and not mutant("top_n_valid"):
         mask = mask & (tl.load(valid + at, mask=mask, other=0) != 0)
     return tl.where(mask, key, no_rank(key.dtype))
 
@@ -89,7 +92,8 @@ def own_share(places):
     share = tl.program_id(0) % in_image
     level, first, size, before, after = 0, places[0][0], places[0][1], places[0][2], places[1][2]
     for other in tl.static_range(1, len(places) - 1):
-        here = 2 * share + 3 >= places[other][2]
+        reached = 2 * share + 3  # odd(share)
+        here = reached >= places[other][2] if not mutant("top_n_segment") else reached > places[other][2]
         level = tl.where(here, other, level)
         first = tl.where(here, places[other][0], first)
         size = tl.where(here, places[other][1], size)
@@ -100,7 +104,7 @@ def own_share(places):
 
 @triton.jit(do_not_specialize=["A", "tiles"])
 def count_kernel(scores, valid, places, A, tiles, counts, TILE: tl.constexpr, CODES: tl.constexpr):
-    """A program owns a tile. counts [S, tiles, CODES]: of its candidates, those up to that coarse key."""
+    """A program owns a tile. counts [S, tiles, CODES]: how many of its candidates have at most that coarse key."""
     image, level, first, size, tile, _ = own_share(places)
     segment = image * (len(places) - 1) + level
     position = tile * TILE + tl.arange(0, TILE)
@@ -115,7 +119,7 @@ def sieve_kernel(
     TILE: tl.constexpr, CODES: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """A program owns a tile, and works out from the counts which coarse keys pass, and how many scores do in the tiles
-    before. keys, columns [B, A]: of what passes, in the order of the columns; passed [S]: how many. TILES: of which
+    before. keys, columns [B, A]: what passes, in the order of the columns; passed [S]: how many. TILES: tiles whose
     counts are read at once."""
     image, level, first, size, tile, tiles_here = own_share(places)
     segment = image * (len(places) - 1) + level
@@ -127,15 +131,18 @@ def sieve_kernel(
         other = some + tl.arange(0, TILES)[:, None]
         up_to += tl.sum(tl.load(counts + other * CODES + code[None, :], mask=other < tiles_here, other=0), 0)
         some += TILES
-    cut = tl.minimum(tl.sum((up_to < n).to(tl.int32), 0), CODES - 1)
+    short = up_to < n if not mutant("top_n_boundary") else up_to < n - 1
+    cut = tl.minimum(tl.sum(short.to(tl.int32), 0), CODES - 1)
     before, some = 0, 0
     while some < tile:
-        before += tl.sum(tl.load(counts + (some + code) * CODES + cut, mask=some + code < tile, other=0), 0)
+        earlier = some + code < tile if not mutant("top_n_sieve_place") else some + code < tile - 1
+        before += tl.sum(tl.load(counts + (some + code) * CODES + cut, mask=earlier, other=0), 0)
         some += CODES
     position = tile * TILE + tl.arange(0, TILE)
     row = image * A + first
     key = load_keys(scores, valid, row + position, position < size)
-    passes = (key != no_rank(key.dtype)) & (coarse_key(key) <= cut)
+    good = coarse_key(key) <= cut if not mutant("top_n_ties") else coarse_key(key) < cut
+    passes = (key != no_rank(key.dtype)) & good
     to = row + before + tl.cumsum(passes.to(tl.int32), 0) - 1
     tl.store(keys + to, key, mask=passes)
     tl.store(columns + to, (first + position).to(tl.int32), mask=passes)
@@ -158,12 +165,14 @@ def sort_kernel(
     RUN: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """A program sorts a run of all scores; where `passed` is not null, of what passed the sieve. keys, columns [B, A];
-    counts [S, runs]: candidates of the run. PART: of it, that all of it is compared with at once."""
+    counts [S, runs]: candidates of the run. PART: members of the run that all of it is compared with at once."""
     image, level, first, size, run, _ = own_share(places)
     segment = image * (len(places) - 1) + level
     if passed is not None:
         size = tl.load(passed + segment)
     row = image * A + first
+    if mutant("top_n_end"):
+        size += 1
     own, part = tl.arange(0, RUN), tl.arange(0, PART)
     position = run * RUN + own
     key = candidates(scores, valid, sieved_keys, row + position, position < size)
@@ -172,7 +181,8 @@ def sort_kernel(
         theirs = run * RUN + begin + part
         other = candidates(scores, valid, sieved_keys, row + theirs, theirs < size)[None, :]
         mine, earlier = key[:, None], (begin + part)[None, :] < own[:, None]
-        before += ((other < mine) | ((other == mine) & earlier)).to(tl.int32)
+        tied = (other == mine) & (earlier if not mutant("top_n_stable") else earlier == 0)
+        before += ((other < mine) | tied).to(tl.int32)
     to = row + run * RUN + tl.sum(before, 1)
     candidate = key != no_rank(key.dtype)
     column = first + position
@@ -195,12 +205,13 @@ def count_before(keys, counts, key, run, first_run, last_run, length, EACH: tl.c
         other = some + tl.arange(0, WIDE)
         count = tl.load(counts + other, mask=(other < last_run) & (other != run), other=0)[:, None]
         last = (other * length - 1)[:, None]
-        limit = key[None, :] + (other < run).to(key.dtype)[:, None]  # no candidate has the greatest key
+        wins_ties = other < run if not mutant("top_n_merge_ties") else other > run
+        limit = key[None, :] + wins_ties.to(key.dtype)[:, None]  # no candidate has the greatest key
         found = tl.zeros([WIDE, EACH], tl.int32)
         step = length
         while step > 0:
             probe = found | step
-            there = probe <= count
+            there = probe <= count if not mutant("top_n_merge_end") else probe < count
             earlier = tl.load(keys + (last + probe), mask=there, other=0) < limit
             found = tl.where(there & earlier, probe, found)
             step = step >> 1
@@ -229,7 +240,8 @@ def merge_kernel(
     counts += segment * runs
     group = share * EACH // length // fan
     first_run = group * fan
-    end = tl.minimum(first_run + fan, (size + length - 1) // length)
+    runs_here = (size + length - 1) // length if not mutant("top_n_last_run") else size // length
+    end = tl.minimum(first_run + fan, runs_here)
     wide = tl.arange(0, LOOKUPS)
     total, last_run, some = 0, first_run, first_run
     while some < end:
@@ -243,17 +255,17 @@ def merge_kernel(
         run = piece * EACH // length
         offset = piece * EACH - run * length
         count = tl.load(counts + run)
-        rank = tl.where(offset < count, offset, n)  # of the piece's first, at least
+        rank = tl.where(offset < count, offset, n)  # that of the piece's first, at least
         if (total > 2 * n) & (rank < n):  # a look ahead pays where it spares more than it costs
             # A piece is sorted: where its first is not among the best n, none of it is.
             leader = tl.load(keys + piece * EACH + tl.arange(0, 1))
             rank += tl.sum(count_before(keys, counts, leader, run, first_run, last_run, length, 1, LEADER_WIDE), 0)
-        if rank < n:
+        if rank < n if not mutant("top_n_piece") else rank < n - 1:
             here = offset + each < count
             key = tl.load(keys + piece * EACH + each, mask=here, other=0)
             column = tl.load(columns + piece * EACH + each, mask=here, other=0)
             ranks = offset + each + count_before(keys, counts, key, run, first_run, last_run, length, EACH, WIDE)
-            here = here & (ranks < n)
+            here = here & (ranks < n if not mutant("top_n_room") else ranks < n - 1)
             if next_keys is None:
                 tl.store(indices + segment * n + ranks, column, mask=here)
                 if values is not None:
@@ -262,11 +274,11 @@ def merge_kernel(
                 tl.store(next_keys + row + first_run * length + ranks, key, mask=here)
                 tl.store(next_columns + row + first_run * length + ranks, column, mask=here)
         piece += shares
-    total = tl.minimum(total, n)
+    total = tl.minimum(total, n) if not mutant("top_n_count") else total
     if next_keys is None:
         if share == 0:
             tl.store(totals + segment, total)
-        padding = total + share * LOOKUPS
+        padding = (total if not mutant("top_n_padding") else total + 1) + share * LOOKUPS
         while padding < n:
             here = padding + wide < n
             tl.store(indices + segment * n + padding + wide, tl.full([LOOKUPS], -1, tl.int32), mask=here)

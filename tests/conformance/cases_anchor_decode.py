@@ -141,8 +141,8 @@ def _decode_backward_oracle(args: Args) -> tuple[np.ndarray, np.ndarray]:
     wide = {k: v for k, v in wide.items() if k not in ("min_size", "image_scales")}
     # The gradients of the two ends of a side may cancel: their magnitudes are taken apart.
     low, high = np.abs(grad) * [1.0, 1.0, 0.0, 0.0], np.abs(grad) * [0.0, 0.0, 1.0, 1.0]
-    magnitude = sum(np.abs(reference.decode_clip_backward(part, **wide)) for part in (low, high))
-    return reference.decode_clip_backward(grad, **wide), magnitude
+    ends = [np.abs(reference.decode_clip_backward(part, **wide)) for part in (low, high)]
+    return reference.decode_clip_backward(grad, **wide), ends[0] + ends[1]
 
 
 def _backward_cases() -> Iterator[Case]:

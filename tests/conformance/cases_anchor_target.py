@@ -129,7 +129,7 @@ def _labels(B: int, A: int, shares: tuple[float, float, float], **scalars: objec
 def _sample_cases() -> Iterator[Case]:
     mixed = (0.2, 0.5, 0.3)
     for A in (0, 1, 63, 64, 65, 257, 2000):
-        yield Case(f"A{A}", lambda A=A: _labels(2, A, mixed, batch_size=32, max_positive=16), small=True)
+        yield Case(f"A{A}", lambda A=A: _labels(2, A, mixed, batch_size=32, positive_fraction=0.5), small=True)
     yield Case("A20000", lambda: _labels(2, 20646, (0.7, 0.28, 0.02)))
     yield Case("A100000", lambda: _labels(1, 100_000, (0.1, 0.5, 0.4)))
     for name, shares in {
@@ -138,11 +138,13 @@ def _sample_cases() -> Iterator[Case]:
         "all-ignored": (1.0, 0.0, 0.0),
         "few-positives": (0.0, 0.98, 0.02),
     }.items():
-        yield Case(name, lambda s=shares: _labels(3, 500, s, batch_size=64, max_positive=32), small=True)
+        yield Case(name, lambda s=shares: _labels(3, 500, s, batch_size=64, positive_fraction=0.5), small=True)
     yield Case("everything-fits", lambda: _labels(2, 100, mixed), small=True)
-    yield Case("batch-1", lambda: _labels(2, 300, mixed, batch_size=1, max_positive=1), small=True)
-    yield Case("max-positive-0", lambda: _labels(2, 300, mixed, batch_size=16, max_positive=0), small=True)
-    yield Case("max-positive-is-batch", lambda: _labels(2, 300, mixed, batch_size=50, max_positive=50), small=True)
+    yield Case("batch-1", lambda: _labels(2, 300, mixed, batch_size=1, positive_fraction=1.0), small=True)
+    yield Case("max-positive-0", lambda: _labels(2, 300, mixed, batch_size=16, positive_fraction=0.0), small=True)
+    yield Case(
+        "max-positive-is-batch", lambda: _labels(2, 300, mixed, batch_size=50, positive_fraction=1.0), small=True
+    )
     for name, rng in {
         "zero": (0, 0),
         "negative": (-1, -2),
@@ -151,13 +153,13 @@ def _sample_cases() -> Iterator[Case]:
     }.items():
         yield Case(
             f"rng-{name}",
-            lambda r=rng: _labels(2, 300, mixed, batch_size=20, max_positive=10) | {"rng": ints(*r)},
+            lambda r=rng: _labels(2, 300, mixed, batch_size=20, positive_fraction=0.5) | {"rng": ints(*r)},
             small=True,
         )
     # The keys that would suffice of evenly strewn candidates suffice of none of these.
     yield Case("unlikely-keys", lambda: _unlikely_keys(3000), small=True)
     yield Case("unlikely-keys-A70000", lambda: _unlikely_keys(70_000))
-    yield Case("stream-5", lambda: _labels(2, 300, mixed, batch_size=20, max_positive=10, stream=5), small=True)
+    yield Case("stream-5", lambda: _labels(2, 300, mixed, batch_size=20, positive_fraction=0.5, stream=5), small=True)
 
 
 def _unlikely_keys(A: int) -> Args:
@@ -167,7 +169,7 @@ def _unlikely_keys(A: int) -> Args:
     labels = np.full((1, A), -1, np.int8)
     last = np.argsort(keys)[-A // 8 :]
     labels[0, last] = np.arange(len(last)) % 5 == 0
-    return {"labels": torch.from_numpy(labels), "rng": rng, "batch_size": 64, "max_positive": 16}
+    return {"labels": torch.from_numpy(labels), "rng": rng, "batch_size": 64, "positive_fraction": 0.25}
 
 
 def _targets_cases() -> Iterator[Case]:
@@ -177,23 +179,32 @@ def _targets_cases() -> Iterator[Case]:
         return Case(name, lambda: make() | {"rng": rng} | scalars, small=small)
 
     for name, dtype in DTYPES.items():
-        yield case(name, lambda d=dtype: _assign(2, 300, 9, kind="integer", dtype=d), batch_size=64, max_positive=32)
-    yield case("odd", lambda: _assign(3, 300, 9, kind="odd random", crowd=0.2), batch_size=64, max_positive=32)
-    yield case("chunks", lambda: _assign(2, 1100, 9, kind="integer"), batch_size=64, max_positive=32)
-    yield case("counts", lambda: _assign(3, 300, 5, counts=[0, 2, 5]), batch_size=100, max_positive=20)
+        yield case(
+            name, lambda d=dtype: _assign(2, 300, 9, kind="integer", dtype=d), batch_size=64, positive_fraction=0.5
+        )
+    yield case("odd", lambda: _assign(3, 300, 9, kind="odd random", crowd=0.2), batch_size=64, positive_fraction=0.5)
+    yield case("chunks", lambda: _assign(2, 1100, 9, kind="integer"), batch_size=64, positive_fraction=0.5)
+    yield case("counts", lambda: _assign(3, 300, 5, counts=[0, 2, 5]), batch_size=100, positive_fraction=0.2)
     yield Case(
         "counts-out-of-range",
-        lambda: _assign(4, 200, 6, counts=[7, -1, 6, 1 << 40]) | {"rng": rng, "batch_size": 64},
+        lambda: (
+            _assign(4, 200, 6, counts=[7, -1, 6, 1 << 40]) | {"rng": rng, "batch_size": 64, "positive_fraction": 1.0}
+        ),
         small=True,
         as_if={"gt_counts": ints(0, 0, 6, 0)},
     )
-    yield case("grid", lambda: _assign_on(grids(ONE_LEVEL), sizes=True), batch_size=64, max_positive=32)
+    yield case("grid", lambda: _assign_on(grids(ONE_LEVEL), sizes=True), batch_size=64, positive_fraction=0.5)
     yield case("pyramid", lambda: _assign_on(grids(*PYRAMID), B=3), small=False)
     yield case("A20000", lambda: _assign(2, 20000, 20), small=False)
     yield case("legacy-weights", lambda: _assign(2, 300, kind="integer", legacy=True, weights=(2.0, 3.0, 5.0, 7.0)))
-    yield case("none", lambda: _assign(2, 0, 0), batch_size=8, max_positive=4)
-    yield case("own-anchors", lambda: _assign(3, 200, anchors="own"), batch_size=32, max_positive=16, stream=3)
-    yield case("no-low-quality", lambda: _assign(2, 300, low_quality=False, positive_iou=0.5), batch_size=32)
+    yield case("none", lambda: _assign(2, 0, 0), batch_size=8, positive_fraction=0.5)
+    yield case("own-anchors", lambda: _assign(3, 200, anchors="own"), batch_size=32, positive_fraction=0.5, stream=3)
+    yield case(
+        "no-low-quality",
+        lambda: _assign(2, 300, low_quality=False, positive_iou=0.5),
+        batch_size=32,
+        positive_fraction=1.0,
+    )
 
 
 def _rois(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -244,6 +245,52 @@ def _iou_backward_oracle(args: Args) -> Arrays:
     )
 
 
+def _soft(method: str, *, score_threshold: float = 0.05, sigma: float = 0.5, **rest: Any) -> Args:
+    args = _padded(**rest)
+    args["scores"] = (args["scores"].abs() / 4).to(args["scores"].dtype)
+    return args | {"method": method, "sigma": sigma, "score_threshold": score_threshold}
+
+
+def _soft_cases() -> Iterator[Case]:
+    for method in ("linear", "gaussian", "hard"):
+        for N in (0, 1, 31, 33, 64, 65, 129):
+            yield Case(
+                f"{method}-N{N}",
+                lambda m=method, N=N: _soft(m, B=1, N=N, max_output=40),
+                small=N in (0, 1, 33, 65, 129),
+            )
+        yield Case(f"{method}-N3000", lambda m=method: _soft(m, B=2, N=3000, max_output=500))
+        for name, dtype in DTYPES.items():
+            yield Case(
+                f"{method}-{name}-tied",
+                lambda m=method, d=dtype: _soft(m, B=2, N=90, dtype=d, scores="tied", max_output=60),
+                small=True,
+            )
+        yield Case(
+            f"{method}-integer-boxes",
+            lambda m=method: _soft(m, B=2, N=70, kind="integer", scores="tied", threshold=0.5, max_output=70),
+            small=True,
+        )
+        yield Case(
+            f"{method}-legacy-strided",
+            lambda m=method: _soft(m, B=2, N=50, legacy=True, layout="strided", max_output=50),
+            small=True,
+        )
+    yield Case("odd", lambda: _soft("linear", B=2, N=100, kind="odd random", scores="odd", max_output=90), small=True)
+    yield Case("odd-gaussian", lambda: _soft("gaussian", B=2, N=100, kind="odd clustered", scores="odd"), small=True)
+    yield Case("all-kept", lambda: _soft("gaussian", B=1, N=80, score_threshold=0.0, max_output=100), small=True)
+    yield Case("nothing-kept", lambda: _soft("linear", B=2, N=40, score_threshold=100.0, max_output=10), small=True)
+    yield Case("max-output-0", lambda: _soft("linear", B=2, N=40, max_output=0), small=True)
+    yield Case("no-images", lambda: _soft("linear", B=0, N=10), small=True)
+    yield Case("counts", lambda: _soft("linear", B=4, N=70, counts=[0, 1, 33, 70], max_output=70), small=True)
+    yield Case(
+        "counts-out-of-range",
+        lambda: _soft("hard", B=3, N=40, counts=[41, -1, 20], max_output=40),
+        small=True,
+        as_if={"counts": ints(0, 0, 20)},
+    )
+
+
 OPS: tuple[Op, ...] = (
     simple_op("box_iou", "iou:compute", tuple(_iou_cases()), lead="boxes1"),
     Op(
@@ -257,4 +304,5 @@ OPS: tuple[Op, ...] = (
     simple_op("nms", "keep:int64", tuple(_single_cases(False)), lead="boxes"),
     simple_op("batched_nms", "keep:int64", tuple(_single_cases(True)), lead="boxes"),
     simple_op("nms_padded", "keep:int64 num_keep:int64", tuple(_padded_cases()), lead="boxes"),
+    simple_op("soft_nms", "keep:int64 kept_scores:compute num_keep:int64", tuple(_soft_cases()), lead="boxes"),
 )

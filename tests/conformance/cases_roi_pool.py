@@ -216,9 +216,9 @@ def _pyramid(
     boxes[:, 3:] = boxes[:, 1:3] + (boxes[:, 3:] - boxes[:, 1:3]) * growth
     return {
         "features": features,
-        "rois": tensor(boxes, dtype),
-        "spatial_scales": [1 / 4, 1 / 8, 1 / 16, 1 / 32],
+        "boxes": tensor(boxes, dtype),
         "output_size": 3,
+        "spatial_scales": [1 / 4, 1 / 8, 1 / 16, 1 / 32],
         "sampling_ratio": 2,
     } | scalars
 
@@ -232,7 +232,7 @@ def _exact_levels() -> Args:
         rows += [(width, area / width) for area in (least, np.nextafter(least, np.float32(0)))]
     boxes = np.zeros((len(rows), 5))
     boxes[:, 3:] = rows
-    return _pyramid() | {"rois": tensor(boxes)}
+    return _pyramid() | {"boxes": tensor(boxes)}
 
 
 def _pyramid_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Case]:
@@ -251,10 +251,8 @@ def _pyramid_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator
 def _output_shape(args: Args) -> tuple[int, ...]:
     size = args["output_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
-    if "features" in args:
-        return (len(args["rois"]), args["features"][0].shape[1], *size)
-    boxes = args["boxes"]
-    return (len(boxes) if isinstance(boxes, Tensor) else sum(map(len, boxes)), args["input"].shape[1], *size)
+    boxes, lead = args["boxes"], args["input"] if "input" in args else args["features"][0]
+    return (len(boxes) if isinstance(boxes, Tensor) else sum(map(len, boxes)), lead.shape[1], *size)
 
 
 def _with_grad(args: Args) -> Args:
@@ -284,10 +282,20 @@ def _wide(value: Any) -> Any:
     return value.astype(np.float64)
 
 
+def _for_oracle(args: Args) -> Args:
+    """The arguments as the oracle takes them: boxes as rows, two sizes."""
+    args = dict(args)
+    args["rois"] = reference.rois_of(args.pop("boxes"))
+    size = args.pop("output_size")
+    args["output_height"], args["output_width"] = (size, size) if isinstance(size, int) else size
+    return args
+
+
 def _forward_oracle(op: str) -> Callable[[Args], Any]:
     """Feature values in float64, geometry in the backends' precision."""
 
     def oracle(args: Args) -> Any:
+        args = _for_oracle(args)
         name = "features" if "features" in args else "input"
         wide = _wide(args[name])
         sizes = [np.abs(f) for f in wide] if name == "features" else np.abs(wide)
@@ -299,17 +307,20 @@ def _forward_oracle(op: str) -> Callable[[Args], Any]:
 
 def _backward_oracle(op: str) -> Callable[[Args], Any]:
     def oracle(args: Args) -> Any:
-        args = dict(args)
+        args = _for_oracle(args)
         grad = args.pop("grad").astype(np.float64)
         run = getattr(reference, f"{op}_backward")
-        if op == "multiscale_roi_align":
-            args["input_shapes"] = [f.shape for f in args.pop("features")]
-            return (*run(grad, **args), *run(np.abs(grad), **args))
-        features = args.pop("input")
         if op == "roi_pool":
-            argmax = reference.roi_pool(features, **args)[1]
-            args = {"argmax": argmax, "boxes": args["boxes"]}
-        args["input_shape"] = features.shape
+            argmax = reference.roi_pool(**args)[1]
+            args = {"argmax": argmax, "rois": args["rois"], "input": args["input"]}
+        else:
+            del args["output_height"], args["output_width"]
+        if op == "multiscale_roi_align":
+            features = args.pop("features")
+            args["input_shapes"] = [side for f in features for side in f.shape]
+            args["channels_last"] = [False for _ in features]
+            return (*run(grad, **args), *run(np.abs(grad), **args))
+        args["input_shape"] = args.pop("input").shape
         return run(grad, **args), run(np.abs(grad), **args)
 
     return oracle
@@ -334,7 +345,7 @@ OPS: tuple[Op, ...] = (
         tuple(_pool_cases()),
         "input",
         call=lambda args: frcnn_fast.ops.roi_pool(**args),
-        oracle=lambda args: reference.roi_pool(**args)[0],
+        oracle=lambda args: reference.roi_pool(**_for_oracle(args))[0],
     ),
     _op("roi_pool", _pool_cases(_with_grad), backward=True),
     _op("roi_align", _align_cases(), backward=False),

@@ -63,12 +63,15 @@ class Op:
 
 
 def simple_op(name: str, outputs: str, cases: tuple[Case, ...], *, lead: str) -> Op:
-    """An op whose oracle has its name and arguments."""
+    """An op whose oracle has its name and arguments (a filter order is a flag there)."""
 
     def call(args: Args) -> Any:
         return getattr(frcnn_fast.ops, name)(**args)
 
     def oracle(args: Args) -> Any:
+        if "filter_order" in args:
+            args = dict(args)
+            args["filter_before_top_n"] = args.pop("filter_order") == "before_top_n"
         return getattr(reference, name)(**args)
 
     return Op(name, tuple(outputs.split()), cases, lead, call, oracle)

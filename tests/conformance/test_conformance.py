@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def conditions(backend: Backend) -> tuple[pytest.MarkDecorator, ...]:
     return ()
 
 
-def combinations() -> Iterator[object]:
+def combinations() -> Iterator[Any]:
     """Case by case, so that the oracle's answer is worked out once for all backends. A missing backend has one row an
     op, which says why."""
     for op in OPS:

@@ -2,15 +2,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../../bindings/families.h"
 #include "../../bindings/run.h"
 #include "../../kernels/common/mutant.h"
 #include "runtime.h"
 
 namespace frcnn_fast {
 
-bool emulated = false;
 const char* active_mutant = nullptr;
+
+namespace bindings {
+
+bool emulated = false;
 
 namespace {
 
@@ -21,14 +23,14 @@ void set_mutant(const std::optional<std::string>& name) {
   active_mutant = name ? kept.c_str() : nullptr;
 }
 
-}  // namespace
-
-void bind_test_build(py::module_& m) {
+const Registrar registrar([](py::module_& m) {
   m.def("set_emulated", [](bool on) { emulated = on; });
   m.def("set_mutant", &set_mutant);
   m.def("set_order", &simt::set_order, py::arg("order"), py::arg("seed") = 1);
   m.def("set_capability", &simt::set_capability);
   m.def("launches", &simt::launches);
-}
+});
 
+}  // namespace
+}  // namespace bindings
 }  // namespace frcnn_fast

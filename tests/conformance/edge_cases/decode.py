@@ -267,3 +267,5 @@ PROPOSALS = (
         f32([[APART[3], APART[1]]]), f32([[9, 5]]), i64([[3, 1]]), i64([2]),
     ),
 )  # fmt: skip
+
+CASES = (*DECODE, *ENCODE, *ANCHORS, *PROPOSALS)

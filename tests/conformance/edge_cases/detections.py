@@ -92,3 +92,5 @@ DETECTIONS = (
         f32([[TALL, [30, 20, 50, 60], PAD]]), f32([[0.25, 0.25, 0]]), i64([[1, 2, -1]]), i64([2]),
     ),
 )  # fmt: skip
+
+CASES = (*DETECTIONS,)

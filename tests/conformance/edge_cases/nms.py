@@ -1,4 +1,4 @@
-"""Hand-worked cases of box_iou, nms, batched_nms, nms_padded and top_n."""
+"""Hand-worked cases of box_iou, nms, batched_nms, nms_padded, soft_nms and top_n."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .table import (
     INF,
     NAN,
     SQUARE,
+    TEN,
     THIRD,
     THREE_TENTHS,
     edge,
@@ -147,6 +148,141 @@ NMS_PADDED = (
     edge("nms_padded", "not-legacy", _padded([HALF], [[2, 1]], 0.6, 2), i64([[0, 1]]), i64([2])),
 )
 
+
+def _soft(boxes: list, scores: list, max_output: int, **rest: object) -> Args:
+    given = {"iou_threshold": 0.3, "sigma": 0.5, "score_threshold": 0.0, "method": "linear"} | rest
+    return {"boxes": tensor([boxes]), "scores": tensor([scores]), "max_output": max_output} | given
+
+
+SOFT_NMS = (
+    # IoU 1/2: 0.5 * (1 - 1/2); apart from the third.
+    edge(
+        "soft_nms",
+        "linear",
+        _soft([*HALF, [9, 9, 10, 10]], [1, 0.5, 0.375], 4),
+        i64([[0, 2, 1, -1]]),
+        f32([[1, 0.375, 0.25, 0]]),
+        i64([3]),
+    ),
+    # Only an IoU strictly above the threshold lowers.
+    edge(
+        "soft_nms",
+        "linear-at-threshold",
+        _soft(HALF, [1, 0.5], 2, iou_threshold=0.5),
+        i64([[0, 1]]),
+        f32([[1, 0.5]]),
+        i64([2]),
+    ),
+    edge(
+        "soft_nms",
+        "hard",
+        _soft(HALF, [1, 0.5], 2, method="hard"),
+        i64([[0, -1]]),
+        f32([[1, 0]]),
+        i64([1]),
+    ),
+    edge(
+        "soft_nms",
+        "hard-at-threshold",
+        _soft(HALF, [1, 0.5], 2, method="hard", iou_threshold=0.5),
+        i64([[0, 1]]),
+        f32([[1, 0.5]]),
+        i64([2]),
+    ),
+    # The same box: (1 - 1) = 0 is not above 0. At sigma 1, exp(-1) is 0.36787944 in float32.
+    edge("soft_nms", "linear-identical", _soft([SQUARE] * 2, [1, 0.5], 2), i64([[0, -1]]), f32([[1, 0]]), i64([1])),
+    edge(
+        "soft_nms",
+        "gaussian-identical",
+        _soft([SQUARE] * 2, [1, 1], 2, method="gaussian", sigma=1.0),
+        i64([[0, 1]]),
+        f32([[1, 0.36787944]]),
+        i64([2]),
+    ),
+    # A tie from the start goes to the lower index. 0.5 * (1 - 1/2) = 0.25 ties with the third: the second comes first.
+    edge("soft_nms", "ties", _soft(APART, [1, 2, 1, 2], 4), i64([[1, 3, 0, 2]]), f32([[2, 2, 1, 1]]), i64([4])),
+    edge(
+        "soft_nms",
+        "tie-after-lowering",
+        _soft([*HALF, [9, 9, 10, 10]], [1, 0.5, 0.25], 3),
+        i64([[0, 1, 2]]),
+        f32([[1, 0.25, 0.25]]),
+        i64([3]),
+    ),
+    edge(
+        "soft_nms",
+        "tie-after-lowering-from-below",
+        _soft([[9, 9, 10, 10], *HALF], [0.25, 1, 0.5], 3),
+        i64([[1, 0, 2]]),
+        f32([[1, 0.25, 0.25]]),
+        i64([3]),
+    ),
+    # Out at 0.25, the score that it is lowered to, and at the start.
+    edge(
+        "soft_nms",
+        "score-threshold",
+        _soft(HALF, [1, 0.5], 2, score_threshold=0.25),
+        i64([[0, -1]]),
+        f32([[1, 0]]),
+        i64([1]),
+    ),
+    edge(
+        "soft_nms",
+        "score-threshold-at-start",
+        _soft(APART, [0.25, 0.5, 0.125, 0], 4, score_threshold=0.25),
+        i64([[1, -1, -1, -1]]),
+        f32([[0.5, 0, 0, 0]]),
+        i64([1]),
+    ),
+    # Negative scores are below any threshold; NaN takes no part; infinity lowered by 1/2 stays infinite.
+    edge(
+        "soft_nms",
+        "odd-scores",
+        _soft([*HALF, [9, 9, 10, 10], TEN], [INF, INF, NAN, -1], 4),
+        i64([[0, 1, -1, -1]]),
+        f32([[INF, INF, 0, 0]]),
+        i64([2]),
+    ),
+    # Infinity times (1 - 1) is NaN.
+    edge("soft_nms", "infinity-to-NaN", _soft([SQUARE] * 2, [INF, INF], 2), i64([[0, -1]]), f32([[INF, 0]]), i64([1])),
+    edge(
+        "soft_nms",
+        "box-not-finite",
+        _soft([[0, 0, INF, 2], SQUARE, [0, NAN, 2, 2]], [3, 2, 1], 3),
+        i64([[1, -1, -1]]),
+        f32([[2, 0, 0]]),
+        i64([1]),
+    ),
+    # Two equal points: 0/0 lowers nothing, by any method.
+    edge(
+        "soft_nms",
+        "no-area",
+        _soft([[1, 1, 1, 1]] * 2, [2, 1], 2, method="gaussian"),
+        i64([[0, 1]]),
+        f32([[2, 1]]),
+        i64([2]),
+    ),
+    # Inclusive pixels: areas 9 and 6, IoU 2/3, as float32; 1 - 2/3 and 0.5 times it are exact from there.
+    edge(
+        "soft_nms",
+        "legacy",
+        _soft(HALF, [1, 0.5], 2, legacy=True),
+        i64([[0, 1]]),
+        f32([[1, 0.5 * (1 - np.float64(np.float32(2 / 3)))]]),
+        i64([2]),
+    ),
+    edge("soft_nms", "stops", _soft(APART, [1, 2, 3, 4], 2), i64([[3, 2]]), f32([[4, 3]]), i64([2])),
+    edge(
+        "soft_nms",
+        "counts",
+        _soft(HALF, [1, 2], 2, counts=ints(1)),
+        i64([[0, -1]]),
+        f32([[1, 0]]),
+        i64([1]),
+    ),
+    edge("soft_nms", "none", _soft(np.zeros((0, 4)), [], 1), i64([[-1]]), f32([[0]]), i64([0])),
+)
+
 TOP_N = (
     # Ties 2 before 3 and 4 before 5 (-0.0 equals 0.0, each keeps its sign); the NaN is not counted.
     edge(
@@ -175,3 +311,5 @@ TOP_N = (
     ),
     edge("top_n", "empty-rows", {"scores": torch.zeros(2, 0), "n": 1}, f32([[0], [0]]), i64([[-1], [-1]]), i64([0, 0])),
 )
+
+CASES = (*BOX_IOU, *NMS, *NMS_PADDED, *SOFT_NMS, *TOP_N)

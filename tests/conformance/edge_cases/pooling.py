@@ -154,7 +154,7 @@ ROI_ALIGN = (
         "levels",
         {
             "features": _constants(),
-            "rois": _squares(224, 223, 112, 111, 448, 447, 2, 2000),
+            "boxes": _squares(224, 223, 112, 111, 448, 447, 2, 2000),
             "spatial_scales": SCALES,
             "output_size": 1,
             "sampling_ratio": 1,
@@ -168,7 +168,7 @@ ROI_ALIGN = (
         "its-own-level",
         {
             "features": [torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)],
-            "rois": _squares(8),
+            "boxes": _squares(8),
             "spatial_scales": [1 / 4, 1 / 8],
             "output_size": 1,
             "sampling_ratio": 1,
@@ -177,3 +177,5 @@ ROI_ALIGN = (
         f32([[[[0, 0], [0, 5]]]]), f32([[[[0]]]]),
     ),
 )  # fmt: skip
+
+CASES = (*ROI_POOL, *ROI_ALIGN)

@@ -146,19 +146,19 @@ SAMPLE = (
     edge(
         "sample_anchors",
         "all-fit",
-        _labels(1, 0, -1, 0, 1, batch_size=6, max_positive=3),
+        _labels(1, 0, -1, 0, 1, batch_size=6, positive_fraction=0.5),
         i64([[0, 4, 1, 3, -1, -1]]), i8([[1, 1, 0, 0, -1, -1]]), i64([[2, 2]]),
     ),
     edge(
         "sample_anchors",
         "no-positives-wanted",
-        _labels(1, 0, -1, 0, 1, batch_size=4, max_positive=0),
+        _labels(1, 0, -1, 0, 1, batch_size=4, positive_fraction=0.0),
         i64([[1, 3, -1, -1]]), i8([[0, 0, -1, -1]]), i64([[0, 2]]),
     ),
     edge(
         "sample_anchors",
         "ignored",
-        _labels(-1, -1, batch_size=2, max_positive=1),
+        _labels(-1, -1, batch_size=2, positive_fraction=0.5),
         i64([[-1, -1]]), i8([[-1, -1]]), i64([[0, 0]]),
     ),
     # First words of counters (0 ... 5, 0, 0, 0) under key 0: 6627e8d5 (published), f8e4cca4, 04faa329, c990ef29,
@@ -166,13 +166,13 @@ SAMPLE = (
     edge(
         "sample_anchors",
         "smallest-keys",
-        _labels(1, 1, 1, 0, 0, 0, batch_size=2, max_positive=1),
+        _labels(1, 1, 1, 0, 0, 0, batch_size=2, positive_fraction=0.5),
         i64([[2, 5]]), i8([[1, 0]]), i64([[1, 1]]),
     ),
     edge(
         "sample_anchors",
         "two-smallest-keys",
-        _labels(1, 1, 1, 0, 0, 0, batch_size=4, max_positive=2),
+        _labels(1, 1, 1, 0, 0, 0, batch_size=4, positive_fraction=0.5),
         i64([[0, 2, 3, 5]]), i8([[1, 1, 0, 0]]), i64([[2, 2]]),
     ),
     # At step 39014 candidates 185 and 453 both have the word 7bd8dab5, at step 65143 candidates 279 and 500 both have
@@ -180,26 +180,26 @@ SAMPLE = (
     edge(
         "sample_anchors",
         "equal-keys-of-negatives",
-        _only(0, 185, 453) | {"rng": ints(0, 39014), "batch_size": 1, "max_positive": 0},
+        _only(0, 185, 453) | {"rng": ints(0, 39014), "batch_size": 1, "positive_fraction": 0.0},
         i64([[185]]), i8([[0]]), i64([[0, 1]]),
     ),
     edge(
         "sample_anchors",
         "equal-keys-of-positives",
-        _only(1, 279, 500) | {"rng": ints(0, 65143), "batch_size": 1, "max_positive": 1},
+        _only(1, 279, 500) | {"rng": ints(0, 65143), "batch_size": 1, "positive_fraction": 1.0},
         i64([[279]]), i8([[1]]), i64([[1, 0]]),
     ),
     edge(
         "rpn_targets",
         "all-fit",
-        _assign([_rows(2), TEN, _rows(5)], [FAR, TEN]) | {"rng": ints(0, 0), "batch_size": 4, "max_positive": 2},
+        _assign([_rows(2), TEN, _rows(5)], [FAR, TEN]) | {"rng": ints(0, 0), "batch_size": 4, "positive_fraction": 0.5},
         # anchor 1 is object 1's, anchor 0 is background, anchor 2 (0.5) is neither.
         i64([[1, 0, -1, -1]]), i8([[1, 0, -1, -1]]), f32([[[0] * 4] * 4]), i32([[1, -1, -1, -1]]), i64([[1, 1]]),
     ),
     edge(
         "rpn_targets",
         "targets",
-        _assign([[0, 0, 10, 10]], [[2, 0, 12, 10]]) | {"rng": ints(0, 0), "batch_size": 2, "max_positive": 1},
+        _assign([[0, 0, 10, 10]], [[2, 0, 12, 10]]) | {"rng": ints(0, 0), "batch_size": 2, "positive_fraction": 0.5},
         # IoU 80/120 is the object's best; (7 - 5) / 10.
         i64([[0, -1]]), i8([[1, -1]]), f32([[[0.2, 0, 0, 0], [0] * 4]]), i32([[0, -1]]), i64([[1, 0]]),
     ),
@@ -282,3 +282,5 @@ ROIS = (
         f32([[PAD]]), i64([[-1]]), f32([[PAD]]), i32([[-1]]), i64([[0, 0]]),
     ),
 )  # fmt: skip
+
+CASES = (*ASSIGN, *SAMPLE, *ROIS)

@@ -1,16 +1,13 @@
-"""Anchors by grid, and how an op's `anchors` argument reaches the kernels."""
+"""Anchors by grid, and the three arguments by which any anchors reach a kernel: `AnchorSource`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn_fast import reference
-from frcnn_fast._extension import extension
 from frcnn_fast.ops._checks import check_float, check_same, compute_dtype, contiguous_in, describe
 from frcnn_fast.ops._operator import Operator
 
@@ -80,56 +77,54 @@ def check_stride(stride: int | Sequence[int]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def anchor_arguments(
-    anchors: Tensor | AnchorGrids, like: Tensor, B: int, A: int
-) -> tuple[Tensor, list[int], float, list[int]]:
-    """(table, grid, offset, level sizes) of an op's `anchors`, for scores or deltas `like` of B images and A anchors.
+class AnchorSource(NamedTuple):
+    """An op's anchors as its schema takes them, next to each other: `_op(..., *AnchorSource.of(...), ...)`.
 
-    table: the given anchors [A, 4] or [B, A, 4], with an empty grid, or the cell anchors [sum k, 4] of the grid; in the
-    compute type of `like`.
+    Given anchors, [A, 4] or [B, A, 4], with an empty grid; or the cell anchors of a grid's levels, [sum k, 4], with
+    (height, width, anchors a cell, stride y, stride x) of one level after the other, and the offset in strides.
     """
-    dtype = compute_dtype(like)
-    if isinstance(anchors, AnchorGrids):
-        check_same("anchors", anchors.cells, "the other inputs", like, dtype=False)
-        if anchors.num_anchors != A:
-            raise ValueError(f"anchors: expected A = {A} of them in all, got {anchors.num_anchors}: {anchors}")
-        return contiguous_in(anchors.cells, dtype), anchors.grid, anchors.offset, anchors.level_sizes
-    if not isinstance(anchors, Tensor):
-        raise TypeError(f"anchors: expected AnchorGrids or a tensor [A, 4] or [B, A, 4], got {describe(anchors)}")
-    check_same("anchors", anchors, "the other inputs", like, dtype=False)
-    if anchors.dtype != dtype:
-        wanted = str(dtype).removeprefix("torch.")
-        raise TypeError(
-            f"anchors: expected {wanted} elements (the compute type of the deltas), got {describe(anchors)}"
-        )
-    if tuple(anchors.shape) not in ((A, 4), (B, A, 4)):
-        raise ValueError(
-            f"anchors: expected shape [A, 4] = [{A}, 4] or [B, A, 4] = [{B}, {A}, 4], got {describe(anchors)}"
-        )
-    return anchors.contiguous(), [], 0.0, [A]
+
+    anchors: Tensor
+    anchor_grid: list[int]
+    anchor_offset: float
+
+    @classmethod
+    def of(cls, anchors: Tensor | AnchorGrids, like: Tensor, B: int, A: int | None = None) -> AnchorSource:
+        """Checks an op's `anchors` against its other inputs: `like` is one of them, of B images and, where A is given,
+        A anchors. They arrive contiguous, in the compute type of `like`; halves are widened."""
+        dtype = compute_dtype(like)
+        if isinstance(anchors, AnchorGrids):
+            check_same("anchors", anchors.cells, "the other inputs", like, dtype=False)
+            if A is not None and anchors.num_anchors != A:
+                raise ValueError(f"anchors: expected A = {A} of them in all, got {anchors.num_anchors}: {anchors}")
+            return cls(contiguous_in(anchors.cells, dtype), anchors.grid, anchors.offset)
+        if not isinstance(anchors, Tensor):
+            raise TypeError(f"anchors: expected AnchorGrids or a tensor [A, 4] or [B, A, 4], got {describe(anchors)}")
+        ndim = 3 if anchors.dim() == 3 else 2
+        check_float("anchors", anchors, "[A, 4], [B, A, 4] or AnchorGrids", ndim, 4)
+        check_same("anchors", anchors, "the other inputs", like, dtype=False)
+        if compute_dtype(anchors) != dtype:
+            wanted = str(dtype).removeprefix("torch.")
+            raise TypeError(
+                f"anchors: expected {wanted} elements, the precision of the other inputs, got {describe(anchors)}; "
+                "convert one of them"
+            )
+        if (ndim == 3 and anchors.shape[0] != B) or (A is not None and anchors.shape[-2] != A):
+            rows = "A" if A is None else f"A = {A}"
+            raise ValueError(f"anchors: expected [A, 4] or [B, A, 4] with B = {B}, {rows}, got {describe(anchors)}")
+        return cls(contiguous_in(anchors, dtype), [], 0.0)
 
 
-def explicit_anchors(anchors: Any, grid: Sequence[int], offset: float) -> Any:
-    """Anchors as the oracle takes them (NumPy): those given, or the grid's [A, 4]."""
-    if not len(grid):
-        return anchors
-    tables, first = [], 0
-    for height, width, k, stride_y, stride_x in zip(*[iter(grid)] * 5):
-        cells = anchors[first : first + k]
-        tables.append(reference.grid_anchors(cells, (height, width), (stride_y, stride_x), offset=offset))
-        first += k
-    return np.concatenate(tables)
-
-
-def _outputs(cells: Tensor, grid: Sequence[int], offset: float) -> tuple[Tensor]:
-    rows = sum(h * w * k for h, w, k in zip(grid[0::5], grid[1::5], grid[2::5]))
-    return (cells.new_empty((rows, 4)),)
+def num_anchors(anchors: Tensor, anchor_grid: Sequence[int]) -> int:
+    """A of an op's anchors."""
+    if not anchor_grid:
+        return anchors.shape[-2]
+    return sum(h * w * k for h, w, k in zip(anchor_grid[0::5], anchor_grid[1::5], anchor_grid[2::5]))
 
 
 grid_anchors_operator = Operator(
-    "grid_anchors(Tensor cells, int[] grid, float offset) -> Tensor",
-    outputs=_outputs,
-    launch=lambda cells, grid, offset, boxes: extension().grid_anchors(cells, grid, offset, boxes),
+    "grid_anchors(Tensor anchors, int[] anchor_grid, float anchor_offset) -> Tensor boxes",
+    outputs=lambda a: (a.anchors.new_empty((num_anchors(a.anchors, a.anchor_grid), 4)),),
+    oracle=lambda anchors: anchors,
     triton="anchor_decode.anchor_decode_triton:grid_anchors",
-    reference=explicit_anchors,
 )

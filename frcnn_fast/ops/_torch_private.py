@@ -1,0 +1,76 @@
+"""torch's private names, all in this file, and what happens where a version of torch lacks one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def private(path: str) -> Any:
+    """The attribute of torch with that dotted path; None where this version has none."""
+    found: Any = torch
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def bypass_check(
+    dispatch_stack_length: Callable[[], int] | None,
+    tracing_state: Callable[[], Any] | None,
+    functorch_interpreter: Callable[[], Any] | None,
+) -> Callable[[], bool]:
+    """Makes `can_bypass_dispatcher` of its hooks. Without one of them nobody can tell who watches, so that every call
+    goes through the dispatcher: slower, never wrong."""
+    if dispatch_stack_length is None or tracing_state is None or functorch_interpreter is None:
+        return lambda: False
+
+    def can_bypass_dispatcher() -> bool:
+        # is_compiling first: Dynamo takes it for a constant and looks no further.
+        return not (
+            is_compiling()
+            or dispatch_stack_length()
+            or tracing_state() is not None
+            or functorch_interpreter() is not None
+        )
+
+    return can_bypass_dispatcher
+
+
+# Whether an op may be computed here and now: no compile, export, tracing, functorch transform or dispatch mode.
+can_bypass_dispatcher = bypass_check(
+    private("_C._len_torch_dispatch_stack"),
+    private("_C._get_tracing_state"),
+    private("_C._functorch.peek_interpreter_stack"),
+)
+
+# Subclasses may have a __torch_dispatch__ or __torch_function__ of their own, which only the dispatcher calls.
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def plain_eager(tensors: Iterable[Tensor]) -> bool:
+    """Whether an op may skip the dispatcher: nobody watches, and these are tensors and nothing more."""
+    return can_bypass_dispatcher() and all(type(t) in PLAIN_TENSORS for t in tensors)
+
+
+def constant_when_compiled(function: F) -> F:
+    """Dynamo calls the function once, when it compiles, and keeps the answer.
+
+    This is what torch.compiler.assume_constant_result does, without its import of Dynamo, and of Triton with it. A
+    Dynamo that does not know the mark traces the function.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def register_results(kind: type[tuple]) -> None:
+    """Lets torch.export.save write programs that return this NamedTuple. Without the hook pytree still takes it apart,
+    so that compile and export work, and only saving fails."""
+    register = private("utils._pytree._register_namedtuple")
+    if register is not None:
+        register(kind, serialized_type_name=f"frcnn_fast.{kind.__name__}")
