@@ -346,3 +346,19 @@ def test_the_guides_name_files_that_exist(guide: str) -> None:
     assert named
     lost = sorted(name for name in named if not (ROOT / name).exists())
     assert not lost, f"{guide} names what is not there: {', '.join(lost)}"
+
+
+def test_the_code_in_the_guide_is_the_code() -> None:
+    """Every line of the guide's C++ and Python stands in some source; a comment of three dots leaves lines out."""
+    patterns = ("kernels/*/*", "bindings/*", "frcnn_fast/**/*.py", "bench/**/*.py", "tests/conformance/**/*.py")
+    files = [path for path in sources(*patterns) if path.suffix in LANGUAGES]
+    known = {line.strip() for path in files for line in text(path).splitlines()}
+    blocks = re.findall(r"^```(?:cpp|python)\n(.*?)^```", text(ROOT / "CONTRIBUTING.md"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 8
+    wrong = [
+        line
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip() not in known and line.strip() not in ("", "# ...", "// ...")
+    ]
+    assert not wrong, "CONTRIBUTING.md has code that is nowhere:\n" + "\n".join(wrong)
