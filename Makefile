@@ -1,4 +1,4 @@
-# make train   set up, train the default detector on the embedded data set, evaluate it, write pictures
+# make train   set up, train the default detector on the embedded data set, evaluate it, write images
 # make test    set up, check style and types, run every test
 # See README.md for the rest.
 

@@ -4,16 +4,16 @@
     python -m bench.bccd --time 10 --json bench/results/bccd-time.json
 
 The recipe is the library's own for SqueezeNet 1.0 (`frcnn_fast.model.preset`, `frcnn_fast.training.recipe`), on BCCD's
-official split: ImageNet weights, every layer trained; 600 iterations of 2 pictures of trainval and their mirror images,
+official split: ImageNet weights, every layer trained; 600 iterations of 2 images of trainval and their mirror images,
 shorter side 320, SGD 0.004 (momentum 0.9, weight decay 0.0005) with 100 iterations of warm-up and a cosine to zero;
-anchors 32, 64, 128, 256 x 3 ratios, 256 of them and 128 RoIs a picture, RoIAlign 7x7, two layers of 1,024; at test 300
+anchors 32, 64, 128, 256 x 3 ratios, 256 of them and 128 RoIs an image, RoIAlign 7x7, two layers of 1,024; at test 300
 proposals. Both systems get these settings, the same weights, the same batches in the same order, and the same
-optimiser; each keeps its own initialisation, sampling, losses and proposal steps. Ours also pads and scales the trunk's
-maps (`SqueezeNet`, `DetectorConfig.feature_scale`); torchvision gets its own SqueezeNet as published. The first form
-trains, and evaluates on test: PASCAL VOC AP at IoU 0.5. It notes seconds too, but only the second form, in which the
-two take turns in one process, compares them.
+optimiser; each keeps its own initialisation, sampling, losses and proposal steps. Ours also pads and scales the
+backbone's maps (`SqueezeNet`, `DetectorConfig.feature_scale`); torchvision gets its own SqueezeNet as published. The
+first form trains, and evaluates on test: PASCAL VOC AP at IoU 0.5. It notes seconds too, but only the second form, in
+which the two take turns in one process, compares them.
 
-An iteration is timed from asking for the two pictures' files to the updated weights, a test picture (one at a time)
+An iteration is timed from asking for the two images' files to the updated weights, a test image (one at a time)
 from its file to its detections.
 """
 
@@ -46,17 +46,17 @@ from frcnn_fast.training.loop import make_optimizer, train_step
 
 BACKBONE = "squeezenet1_0"
 SYSTEMS = ("frcnn_fast", "torchvision")
-SLICE = 10  # iterations, and then test pictures, that a system does before it is the other's turn
+SLICE = 10  # iterations, and then test images, that a system does before it is the other's turn
 
 
 class Contestant:
-    """A detector in training, and the test pictures it is tried on.
+    """A detector in training, and the test images it is tried on.
 
     Args:
         system: one of SYSTEMS.
         data: root of the VOC tree.
-        weights: file of the trunk's ImageNet weights.
-        config, options: the recipe; options.seed draws weights, pictures and samples.
+        weights: file of the backbone's ImageNet weights.
+        config, options: the recipe; options.seed draws weights, images and samples.
     """
 
     def __init__(self, system: str, data: Path, weights: Path, config: DetectorConfig, options: TrainOptions) -> None:
@@ -100,7 +100,7 @@ class Contestant:
 
     @torch.inference_mode()
     def detect(self, most: int | None = None) -> Iterator[tuple[float, Target]]:
-        """The first test pictures, default all: (seconds, detections in the picture's pixels) of each."""
+        """The first test images, default all: (seconds, detections in the image's pixels) of each."""
         self.detector.eval()
         batches = iter(self.test_batches)
         for _ in range(len(self.test) if most is None else min(most, len(self.test))):
@@ -127,22 +127,22 @@ def accuracy_run(
             mean = sum(losses[-20:]) / len(losses[-20:])
             print(f"{system} {done}/{options.iterations}: loss {mean:.3f}, {seconds:.2f} s", file=sys.stderr)
     evaluator = VocEvaluator(one.test.class_names)
-    pictures = []
+    images = []
     for index, (seconds, detections) in enumerate(one.detect()):
-        pictures.append(seconds)
+        images.append(seconds)
         evaluator.add(detections, one.test.target(index))
     result = evaluator.result()
     print(result.table())
-    seconds_of = {"iteration": summary(iterations, scale=1e6), "picture": summary(pictures, scale=1e6)}
+    seconds_of = {"iteration": summary(iterations, scale=1e6), "image": summary(images, scale=1e6)}
     return {**report, "system": system, "seed": options.seed, "test": result.to_dict(), "times": {system: seconds_of}}
 
 
 def timing_run(rounds: int, data: Path, weights: Path, config: DetectorConfig, options: TrainOptions) -> dict[str, Any]:
-    """Both in turns, so many rounds of SLICE iterations and SLICE test pictures each: a report of the second form."""
+    """Both in turns, so many rounds of SLICE iterations and SLICE test images each: a report of the second form."""
     report = new_report(config, options)
     options = dataclasses.replace(options, iterations=1 + rounds * SLICE)
     contestants = {system: Contestant(system, data, weights, config, options) for system in SYSTEMS}
-    taken: dict[str, dict[str, list[float]]] = {system: {"iteration": [], "picture": []} for system in SYSTEMS}
+    taken: dict[str, dict[str, list[float]]] = {system: {"iteration": [], "image": []} for system in SYSTEMS}
     for one in contestants.values():  # the first call of everything is slower
         list(one.train(1))
         list(one.detect(1))
@@ -150,11 +150,11 @@ def timing_run(rounds: int, data: Path, weights: Path, config: DetectorConfig, o
         for system in SYSTEMS if turn % 2 else SYSTEMS[::-1]:
             one = contestants[system]
             taken[system]["iteration"] += [seconds for seconds, _ in one.train(SLICE)]
-            taken[system]["picture"] += [seconds for seconds, _ in one.detect(SLICE)]
+            taken[system]["image"] += [seconds for seconds, _ in one.detect(SLICE)]
         print(f"round {turn + 1}/{rounds}", file=sys.stderr)
     times = {s: {what: summary(values, scale=1e6) for what, values in t.items()} for s, t in taken.items()}
     ratio = {}
-    for what in ("iteration", "picture"):
+    for what in ("iteration", "image"):
         mine, theirs = times["frcnn_fast"][what], times["torchvision"][what]
         ratio[what] = theirs["p50"] / mine["p50"]
         print(

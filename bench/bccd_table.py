@@ -21,7 +21,7 @@ def body(reports: Sequence[Report]) -> list[str]:
     lines = [["test split of BCCD", *SYSTEMS], ["---", "---:", "---:"]]
     for title, value in _figures(ordered):
         lines.append([title, *(_over([value(run) for run in by_system[system]]) for system in SYSTEMS)])
-    for title, what in (("seconds a training iteration", "iteration"), ("seconds a test picture", "picture")):
+    for title, what in (("seconds a training iteration", "iteration"), ("seconds a test image", "image")):
         for timing in timings[-1:]:
             cells = [f"{timing['times'][s][what]['p50'] / 1e6:.3f}" for s in SYSTEMS]
             lines.append([title, f"{cells[0]} ({timing['ratio'][what]:.2f} times faster)", cells[1]])
@@ -60,14 +60,14 @@ def _caption(runs: dict[Any, Report], timings: Sequence[Report]) -> list[str]:
         environments = [run["environment"] for run in runs.values()]
         options = next(iter(runs.values()))["recipe"]["options"]
         lines.append(
-            f"{options['iterations']} iterations of {options['batch_size']} pictures; {_versions(environments)}. "
+            f"{options['iterations']} iterations of {options['batch_size']} images; {_versions(environments)}. "
             "The mean over the seeds, and each seed's figure (`bench/results/bccd-*.json`)."
         )
     for timing in timings[-1:]:
         e, samples = timing["environment"], timing["times"]["frcnn_fast"]
         lines.append(
-            f"Times: medians of {samples['iteration']['samples']} iterations and {samples['picture']['samples']} "
-            f"pictures, the two in turns in one process, {e['threads']} threads; {_versions([e])}."
+            f"Times: medians of {samples['iteration']['samples']} iterations and {samples['image']['samples']} "
+            f"images, the two in turns in one process, {e['threads']} threads; {_versions([e])}."
         )
     return lines
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.registry import Call
+from bench.case import Call
 
 
 def tensors(result: Any) -> list[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.registry import Call
+from bench.case import Call
 
 
 def times(call: Call, calls: int = 20) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.registry import Call
+from bench.case import Call
 
 SAMPLE_SECONDS = 0.002  # on the CPU a sample repeats a fast call until it lasts about this long
 SLOW_SECONDS = 0.02  # a call slower than this needs no warm-up call before each sample

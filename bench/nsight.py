@@ -1,7 +1,7 @@
 """Nsight Compute on the two kernels that cost most: `python -m bench.nsight --out ncu.txt` writes a short text.
 
-The two are found with the profiler over the headline workloads; each is then run once more under ncu, for a few
-sections.
+The two are found with the profiler over the headline workloads, or over those of --row; each is then run once more
+under ncu, for a few sections.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from bench import kernels
+from bench.case import Row
 from bench.registry import row, rows
 
 SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats")
@@ -27,14 +28,19 @@ OPS = ("rpn_proposals", "rpn_targets", "roi_pool", "roi_align", "detections")
 CALLS = 5
 
 
-def hottest(deadline: float) -> list[tuple[float, str, str]]:
-    """(microseconds a call, row, kernel) of the kernels that cost most among the headline rows of one image, longest
-    first; of each kernel its costliest row.
+def headlines() -> list[Row]:
+    """Of one image."""
+    return [r for r in rows(backend="cuda", headline=True) if r.op in OPS and not r.workload.endswith("b8")]
+
+
+def hottest(among: Sequence[Row], deadline: float) -> list[tuple[float, str, str]]:
+    """(microseconds a call, row, kernel) of the kernels that cost most among the rows, longest first; of each kernel
+    its costliest row.
     """
     found: dict[str, tuple[float, str, str]] = {}
-    for r in rows(backend="cuda", headline=True):
-        if r.op not in OPS or r.workload.endswith("b8") or time.monotonic() > deadline:
-            continue
+    for r in among:
+        if time.monotonic() > deadline:
+            break
         for name, spent in kernels.ours(kernels.times(r.make("cuda").ours)).items():
             if name not in found or spent > found[name][0]:
                 found[name] = (spent, r.name, name)
@@ -87,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="write the text here")
     parser.add_argument("--seconds", type=float, default=120.0, help="for everything (default 120)")
+    parser.add_argument("--row", metavar="NAME", help="the kernels of that row ('op: workload') alone")
     parser.add_argument("--once", metavar="ROW", help="only run that row's call a few times (what ncu looks at)")
     args = parser.parse_args(argv)
     if args.once:
@@ -97,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     start = time.monotonic()
     parts = [f"GPU: {torch.cuda.get_device_name()}"]
-    found = hottest(start + args.seconds / 2)
+    among = [row(args.row)] if args.row else headlines()
+    found = hottest(among, start + args.seconds / 2)
     for spent, name, kernel in found:
         left = max(args.seconds - (time.monotonic() - start), 10.0)
         parts.append(f"{name}\n{kernel}\n{spent:.2f} us a call\n{inspect(name, kernel, left)}")

@@ -1,4 +1,4 @@
-"""Pictures of a results file: time per op against the competitors, roofline, scaling."""
+"""Plots of a results file: time per op against the competitors, roofline, scaling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from bench.report import FAMILIES, backend_of, duration, in_order, plain, times
+from bench.format import backend_of, duration, in_order, plain, times
+from bench.registry import families as families_of_ops
 from bench.row_timing import OURS, TRITON, best
 
 INK, MUTED, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
@@ -206,10 +207,11 @@ def roofline(report: dict[str, Any]) -> Figure | None:
         return None
     roofs, cpu = report["roofs"], backend_of(report) == "cpu"
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
-    families = list(dict.fromkeys(FAMILIES.get(r["op"], "detector") for r in rows))
+    family_of = families_of_ops()
+    families = list(dict.fromkeys(family_of.get(r["op"], "other") for r in rows))
     palette = dict(zip(families, plt.get_cmap("tab10").colors))  # type: ignore[attr-defined]
     for family in families:
-        mine = [r for r in rows if FAMILIES.get(r["op"], "detector") == family]
+        mine = [r for r in rows if family_of.get(r["op"], "other") == family]
         seconds = np.array([_fastest(r, ("graph", "events, warm L2", "call"))[OURS]["p50"] * 1e-6 for r in mine])
         moved, work = np.array([float(r["bytes"]) for r in mine]), np.array([float(r["flops"]) for r in mine])
         style = {

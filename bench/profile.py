@@ -2,7 +2,8 @@
 
 python -m bench.profile                                    the VGG test step on outputs like a trained network's
 python -m bench.profile --shape fpn --train                another shape, training settings
-python -m bench.profile --checkpoint runs/digits --image picture.jpg   a real detector on a real picture
+python -m bench.profile --checkpoint runs/digits --image photo.jpg   a real detector on a real image
+python -m bench.profile --row "nms: 6000 boxes trained"    any row of the benchmark, beside its competitors
 
 Prints a table; with --out also writes a bar chart, a Chrome trace (chrome://tracing, ui.perfetto.dev) and the figures.
 """
@@ -21,14 +22,18 @@ import numpy as np
 import torch
 
 from bench import checks, competitors, environment, kernels
+from bench.case import Case
 from bench.proposal_stages import Problem, fused, of_checkpoint, of_scene, staged
+from bench.registry import row, rows
 from bench.workloads import FIELDS, FPN, VGG
 
 WARM = 10
 SAMPLES = 100
 SECONDS = 3.0  # for each way, at most
-STAGES = ("top-N", "decode", "NMS", "merge", "fused")
-COLORS = {"top-N": "#7e22ce", "decode": "#0f766e", "NMS": "#1d4ed8", "merge": "#a8a29e", "fused": "#c2410c"}
+STAGES = ("top-N", "decode", "NMS", "merge", "fused", "call")
+OUR_COLOR = "#c2410c"
+COLORS = {"top-N": "#7e22ce", "decode": "#0f766e", "NMS": "#1d4ed8", "merge": "#a8a29e"}
+COLORS |= {"fused": OUR_COLOR, "call": OUR_COLOR}
 
 Way = Callable[["Stopwatch"], Any]
 
@@ -91,6 +96,22 @@ def ways_of(problem: Problem) -> dict[str, Way]:
     return ways
 
 
+def ways_of_row(case: Case) -> dict[str, Way]:
+    """Ours and the competitors', in one stage. AssertionError where our answer is wrong."""
+    case.check(case.ours())
+
+    def in_one_stage(call: Callable[[], Any]) -> Way:
+        def way(stage: Stopwatch) -> Any:
+            with stage("call"):
+                return call()
+
+        return way
+
+    return {"frcnn_fast": in_one_stage(case.ours)} | {
+        name: in_one_stage(competitor.call) for name, competitor in case.competitors.items()
+    }
+
+
 def measure(ways: dict[str, Way], device: str) -> dict[str, dict[str, float]]:
     """Median microseconds of each stage, by way, over interleaved runs."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
@@ -98,7 +119,7 @@ def measure(ways: dict[str, Way], device: str) -> dict[str, dict[str, float]]:
         for _ in range(WARM):
             _timed(way, device)
     start = time.monotonic()
-    while len(taken["fused"]) < SAMPLES and time.monotonic() - start < SECONDS * len(ways):
+    while min(map(len, taken.values())) < SAMPLES and time.monotonic() - start < SECONDS * len(ways):
         for name, way in ways.items():
             taken[name].append(_timed(way, device))
     return {
@@ -195,38 +216,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", action="store_true", help="training settings (12,000->2,000; FPN: 2,000->2,000)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, help="a run's folder or checkpoint file instead of a shape")
-    parser.add_argument("--image", type=Path, help="the picture for the checkpoint's detector")
+    parser.add_argument("--image", type=Path, help="the image for the checkpoint's detector")
+    parser.add_argument("--row", metavar="NAME", help="a row of the benchmark, as 'op: workload'")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU (default 1: the stages' own cost)")
     parser.add_argument("--out", type=Path, help="folder for profile.json, profile.png and profile-trace.json.gz")
     args = parser.parse_args(argv)
     if bool(args.checkpoint) != bool(args.image):
         parser.error("--checkpoint and --image go together")
+    if args.row and args.row not in {r.name for r in rows()}:
+        near = [r.name for r in rows(op=args.row.partition(":")[0])]
+        parser.error(f"--row: there is no row {args.row!r}; of that op there are: {', '.join(near) or 'none'}")
     torch.set_num_threads(args.threads)
-    if args.checkpoint:
-        problem = of_checkpoint(args.checkpoint, args.image, args.device)
+    if args.row:
+        case = row(args.row).make(args.device)
+        title, ways, ours = args.row, ways_of_row(case), case.ours
     else:
-        problem = of_scene({"vgg": VGG, "fpn": FPN}[args.shape], args.field, args.batch, args.train, args.device)
-    ways = ways_of(problem)
-    result = profile(problem, ways, args.device)
-    print(problem.title, *table(result["stages"]), sep="\n")
+        if args.checkpoint:
+            problem = of_checkpoint(args.checkpoint, args.image, args.device)
+        else:
+            problem = of_scene({"vgg": VGG, "fpn": FPN}[args.shape], args.field, args.batch, args.train, args.device)
+        quiet = Stopwatch("cpu")
+        title, ways, ours = problem.title, ways_of(problem), lambda: fused(problem, quiet)
+    result = profile(title, ways, ours, args.device)
+    print(title, *table(result["stages"]), sep="\n")
     for name, spent in result["kernels"].items():
         print(f"  {spent:8.2f} us  {name}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "profile.json").write_text(json.dumps(result, indent=1) + "\n")
-        chart(f"{problem.title} — {result['machine']}", result["stages"], args.out / "profile.png")
+        chart(f"{title} — {result['machine']}", result["stages"], args.out / "profile.png")
         trace(ways, args.device, args.out / "profile-trace.json.gz")
     return 0
 
 
-def profile(problem: Problem, ways: dict[str, Way], device: str) -> dict[str, Any]:
-    """Stage times of every way and, on a GPU, the kernels of the fused step."""
+def profile(title: str, ways: dict[str, Way], ours: Callable[[], Any], device: str) -> dict[str, Any]:
+    """Stage times of every way and, on a GPU, the kernels of our call."""
     e = environment.describe(device)
-    quiet = Stopwatch("cpu")
-    launched = kernels.times(lambda: fused(problem, quiet)) if device == "cuda" else {}
+    launched = kernels.times(ours) if device == "cuda" else {}
     return {
-        "title": problem.title,
+        "title": title,
         "machine": e.get("gpu") or e["cpu"],
         "date": e["date"],
         "commit": e["commit"],

@@ -63,15 +63,15 @@ def of_scene(shape: Shape, field: str, B: int, train: bool, device: str) -> Prob
 
 
 def of_checkpoint(checkpoint: Path, image: Path, device: str) -> Problem:
-    """The step of a trained detector on a picture, with the detector's own settings."""
+    """The step of a trained detector on an image, with the detector's own settings."""
     from frcnn_fast.data import Collate, read_image, resize
     from frcnn_fast.model import load_detector
 
     detector = load_detector(checkpoint, device=device)
     config = detector.config
-    picture, scale = resize(read_image(image), config.shorter, config.longer)
+    pixels, scale = resize(read_image(image), config.shorter, config.longer)
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scale": scale}
-    batch = Collate(config.preprocess)([(picture, nothing)]).to(device)
+    batch = Collate(config.preprocess)([(pixels, nothing)]).to(device)
     with torch.no_grad():
         rpn = detector.rpn(detector.backbone(batch.images.contiguous(memory_format=torch.channels_last)))
     before, after = config.proposals_test

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bccd_table, resources, schema
+from bench import bccd_table, plots, resources, schema
+from bench.format import backend_of, duration, in_order, plain, times
 from bench.row_timing import OURS, TRITON, best
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-FAMILIES = {
-    "rpn_proposals": "proposals", "proposals of a photograph": "proposals", "nms_padded": "NMS", "nms": "NMS",
-    "batched_nms": "NMS", "top_n": "ranking", "decode_clip": "boxes", "encode": "boxes", "box_iou": "boxes",
-    "rpn_targets": "targets", "assign_anchors": "targets", "sample_rois": "targets", "roi_pool": "pooling",
-    "roi_align": "pooling", "multiscale_roi_align": "pooling", "detections": "detections", "detector": "detector",
-}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,17 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if new == old else 1
         args.readme.write_text(new)
     if not args.no_plots and not args.check:
-        from bench import plots
-
         for path, report in (pair for pair in reports if "rows" in pair[1]):
             for written in plots.draw(report, args.plots or path.parent, path.stem):
                 print(written)
     return 0
-
-
-def backend_of(report: dict[str, Any]) -> str:
-    """The backend of its rows."""
-    return "cuda" if "gpu" in report["environment"] else "cpu"
 
 
 def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
@@ -114,11 +102,6 @@ def caption(path: Path, report: dict[str, Any]) -> list[str]:
     ]
 
 
-def plain(version: str) -> str:
-    """Without the build suffix."""
-    return version.split("+", 1)[0]
-
-
 # Columns of our own times, by backend: (title, whose, how it was measured). Triton's only where it was measured.
 OUR_COLUMNS = {
     "cpu": (("frcnn_fast", OURS, "call"),),
@@ -150,30 +133,6 @@ def table(report: dict[str, Any], headline: bool = True) -> list[str]:
         cells = [duration(found["p50"] if found else None) for found in mine]
         lines.append([f"`{row['op']}`", row["workload"], *cells, other, times(row["ratio"])])
     return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Family by family."""
-    return sorted(rows, key=lambda row: list(FAMILIES).index(row["op"]) if row["op"] in FAMILIES else len(FAMILIES))
-
-
-def times(found: dict[str, Any] | None) -> str:
-    """The ratio for a table."""
-    if not found:
-        return "–"
-    value = found["p50"]
-    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 3 else f"{value:.2f}"
-
-
-def duration(us: float | None) -> str:
-    """Three digits and a unit."""
-    if us is None:
-        return "–"
-    for unit, scale in (("µs", 1.0), ("ms", 1e3), ("s", 1e6)):
-        if us < 999.5 * scale or unit == "s":
-            value = us / scale
-            return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.{1 if value >= 9.95 else 2}f} {unit}"
-    raise AssertionError
 
 
 def footnotes(path: Path, report: dict[str, Any]) -> list[str]:

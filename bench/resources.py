@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import environment, floors, schema
-from bench.registry import Unavailable, rows
+from bench.case import Unavailable
+from bench.registry import rows
 from frcnn_fast._extension import extension
 
 # Of a multiprocessor, the same on all three; shared memory by architecture: of a multiprocessor, and of a block.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from bench import checks, measure
+from bench.case import Call, Case, Competitor, Row
 from bench.measure import CALLS_IN_GRAPH, EVENT_CALLS, Contender, Plan
-from bench.registry import Call, Case, Competitor, Row
 from frcnn_fast import use_backend
 
 OURS = "frcnn_fast"

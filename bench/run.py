@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from bench import competitors, environment, schema
-from bench.registry import Row, Unavailable, rows
+from bench.case import Row, Unavailable
+from bench.registry import rows
 from bench.row_timing import OURS, WRONG, Options, best, measure_row
 
 

@@ -66,7 +66,7 @@ BCCD = {
     "benchmark": str,  # bccd
     "environment": ENVIRONMENT,
     "recipe": {"config": dict, "options": dict},
-    "times": dict,  # by system: {"iteration": QUANTILES, "picture": QUANTILES}
+    "times": dict,  # by system: {"iteration": QUANTILES, "image": QUANTILES}
 }
 BCCD_ACCURACY = {
     **BCCD,
@@ -74,7 +74,7 @@ BCCD_ACCURACY = {
     "seed": int,
     "test": {"iou_threshold": NUMBER, "map07": NUMBER, "map_area": NUMBER, "classes": dict},
 }
-BCCD_TIMING = {**BCCD, "ratio": {"iteration": NUMBER, "picture": NUMBER}}  # torchvision's median over ours
+BCCD_TIMING = {**BCCD, "ratio": {"iteration": NUMBER, "image": NUMBER}}  # torchvision's median over ours
 
 # bench.resources; a list is the least and the most over the forms of a kernel function
 RESOURCES = {
@@ -161,7 +161,7 @@ def _check_bccd(report: dict[str, Any]) -> dict[str, Any]:
     check(report, BCCD_TIMING if "ratio" in report else BCCD_ACCURACY)
     _check_version(report)
     for system, times in report["times"].items():
-        check(times, {"iteration": QUANTILES, "picture": QUANTILES}, f"report.times.{system}")
+        check(times, {"iteration": QUANTILES, "image": QUANTILES}, f"report.times.{system}")
     return report
 
 

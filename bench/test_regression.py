@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.registry import Row, Unavailable, rows
+from bench.case import Row, Unavailable
+from bench.registry import rows
 
 BACKEND = "cuda" if torch.cuda.is_available() else "cpu"
 

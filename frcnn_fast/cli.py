@@ -1,4 +1,4 @@
-"""The command `frcnn-fast`: train, evaluate, detect, doctor."""
+"""The command `frcnn-fast`: train, evaluate, detect, check-data, doctor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
     "detect": "find objects in image files",
+    "check-data": "list everything that is wrong or odd in a data set",
     "doctor": "what is installed, which backends work here, and why not the others",
 }
 
@@ -19,10 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments.pop(0) if arguments else "--help"
     if command in COMMANDS:
         # Only the chosen command is imported: the doctor must run where training's packages are missing.
-        return importlib.import_module(f"frcnn_fast.{command}").main(arguments, prog=f"frcnn-fast {command}")
+        module = importlib.import_module(f"frcnn_fast.{command.replace('-', '_')}")
+        return module.main(arguments, prog=f"frcnn-fast {command}")
     print("usage: frcnn-fast COMMAND [options]\n")
     for name, text in COMMANDS.items():
-        print(f"  {name:<10}{text}")
+        print(f"  {name:<12}{text}")
     print("\nfrcnn-fast COMMAND --help shows a command's options")
     if command in ("-h", "--help"):
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import json
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from frcnn_fast._extras import require
+from frcnn_fast.data.images import printable
 
 PathLike = str | os.PathLike[str]
 
@@ -35,7 +37,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     # The old name's ending stays: some writers choose the format by it.
-    beside = final.with_name(f".{final.stem}.{secrets.token_hex(4)}{final.suffix}")
+    beside = final.with_name(f".{final.stem[:40]}.{secrets.token_hex(4)}{final.suffix}")
     try:
         open(beside, "xb").close()
         mode = os.stat(beside).st_mode
@@ -64,14 +66,19 @@ def _sync_folder(folder: Path) -> None:
 def write_json(path: PathLike, value: Any) -> None:
     """Write `value` as indented JSON, atomically. Numbers that JSON lacks (NaN, ±Inf) become null."""
     with atomic_path(path) as beside:
-        beside.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_bytes(_encoded(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"))
 
 
 def append_jsonl(path: PathLike, record: Mapping[str, Any]) -> None:
     """Append one record as one line of JSON and hand it to the system at once. NaN and ±Inf become null."""
-    line = json.dumps(_plain(dict(record)), ensure_ascii=False) + "\n"
-    with open(path, "a", encoding="utf-8") as file:
+    line = _encoded(json.dumps(_plain(dict(record)), ensure_ascii=False) + "\n")
+    with open(path, "ab") as file:
         file.write(line)
+
+
+def _encoded(text: str) -> bytes:
+    # File names that are not UTF-8 hold lone surrogates; JSON writes those as \udcNN, and reads them back as they were.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
@@ -80,23 +87,25 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file is missing or another line is not a JSON object; names file and line.
     """
+    shown = printable(os.fspath(path))
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    *lines, torn = text.split("\n")
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{shown}: cannot be read ({printable(str(error))})") from error
+    *lines, torn = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     records = []
     for number, line in enumerate([*lines, torn], start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
             if number == len(lines) + 1:
                 break
-            raise ValueError(f"{path}:{number}: not JSON ({error}); remove the line") from error
+            raise ValueError(f"{shown}:{number}: not JSON ({error}); remove the line") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:40]!r}; remove the line")
+            text = ascii(line[:40].decode("utf-8", "replace"))
+            raise ValueError(f"{shown}:{number}: expected a JSON object, got {text}; remove the line")
         records.append(record)
     return records
 
@@ -190,8 +199,18 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
         )
     try:
         names, config, extra = (json.loads(metadata[key]) for key in ("class_names", "config", "extra"))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: its description of the model is broken ({error!r})") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"{file}: its description of the model is broken (class_names: got {ascii(names)[:60]}, expected a list of "
+            "different names)"
+        )
+    for key, value in (("config", config), ("extra", extra)):
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"{file}: its description of the model is broken ({key}: got {ascii(value)[:60]}, expected an object)"
+            )
     return Checkpoint(tensors, names, config, extra)
 
 
@@ -223,9 +242,9 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{file}: no such file")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
-            names = opened.keys()
-            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
+            return tensors, opened.metadata() or {}
+    except Exception as error:  # a broken header raises whatever the step that met it raises
         raise ValueError(f"{file}: not a readable safetensors file ({error})") from error
 
 
@@ -244,12 +263,14 @@ def _read_pth(file: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{file}: holds more than tensors, or is no torch file; save it as state_dict() or .safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file}: not a readable torch file ({error})") from error
+    except Exception as error:  # as above
+        raise ValueError(f"{file}: not a readable torch file ({error!r})") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{file}: expected a state_dict, a dict of tensors by name")
+    if not all(isinstance(name, str) for name in loaded):
         raise ValueError(f"{file}: expected a state_dict, a dict of tensors by name")
     if loaded and all(name.startswith("module.") for name in loaded):
         loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}

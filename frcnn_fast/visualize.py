@@ -15,6 +15,7 @@ from frcnn_fast._extras import require
 from frcnn_fast.io import PathLike, atomic_path, read_jsonl
 
 _SHORTER_SIDE = 400  # smaller images are enlarged until lines and letters are fine beside their objects
+_LONGER_SIDE = 4000  # but to no more than this: a narrow strip is not worth the memory
 _CAPTION = (32, 34, 38)
 _PAPER = (245, 245, 243)
 
@@ -51,8 +52,8 @@ def draw_boxes(
 ) -> Any:
     """Draw boxes with their class and score.
 
-    An image whose shorter side is under 400 pixels is enlarged by a whole factor first. The best boxes are
-    drawn last, on top. Labels are placed where they cover no other label, if there is such a place.
+    An image whose shorter side is under 400 pixels is enlarged by a whole factor first, up to 4000 pixels. The best
+    boxes are drawn last, on top. Labels are placed where they cover no other label, if there is such a place.
 
     Args:
         image: uint8 tensor or array [3, H, W], RGB, or a PIL image.
@@ -70,7 +71,7 @@ def draw_boxes(
     image_module = require("PIL.Image", "train")
     image_draw = require("PIL.ImageDraw", "train")
     drawing = _as_drawing(image)
-    factor = max(1, math.ceil(_SHORTER_SIDE / min(drawing.size)))
+    factor = max(1, min(math.ceil(_SHORTER_SIDE / min(drawing.size)), _LONGER_SIDE // max(drawing.size)))
     if factor > 1:
         drawing = drawing.resize((drawing.width * factor, drawing.height * factor), image_module.Resampling.BICUBIC)
     shorter = min(drawing.size)

@@ -26,7 +26,7 @@ class Sample:
 
 
 def boxes(generator: torch.Generator, *size: int, high: float = 96.0) -> Tensor:
-    """Random boxes of up to a third of the picture."""
+    """Random boxes of up to a third of the image."""
     corner = torch.rand(*size, 2, generator=generator) * high * 0.7
     side = torch.rand(*size, 2, generator=generator) * high * 0.3 + 1
     return torch.cat([corner, corner + side], -1)

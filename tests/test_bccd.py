@@ -1,4 +1,4 @@
-"""The comparison of the detectors: its runs, its files and its table, on a few small pictures."""
+"""The comparison of the detectors: its runs, its files and its table, on a few small images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}<
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A VOC tree of five pictures with two objects each, and weights that nobody trained."""
+    """A VOC tree of five images with two objects each, and weights that nobody trained."""
     root = tmp_path_factory.mktemp("cells")
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
@@ -37,8 +37,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             (root / "Annotations" / f"{name}.xml").write_text(ANNOTATION.format(objects))
             Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
     torch.manual_seed(0)
-    torch.save(SqueezeNet().state_dict(), root / "trunk.pth")
-    return {"data": root, "weights": root / "trunk.pth"}
+    torch.save(SqueezeNet().state_dict(), root / "backbone.pth")
+    return {"data": root, "weights": root / "backbone.pth"}
 
 
 @pytest.mark.parametrize("system", PRESENT)
@@ -49,12 +49,12 @@ def test_a_run_trains_and_evaluates(system: str, files: dict[str, Path], tmp_pat
     again = schema.load(tmp_path / "bccd-a.json")
     assert {name: of["objects"] for name, of in again["test"]["classes"].items()} == {"cat": 2, "dog": 2}
     assert again["times"][system]["iteration"]["samples"] == 2
-    assert again["times"][system]["picture"]["samples"] == 2
+    assert again["times"][system]["image"]["samples"] == 2
     assert again["recipe"]["options"]["lr"] == 0.004
 
 
 @pytest.mark.parametrize("system", PRESENT)
-def test_training_moves_the_whole_trunk_as_scheduled(system: str, files: dict[str, Path]) -> None:
+def test_training_moves_the_whole_backbone_as_scheduled(system: str, files: dict[str, Path]) -> None:
     one = bccd.Contestant(system, **files, config=CONFIG, options=recipe("squeezenet1_0", iterations=3, warmup=2))
     before = {name: value.clone() for name, value in one.detector.named_parameters()}
     assert len(list(one.train(2))) == 2
@@ -65,7 +65,7 @@ def test_training_moves_the_whole_trunk_as_scheduled(system: str, files: dict[st
 
 
 @pytest.mark.parametrize("system", PRESENT)
-def test_the_trunk_sees_the_batch_as_it_is(system: str, files: dict[str, Path]) -> None:
+def test_the_backbone_sees_the_batch_as_it_is(system: str, files: dict[str, Path]) -> None:
     one = bccd.Contestant(system, **files, config=CONFIG, options=recipe("squeezenet1_0", iterations=1))
     seen = []
     first = next(module for module in one.detector.modules() if isinstance(module, torch.nn.Conv2d))
@@ -79,7 +79,7 @@ def test_the_trunk_sees_the_batch_as_it_is(system: str, files: dict[str, Path]) 
 
 
 @pytest.mark.skipif(bool(torchvision_missing), reason=torchvision_missing or "torchvision is there")
-def test_both_get_the_same_pictures_and_are_timed_in_turns(
+def test_both_get_the_same_images_and_are_timed_in_turns(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bccd, "SLICE", 2)
@@ -91,8 +91,8 @@ def test_both_get_the_same_pictures_and_are_timed_in_turns(
     found = bccd.timing_run(2, **files, config=CONFIG, options=options)
     schema.save(found, tmp_path / "bccd-t.json")
     assert all(of["iteration"]["samples"] == 4 for of in found["times"].values())
-    medians = [found["times"][system]["picture"]["p50"] for system in bccd.SYSTEMS]
-    assert found["ratio"]["picture"] == pytest.approx(medians[1] / medians[0])
+    medians = [found["times"][system]["image"]["p50"] for system in bccd.SYSTEMS]
+    assert found["ratio"]["image"] == pytest.approx(medians[1] / medians[0])
 
 
 def test_what_is_missing_is_named(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,15 +127,15 @@ def test_the_table_has_means_seeds_and_the_newest_times(tmp_path: Path) -> None:
     quantiles = {"p10": 1e6, "p50": 1e6, "p90": 2e6, "samples": 30, "repeats": 1}
     slower = {**quantiles, "p50": 1.5e6}
     times = {
-        "frcnn_fast": {"iteration": quantiles, "picture": quantiles},
-        "torchvision": {"iteration": slower, "picture": slower},
+        "frcnn_fast": {"iteration": quantiles, "image": quantiles},
+        "torchvision": {"iteration": slower, "image": slower},
     }
     reports = [
         accuracy("frcnn_fast", 0, 0.1),  # superseded
         accuracy("frcnn_fast", 1, 0.8),
         accuracy("frcnn_fast", 0, 0.6, "2026-01-02"),
-        made_up("2026-01-02", times=times, ratio={"iteration": 1.5, "picture": 1.5}),
-        made_up("2026-01-01", times=times, ratio={"iteration": 9.0, "picture": 9.0}),
+        made_up("2026-01-02", times=times, ratio={"iteration": 1.5, "image": 1.5}),
+        made_up("2026-01-01", times=times, ratio={"iteration": 9.0, "image": 9.0}),
         accuracy("torchvision", 0, 0.5),
     ]
     paths = [tmp_path / f"bccd-{i}.json" for i in range(len(reports))]
@@ -147,7 +147,7 @@ def test_the_table_has_means_seeds_and_the_newest_times(tmp_path: Path) -> None:
     text = readme.read_text()
     assert "| AP50 cat, 11-point | 0.700 (0.600, 0.800) | 0.500 (0.500) |" in text
     assert "| mean, area | 0.350 (0.300, 0.400) | 0.250 (0.250) |" in text
-    assert "| seconds a test picture | 1.000 (1.50 times faster) | 1.500 |" in text
+    assert "| seconds a test image | 1.000 (1.50 times faster) | 1.500 |" in text
     assert "old" not in text
     assert text.endswith("after\n")
     assert list(tmp_path.glob("*.png")) == []  # the plots are the kernels'
@@ -159,7 +159,7 @@ def test_the_schema_refuses(damage: str) -> None:
     if damage == "system":
         del found["system"]
     elif damage == "ratio":
-        found["ratio"] = {"iteration": "fast", "picture": 1.0}
+        found["ratio"] = {"iteration": "fast", "image": 1.0}
     elif damage == "times":
         found["times"] = {"frcnn_fast": {"iteration": {}}}
     else:

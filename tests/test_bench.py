@@ -27,7 +27,8 @@ from bench import (
     run,
     schema,
 )
-from bench.registry import Case, Competitor, Row, rows
+from bench.case import Case, Competitor, Row
+from bench.registry import rows
 from bench.workloads import FIELDS, FPN, VGG, flat_boxes, scene, snake
 from frcnn_fast import ops, reference
 from frcnn_fast._extension import extension
@@ -271,10 +272,10 @@ def test_the_profile_writes_table_chart_and_trace(
     monkeypatch.setattr(profile, "SAMPLES", 2)
     threads = torch.get_num_threads()
     save_detector(tmp_path / "model.safetensors", build_detector(["cat"], preset("small")))
-    Image.new("RGB", (64, 48), "gray").save(tmp_path / "picture.png")
-    of_a_picture = ["--checkpoint", str(tmp_path), "--image", str(tmp_path / "picture.png")]
+    Image.new("RGB", (64, 48), "gray").save(tmp_path / "image.png")
+    of_an_image = ["--checkpoint", str(tmp_path), "--image", str(tmp_path / "image.png")]
     try:
-        for i, arguments in enumerate((["--shape", "fpn", "--train"], of_a_picture)):
+        for i, arguments in enumerate((["--shape", "fpn", "--train"], of_an_image)):
             out = tmp_path / str(i)
             assert profile.main([*arguments, "--device", "cpu", "--out", str(out)]) == 0
             stages = json.loads((out / "profile.json").read_text())["stages"]
@@ -293,6 +294,17 @@ def test_kernel_names() -> None:
     name = "void frcnn_fast::(anonymous namespace)::decode<float, frcnn_fast::Box<float>, 4>(float const*, long)"
     assert kernels.function_name(name) == "decode"
     assert kernels.ours({name: 1.0, "at::native::copy": 2.0}) == {name: 1.0}
+
+
+def test_the_profile_takes_any_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(profile, "SAMPLES", 2)
+    assert profile.main(["--row", "top_n: 10 of 10", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "top_n: 10 of 10" in printed
+    assert "frcnn_fast" in printed
+    with pytest.raises(SystemExit):
+        profile.main(["--row", "top_n: 11 of 10", "--device", "cpu"])
+    assert "top_n: 10 of 10" in capsys.readouterr().err  # those there are
 
 
 def test_nsight_digest() -> None:

@@ -54,7 +54,7 @@ def same(a: tuple, b: tuple) -> bool:
 
 
 class TestDigits:
-    def test_every_picture_keeps_its_promises(self):
+    def test_every_image_keeps_its_promises(self):
         dataset = DigitsDetection("train")
         counts = set()
         for index in range(60):
@@ -74,14 +74,14 @@ class TestDigits:
 
     def test_an_item_depends_on_split_seed_and_index_only(self):
         first, second = DigitsDetection("train", seed=3), DigitsDetection("train", seed=3)
-        picture = first[7]
-        assert not same(picture, first[8])
-        assert same(picture, second[7])
-        assert same(picture, pickle.loads(pickle.dumps(second))[7])
-        assert not same(picture, DigitsDetection("train", seed=4)[7])
-        assert not same(picture, DigitsDetection("test", seed=3)[7])
+        sample = first[7]
+        assert not same(sample, first[8])
+        assert same(sample, second[7])
+        assert same(sample, pickle.loads(pickle.dumps(second))[7])
+        assert not same(sample, DigitsDetection("train", seed=4)[7])
+        assert not same(sample, DigitsDetection("test", seed=3)[7])
 
-    def test_another_process_makes_the_same_picture(self):
+    def test_another_process_makes_the_same_image(self):
         code = (
             "from frcnn_fast.data import DigitsDetection; image, target = DigitsDetection('test')[11];"
             "print(image.long().sum().item(), target['boxes'].tolist(), target['labels'].tolist())"
@@ -152,7 +152,7 @@ def voc_xml(*objects: str, size=(60, 100)) -> str:
     )
 
 
-def picture_file(path: Path, size=(60, 100)) -> None:
+def image_file(path: Path, size=(60, 100)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = np.arange(size[0] * size[1] * 3, dtype=np.uint32).reshape(*size, 3)
     Image.fromarray((rows % 251).astype(np.uint8)).save(path)
@@ -163,7 +163,7 @@ def voc_tree(root: Path, split: str = "train", **xml_by_id: str) -> Path:
     (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
     for image_id, xml in xml_by_id.items():
         (root / "Annotations" / f"{image_id}.xml").write_text(xml)
-        picture_file(root / "JPEGImages" / f"{image_id}.jpg")
+        image_file(root / "JPEGImages" / f"{image_id}.jpg")
     (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in xml_by_id))
     return root
 
@@ -219,14 +219,14 @@ class TestVoc:
 
     def test_flat_layout(self, tmp_path):
         for split, name in (("train", "cat"), ("valid", "dog")):
-            picture_file(tmp_path / split / "one.png")
+            image_file(tmp_path / split / "one.png")
             (tmp_path / split / "one.xml").write_text(voc_xml(voc_object(name)))
         dataset = VocDetection(tmp_path, "valid")
         assert dataset.class_names == ["cat", "dog"]
         assert dataset.image_path(0) == tmp_path / "valid" / "one.png"
         check_sample(*dataset[0], 2)
 
-    def test_the_annotation_may_name_the_picture(self, tmp_path):
+    def test_the_annotation_may_name_the_image(self, tmp_path):
         root = voc_tree(tmp_path, a=voc_xml(voc_object()))
         (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / "other.jpg")
         assert VocDetection(root, "train").image_path(0).name == "other.jpg"
@@ -283,10 +283,10 @@ class TestVoc:
             VocDetection(voc_tree(tmp_path, a=voc_xml()), "train")
 
     @pytest.mark.parametrize("damage", ["cut", "text", "empty"])
-    def test_a_broken_picture_is_named(self, tmp_path, damage):
+    def test_a_broken_image_is_named(self, tmp_path, damage):
         root = voc_tree(tmp_path, a=voc_xml(voc_object()))
         path = root / "JPEGImages" / "a.jpg"
-        path.write_bytes({"cut": path.read_bytes()[:600], "text": b"no picture", "empty": b""}[damage])
+        path.write_bytes({"cut": path.read_bytes()[:600], "text": b"no image", "empty": b""}[damage])
         dataset = VocDetection(root, "train")
         with pytest.raises(ValueError, match=r"a\.jpg: not a readable image .*; replace the file"):
             dataset[0]
@@ -417,7 +417,7 @@ class TestCollate:
         }
         return image, target
 
-    def test_pads_pictures_and_objects(self):
+    def test_pads_images_and_objects(self):
         batch = Collate("caffe", stride=16)(
             [self.sample(20, 50, 2, scale=0.5, original_size=(40, 100)), self.sample(33, 10, 0)]
         )

@@ -134,9 +134,9 @@ class TestAveragePrecision:
 class TestVocRules:
     box, elsewhere = [0, 0, 10, 10], [50, 50, 60, 60]
 
-    def area(self, pictures, **options):
+    def area(self, images, **options):
         evaluator = VocEvaluator(["cat", "dog"], **options)
-        for detections, target in pictures:
+        for detections, target in images:
             evaluator.add(detections, target)
         return evaluator.result().ap_area["cat"]
 
@@ -153,8 +153,8 @@ class TestVocRules:
 
     def test_the_second_detection_of_an_object_is_wrong(self):
         rows = found((1, 0.9, self.box), (1, 0.8, self.box), (1, 0.7, self.elsewhere))
-        pictures = [(rows, truth((1, self.box), (1, self.elsewhere)))]
-        assert self.area(pictures) == pytest.approx(0.5 + 0.5 * 2 / 3)
+        images = [(rows, truth((1, self.box), (1, self.elsewhere)))]
+        assert self.area(images) == pytest.approx(0.5 + 0.5 * 2 / 3)
 
     def test_even_if_another_object_is_free(self):
         near = [1, 0, 11, 10]
@@ -177,10 +177,10 @@ class TestVocRules:
         assert json.dumps(result.to_dict(), allow_nan=False)
         assert [line.split()[0] for line in result.table().splitlines()] == ["class", "cat", "dog", "mean"]
 
-    def test_another_class_or_picture_does_not_match(self):
+    def test_another_class_or_image_does_not_match(self):
         assert self.area([(found((2, 0.9, self.box)), truth((1, self.box)))]) == 0
-        pictures = [(found((1, 0.9, self.box)), truth()), (NOTHING, truth((1, self.box)))]
-        assert self.area(pictures) == 0
+        images = [(found((1, 0.9, self.box)), truth()), (NOTHING, truth((1, self.box)))]
+        assert self.area(images) == 0
 
     def test_equal_scores_rank_in_the_order_of_adding(self):
         right, wrong = (found((1, 0.5, self.box)), truth((1, self.box))), (found((1, 0.5, self.box)), truth())
@@ -222,19 +222,19 @@ class TestVocRules:
                 evaluator.add(found((label, 0.5, self.box)), truth())
 
 
-def retold(pictures, label, threshold, use_07_metric):
+def retold(images, label, threshold, use_07_metric):
     """The devkit's rules in the order in which it states them, one detection at a time, in integers where it can."""
     rows = [
-        (-score, number, place, box, picture)
-        for number, (detections, picture) in enumerate(pictures)
+        (-score, number, place, box, image)
+        for number, (detections, image) in enumerate(images)
         for place, (kind, score, box) in enumerate(detections)
         if kind == label
     ]
     taken: set[tuple[int, int]] = set()
     outcomes = []
-    for _, number, _, box, picture in sorted(rows, key=lambda row: row[:3]):
+    for _, number, _, box, image in sorted(rows, key=lambda row: row[:3]):
         best, at = 0.0, None
-        for place, (kind, other, _) in enumerate(picture):
+        for place, (kind, other, _) in enumerate(image):
             if kind != label:
                 continue
             width = min(box[2], other[2]) - max(box[0], other[0])
@@ -247,10 +247,10 @@ def retold(pictures, label, threshold, use_07_metric):
                 best, at = overlap, place
         if at is None or not best > threshold:
             outcomes.append(False)
-        elif not picture[at][2]:
+        elif not image[at][2]:
             outcomes.append((number, at) not in taken)
             taken.add((number, at))
-    total = sum(kind == label and not hard for _, picture in pictures for kind, _, hard in picture)
+    total = sum(kind == label and not hard for _, image in images for kind, _, hard in image)
     if total == 0:
         return math.nan
     points = [(sum(outcomes[: i + 1]), i + 1) for i in range(len(outcomes))]
@@ -269,22 +269,22 @@ def boxes_in_a_small_field():
     return st.builds(lambda x, y, w, h: (x, y, x + w, y + h), low, low, side, side)
 
 
-PICTURE = st.tuples(
+IMAGE = st.tuples(
     st.lists(st.tuples(st.integers(1, 2), st.sampled_from([0.1, 0.5, 0.9]), boxes_in_a_small_field()), max_size=6),
     st.lists(st.tuples(st.integers(1, 2), boxes_in_a_small_field(), st.booleans()), max_size=4),
 )
 
 
-@given(st.lists(PICTURE, max_size=4), st.sampled_from([0.0, 0.3, 0.5]))
+@given(st.lists(IMAGE, max_size=4), st.sampled_from([0.0, 0.3, 0.5]))
 @settings(max_examples=200, deadline=None)
-def test_evaluator_does_what_the_rules_say(pictures, threshold):
+def test_evaluator_does_what_the_rules_say(images, threshold):
     evaluator = VocEvaluator(["cat", "dog"], iou_threshold=threshold)
-    for detections, picture in pictures:
-        evaluator.add(found(*detections), truth(*picture))
+    for detections, image in images:
+        evaluator.add(found(*detections), truth(*image))
     result = evaluator.result()
     for label, name in ((1, "cat"), (2, "dog")):
-        assert result.ap_area[name] == pytest.approx(retold(pictures, label, threshold, False), nan_ok=True)
-        assert result.ap07[name] == pytest.approx(retold(pictures, label, threshold, True), nan_ok=True)
+        assert result.ap_area[name] == pytest.approx(retold(images, label, threshold, False), nan_ok=True)
+        assert result.ap07[name] == pytest.approx(retold(images, label, threshold, True), nan_ok=True)
 
 
 class TestCoco:
@@ -303,7 +303,7 @@ class TestCoco:
         again = evaluator.result()  # asking twice changes nothing
         assert (again.ap, again.ar_medium) == (result.ap, result.ar_medium)
 
-    def test_without_objects_or_pictures(self):
+    def test_without_objects_or_images(self):
         evaluator = CocoEvaluator(["cat"])
         assert math.isnan(evaluator.result().ap)
         evaluator.add(found((1, 0.5, [0, 0, 1, 1])), truth())

@@ -138,7 +138,7 @@ class TestTraining:
     def test_it_leaves_its_results(self, run):
         names = {str(path.relative_to(run.out)) for path in run.out.rglob("*") if path.is_file()}
         drawings = {"drawings/digits-test-0-0.png", "drawings/digits-test-0-1.png"}
-        files = {"config.json", "metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json"}
+        files = {"config.json", "metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json", "train_batch.jpg"}
         assert names == files | drawings
         written = json.loads((run.out / "evaluation.json").read_text())
         assert written["map07"] == pytest.approx(run.evaluation.map07)
@@ -254,10 +254,10 @@ class TestCommands:
         arguments = [*images, "--checkpoint", str(out), "-o", str(tmp_path / "found"), "--score-threshold", "0.01"]
         assert detect.main(arguments) == 0
         records = json.loads((tmp_path / "found/detections.json").read_text())
-        assert [record["picture"] for record in records] == [
+        assert [record["drawing"] for record in records] == [
             "4.png", "0.png", "1.png", "2.png", "3.png", "4-2.png", "5.png",
         ]  # fmt: skip
-        assert all((tmp_path / "found" / record["picture"]).is_file() for record in records)
+        assert all((tmp_path / "found" / record["drawing"]).is_file() for record in records)
         assert (records[0]["width"], records[0]["height"]) == (SIZE[1], SIZE[0])
         assert all(0 <= x <= 160 for record in records for found in record["detections"] for x in found["box"])
 
@@ -279,7 +279,7 @@ class TestCommands:
         errors = capsys.readouterr().err
         assert "torn.jpg: not a readable image" in errors
         assert "gone.jpg: no such image file" in errors
-        assert [r["picture"] for r in json.loads((tmp_path / "found/detections.json").read_text())] == ["1.png"]
+        assert [r["drawing"] for r in json.loads((tmp_path / "found/detections.json").read_text())] == ["1.png"]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -543,7 +543,7 @@ class TestSignals:
         assert b"VOC07" not in output
         assert load_detector(tmp_path).class_names == [str(digit) for digit in range(10)]
         assert {path.name for path in tmp_path.iterdir()} == {
-            "config.json", "metrics.jsonl", "model.safetensors", "loss.png",
+            "config.json", "metrics.jsonl", "model.safetensors", "loss.png", "train_batch.jpg",
         }  # fmt: skip
 
     @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.registry import Competitor
+from bench.case import Competitor
 
 CLAMP = math.log(1000.0 / 16)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.registry import Call, Competitor
+from bench.case import Call, Competitor
 
 
 def competitors(photograph: Path) -> dict[str, Competitor]:

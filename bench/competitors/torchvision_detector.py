@@ -16,7 +16,7 @@ from frcnn_fast.model import DetectorConfig
 
 
 class Padding(GeneralizedRCNNTransform):
-    """A transform that leaves pictures as large as they come, in training and at test."""
+    """A transform that leaves images as large as they come, in training and at test."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
@@ -25,19 +25,19 @@ class Padding(GeneralizedRCNNTransform):
 class TorchvisionDetector(nn.Module):
     """Takes what our detector takes and gives what it gives (lists instead of padded detections).
 
-    Its trunk is torchvision's SqueezeNet 1.0, its initialisation torchvision's own. Pictures come resized and
+    Its backbone is torchvision's SqueezeNet 1.0, its initialisation torchvision's own. Images come resized and
     scaled; crowd is not used (torchvision knows no difficult objects).
     """
 
     def __init__(self, class_names: Sequence[str], config: DetectorConfig, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        trunk = torchvision.models.squeezenet1_0(weights=None).features
-        trunk.load_state_dict({name: weights[f"features.{name}"] for name in trunk.state_dict()})
-        trunk.out_channels = 512
+        backbone = torchvision.models.squeezenet1_0(weights=None).features
+        backbone.load_state_dict({name: weights[f"features.{name}"] for name in backbone.state_dict()})
+        backbone.out_channels = 512
         levels = len(config.anchor_sizes)
         self.class_names = list(class_names)
         self.model = FasterRCNN(
-            trunk,
+            backbone,
             rpn_anchor_generator=AnchorGenerator(config.anchor_sizes, (config.anchor_ratios,) * levels),
             rpn_pre_nms_top_n_train=config.proposals_train[0],
             rpn_post_nms_top_n_train=config.proposals_train[1],
@@ -71,14 +71,14 @@ class TorchvisionDetector(nn.Module):
         crowd: Tensor | None = None,
         image_scales: Tensor | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, else a dict of boxes, scores and labels for each picture."""
-        pictures = [image[:, :h, :w] for image, (h, w) in zip(images, image_sizes.tolist())]
+        """Losses in training mode, else a dict of boxes, scores and labels for each image."""
+        unpadded = [image[:, :h, :w] for image, (h, w) in zip(images, image_sizes.tolist())]
         if not self.training:
-            return self.model(pictures)
+            return self.model(unpadded)
         if gt_boxes is None or gt_labels is None or gt_counts is None:
             raise ValueError("gt_boxes, gt_labels, gt_counts: got None, expected the ground truth (training mode)")
         targets = [
             {"boxes": boxes[:count], "labels": labels[:count]}
             for boxes, labels, count in zip(gt_boxes, gt_labels, gt_counts.tolist())
         ]
-        return self.model(pictures, targets)
+        return self.model(unpadded, targets)

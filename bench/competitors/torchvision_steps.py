@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from bench.registry import Call, Competitor
+from bench.case import Call, Competitor
 from bench.workloads import THRESHOLD, Scene
 
 

@@ -1,5 +1,1 @@
-"""All rows, family by family: importing this fills the registry."""
-
-from bench.rows import anchors, detections, pooling, proposals, suppression, targets, top_n, whole
-
-__all__ = ["anchors", "detections", "pooling", "proposals", "suppression", "targets", "top_n", "whole"]
+"""The rows, a module a family: FAMILY (its name in plots), PLACE (in the tables) and ROWS."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench import competitors
-from bench.checks import equal_to_reference
+from bench.case import Case, Competitor, Row
+from bench.checks import equal, equal_to_reference
 from bench.competitors import pure_torch
-from bench.registry import Case, Competitor, add
 from bench.rows.proposals import DECODE_FLOPS, MIN_SIZE
 from bench.workloads import FPN, VGG, Shape, flat_boxes, scene
 from frcnn_fast import ops
+
+FAMILY, PLACE = "boxes", 3
 
 
 def _decode_clip(shape: Shape, B: int) -> Callable[[str], Case]:
@@ -57,6 +59,22 @@ def _small_decode(N: int) -> Callable[[str], Case]:
     return make
 
 
+def _grid_anchors(shape: Shape) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        grids = shape.grids(device)
+
+        def run(backend: str | None = None) -> Any:
+            with ops.use_backend(backend):
+                return grids.materialize()
+
+        def check(got: Any) -> None:
+            equal(got, scene(shape).anchors.to(device), "the table of the scene")
+
+        return Case(run, check, bytes=16 * grids.num_anchors)
+
+    return make
+
+
 def _encode(N: int) -> Callable[[str], Case]:
     def make(device: str) -> Case:
         anchors = scene(FPN if N > 20646 else VGG).anchors[:N].to(device)
@@ -96,15 +114,16 @@ def _box_iou(N: int, M: int) -> Callable[[str], Case]:
     return make
 
 
-def _fill() -> None:
+def _rows() -> Iterator[Row]:
     for shape, B in ((VGG, 1), (FPN, 1), (FPN, 8)):
-        add("decode_clip", f"{shape.name} b{B}", _decode_clip(shape, B), headline=shape is FPN and B == 1)
+        yield Row("decode_clip", f"{shape.name} b{B}", _decode_clip(shape, B), headline=shape is FPN and B == 1)
+    yield Row("grid_anchors", "vgg", _grid_anchors(VGG))
     for N in (1, 10, 100):
-        add("decode_clip", f"{N} boxes", _small_decode(N))
-        add("encode", f"{N} boxes", _encode(N))
-        add("box_iou", f"{N}x{N}", _box_iou(N, N), goal={"cpu": 1.0})
-    add("encode", "268569 boxes", _encode(268569))
-    add("box_iou", "20000x50", _box_iou(20000, 50), goal={"cpu": 2.0}, headline=True)
+        yield Row("decode_clip", f"{N} boxes", _small_decode(N))
+        yield Row("encode", f"{N} boxes", _encode(N))
+        yield Row("box_iou", f"{N}x{N}", _box_iou(N, N), goal={"cpu": 1.0})
+    yield Row("encode", "268569 boxes", _encode(268569))
+    yield Row("box_iou", "20000x50", _box_iou(20000, 50), goal={"cpu": 2.0}, headline=True)
 
 
-_fill()
+ROWS = tuple(_rows())

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from bench import competitors
+from bench.case import Case, Competitor, Row
 from bench.checks import equal_to_reference
-from bench.registry import Case, Competitor, add
 from bench.rows.proposals import DECODE_FLOPS
 from bench.workloads import VGG, classified
 from frcnn_fast import ops
 
 SCORE, IOU = 0.05, 0.5
 SOFTMAX_FLOPS = 25
+
+
+FAMILY, PLACE = "detections", 6
 
 
 def _case(N: int, classes: int, B: int) -> Callable[[str], Case]:
@@ -53,13 +56,13 @@ def _case(N: int, classes: int, B: int) -> Callable[[str], Case]:
     return make
 
 
-def _fill() -> None:
+def _rows() -> Iterator[Row]:
     for classes in (21, 91):
         name = f"300 rois {classes} classes"
-        add("detections", f"{name} b1", _case(300, classes, 1), goal={"cpu": 10.0}, headline=True)
-        add("detections", f"{name} b8", _case(300, classes, 8))
+        yield Row("detections", f"{name} b1", _case(300, classes, 1), goal={"cpu": 10.0}, headline=True)
+        yield Row("detections", f"{name} b8", _case(300, classes, 8))
     for N in (1, 10, 100):
-        add("detections", f"{N} rois 21 classes b1", _case(N, 21, 1), goal={"cpu": 1.0})
+        yield Row("detections", f"{N} rois 21 classes b1", _case(N, 21, 1), goal={"cpu": 1.0})
 
 
-_fill()
+ROWS = tuple(_rows())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 
 import frcnn_fast
 from bench import competitors
+from bench.case import Call, Case, Competitor, Row
 from bench.checks import close_to, equal_to_reference
-from bench.registry import Call, Case, Competitor, add
 from bench.workloads import FPN, VGG, rois
 from frcnn_fast import ops
+
+FAMILY, PLACE = "pooling", 5
 
 BINS = 7
 CHANNELS = 512
@@ -96,7 +98,7 @@ def _pyramid(K: int, channels: int, channels_last: bool) -> Callable[[str], Case
     return make
 
 
-def _fill() -> None:
+def _rows() -> Iterator[Row]:
     for op, forward_times, both_times in (("roi_pool", 8.0, 4.0), ("roi_align", 4.0, 4.0)):
         for last in (False, True):
             layout = " channels_last" if last else ""
@@ -106,20 +108,20 @@ def _fill() -> None:
                     {"cpu": forward_times, **({"cuda": 15.0} if op == "roi_pool" and not last else {})} if main else {}
                 )
                 make = _single_level(op, K, 1, False, last)
-                add(op, f"{K} rois forward{layout}", make, goal=goal, headline=not last, axis=_axis(op, K, last))
+                yield Row(op, f"{K} rois forward{layout}", make, goal=goal, headline=not last, axis=_axis(op, K, last))
                 goal = {"cpu": both_times} if main else {}
                 make = _single_level(op, K, 1, True, last)
-                add(op, f"{K} rois forward+backward{layout}", make, goal=goal, headline=not last and main)
+                yield Row(op, f"{K} rois forward+backward{layout}", make, goal=goal, headline=not last and main)
         for K in (1, 10, 100):
             make = _single_level(op, K, 1, False, False)
-            add(op, f"{K} rois forward", make, goal={"cpu": 1.0}, axis=_axis(op, K, False))
-        add(op, "2400 rois forward b8", _single_level(op, 2400, 8, False, False))
-    add("multiscale_roi_align", "1000 rois 256 channels", _pyramid(1000, 256, False), headline=True)
-    add("multiscale_roi_align", "1000 rois 256 channels channels_last", _pyramid(1000, 256, True))
+            yield Row(op, f"{K} rois forward", make, goal={"cpu": 1.0}, axis=_axis(op, K, False))
+        yield Row(op, "2400 rois forward b8", _single_level(op, 2400, 8, False, False))
+    yield Row("multiscale_roi_align", "1000 rois 256 channels", _pyramid(1000, 256, False), headline=True)
+    yield Row("multiscale_roi_align", "1000 rois 256 channels channels_last", _pyramid(1000, 256, True))
 
 
 def _axis(op: str, K: int, channels_last: bool) -> tuple[str, int] | None:
     return None if channels_last else (f"RoIs ({op})", K)
 
 
-_fill()
+ROWS = tuple(_rows())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench import competitors, depth
+from bench.case import Case, Competitor, Row
 from bench.checks import equal_to_reference
-from bench.registry import Case, Competitor, add
 from bench.workloads import FIELDS, FPN, THRESHOLD, VGG, Shape, scene
 from frcnn_fast import ops
+
+FAMILY, PLACE = "proposals", 0
 
 MIN_SIZE = 1e-3
 DECODE_FLOPS = 30
@@ -52,7 +54,7 @@ def _case(shape: Shape, field: str, B: int, before: int, after: int) -> Callable
     return make
 
 
-def _fill() -> None:
+def _rows() -> Iterator[Row]:
     for shape, kind, before, after, times, graph_us in (
         (VGG, "test", 6000, 300, 300.0, 15.0),
         (VGG, "train", 12000, 2000, 80.0, 70.0),
@@ -67,10 +69,10 @@ def _fill() -> None:
             goal = {"cpu": times, **({"cuda": graph_us} if graph_us else {})} if main else {}
             axis = (f"images ({name})", 1) if main else None
             make = _case(shape, field, 1, before, after)
-            add("rpn_proposals", f"{name} b1 {field}", make, goal=goal, headline=main, axis=axis)
+            yield Row("rpn_proposals", f"{name} b1 {field}", make, goal=goal, headline=main, axis=axis)
         for B in (2, 4, 8):
             make = _case(shape, "trained", B, before, after)
-            add("rpn_proposals", f"{name} b{B} trained", make, headline=B == 8, axis=(f"images ({name})", B))
+            yield Row("rpn_proposals", f"{name} b{B} trained", make, headline=B == 8, axis=(f"images ({name})", B))
 
 
-_fill()
+ROWS = tuple(_rows())

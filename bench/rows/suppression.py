@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from bench import competitors, depth
+from bench.case import Case, Competitor, Row
 from bench.checks import equal_to_reference
-from bench.registry import Case, Competitor, add
 from bench.workloads import FIELDS, THRESHOLD, flat_boxes
 from frcnn_fast import ops
+
+FAMILY, PLACE = "NMS", 1
 
 
 def _nms(field: str, N: int) -> Callable[[str], Case]:
@@ -80,20 +82,39 @@ def _nms_padded(field: str, N: int, n: int) -> Callable[[str], Case]:
     return make
 
 
-def _fill() -> None:
+def _soft_nms(method: str, N: int, n: int) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        boxes, scores = (t.to(device) for t in flat_boxes("trained", N))
+        scores = scores.sigmoid()
+
+        def run(backend: str | None = None) -> Any:
+            return ops.soft_nms(boxes[None], scores[None], n, method=method, backend=backend)
+
+        kept = int(run().num_keep)
+        flops = depth.PAIR_FLOPS * kept * N
+        return Case(run, equal_to_reference(run), {}, 20 * N + 12 * n, flops, {"of": N, "kept": kept})
+
+    return make
+
+
+def _rows() -> Iterator[Row]:
     for N in (1, 10, 100, 1000, 3000, 6000, 12000, 20000):
         goal = {"cpu": 40.0 if N == 6000 else 1.0}
         headline = N in (100, 1000, 6000)
-        add("nms", f"{N} boxes trained", _nms("trained", N), goal=goal, headline=headline, axis=("boxes (nms)", N))
+        yield Row(
+            "nms", f"{N} boxes trained", _nms("trained", N), goal=goal, headline=headline, axis=("boxes (nms)", N)
+        )
         goal = {"cpu": 10.0 if N == 6000 else 1.0}
         name = f"{N} boxes 80 classes"
         axis = ("boxes (batched_nms)", N)
-        add("batched_nms", name, _batched_nms(N, 80), goal=goal, headline=headline and N > 100, axis=axis)
+        yield Row("batched_nms", name, _batched_nms(N, 80), goal=goal, headline=headline and N > 100, axis=axis)
+    for method in ("linear", "gaussian"):
+        yield Row("soft_nms", f"1000->100 {method}", _soft_nms(method, 1000, 100))
     for field in FIELDS:
         if field != "trained":
-            add("nms", f"6000 boxes {field}", _nms(field, 6000))
+            yield Row("nms", f"6000 boxes {field}", _nms(field, 6000))
         for N, n in ((6000, 300), (12000, 2000)):
-            add("nms_padded", f"{N}->{n} {field}", _nms_padded(field, N, n), headline=field == "trained")
+            yield Row("nms_padded", f"{N}->{n} {field}", _nms_padded(field, N, n), headline=field == "trained")
 
 
-_fill()
+ROWS = tuple(_rows())

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench import competitors
+from bench.case import Case, Competitor, Row
 from bench.checks import equal_to_reference
 from bench.competitors import pure_torch
-from bench.registry import Case, Competitor, add
 from bench.workloads import FPN, VGG, Shape, rois, scene
 from frcnn_fast import ops
+
+FAMILY, PLACE = "targets", 4
 
 IOU_FLOPS = 12
 
@@ -56,6 +58,21 @@ def _rpn_targets(shape: Shape, G: int, B: int, fused: bool) -> Callable[[str], C
     return make
 
 
+def _sample_anchors(shape: Shape) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        s = scene(shape, "random", 1, 20).to(device)
+        labels = ops.assign_anchors(shape.grids(device), s.gt_boxes, torch.full((1,), 20, device=device)).labels
+        rng = torch.tensor([1, 2], device=device)
+
+        def run(backend: str | None = None) -> Any:
+            return ops.sample_anchors(labels, rng, backend=backend)
+
+        facts = {"sampled": run().counts.tolist()}
+        return Case(run, equal_to_reference(run), bytes=labels.numel() + 256 * 9, facts=facts)
+
+    return make
+
+
 def _sample_rois(N: int, G: int, B: int) -> Callable[[str], Case]:
     def make(device: str) -> Case:
         gt_boxes = scene(VGG, "random", B, G).gt_boxes.to(device)
@@ -83,7 +100,9 @@ def _sample_rois(N: int, G: int, B: int) -> Callable[[str], Case]:
     return make
 
 
-def _fill() -> None:
+def _rows() -> Iterator[Row]:
+    for shape in (VGG, FPN):
+        yield Row("sample_anchors", f"{shape.name} b1", _sample_anchors(shape))
     for shape, graph_us in ((VGG, 8.0), (FPN, 15.0)):
         for G in (1, 5, 20, 50, 100):
             goal = {"cuda": graph_us} if G == 20 else {}
@@ -91,13 +110,13 @@ def _fill() -> None:
                 goal["cpu"] = 30.0
             make = _rpn_targets(shape, G, 1, True)
             axis = (f"ground truths ({shape.name})", G)
-            add("rpn_targets", f"{shape.name} {G} gt b1", make, goal=goal, headline=G in (20, 100), axis=axis)
+            yield Row("rpn_targets", f"{shape.name} {G} gt b1", make, goal=goal, headline=G in (20, 100), axis=axis)
         for G in (20, 100):
-            add("rpn_targets", f"{shape.name} {G} gt b8", _rpn_targets(shape, G, 8, True))
-        add("assign_anchors", f"{shape.name} 20 gt b1", _rpn_targets(shape, 20, 1, False))
-    add("sample_rois", "2000 proposals 20 gt b1", _sample_rois(2000, 20, 1), headline=True)
-    add("sample_rois", "2000 proposals 20 gt b8", _sample_rois(2000, 20, 8))
-    add("sample_rois", "300 proposals 100 gt b1", _sample_rois(300, 100, 1))
+            yield Row("rpn_targets", f"{shape.name} {G} gt b8", _rpn_targets(shape, G, 8, True))
+        yield Row("assign_anchors", f"{shape.name} 20 gt b1", _rpn_targets(shape, 20, 1, False))
+    yield Row("sample_rois", "2000 proposals 20 gt b1", _sample_rois(2000, 20, 1), headline=True)
+    yield Row("sample_rois", "2000 proposals 20 gt b8", _sample_rois(2000, 20, 8))
+    yield Row("sample_rois", "300 proposals 100 gt b1", _sample_rois(300, 100, 1))
 
 
-_fill()
+ROWS = tuple(_rows())

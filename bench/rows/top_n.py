@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from bench.case import Case, Competitor, Row
 from bench.checks import equal_to_reference
-from bench.registry import Case, Competitor, add
 from frcnn_fast import ops
+
+FAMILY, PLACE = "ranking", 2
 
 
 def _case(B: int, N: int, n: int, tied: bool) -> Callable[[str], Case]:
@@ -31,13 +33,13 @@ def _case(B: int, N: int, n: int, tied: bool) -> Callable[[str], Case]:
     return make
 
 
-def _fill() -> None:
+def _rows() -> Iterator[Row]:
     for N, n in ((20646, 300), (20646, 6000), (20646, 12000), (201600, 1000), (201600, 2000)):
-        add("top_n", f"{n} of {N}", _case(1, N, n, False), headline=(N, n) in ((20646, 6000), (201600, 1000)))
+        yield Row("top_n", f"{n} of {N}", _case(1, N, n, False), headline=(N, n) in ((20646, 6000), (201600, 1000)))
     for N in (1, 10, 100):
-        add("top_n", f"{N} of {N}", _case(1, N, N, False))
-    add("top_n", "6000 of 20646 b8", _case(8, 20646, 6000, False))
-    add("top_n", "6000 of 20646 tied", _case(1, 20646, 6000, True))
+        yield Row("top_n", f"{N} of {N}", _case(1, N, N, False))
+    yield Row("top_n", "6000 of 20646 b8", _case(8, 20646, 6000, False))
+    yield Row("top_n", "6000 of 20646 tied", _case(1, 20646, 6000, True))
 
 
-_fill()
+ROWS = tuple(_rows())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 import frcnn_fast
 from bench import competitors
+from bench.case import Call, Case, Competitor, Row, Unavailable
 from bench.checks import equal, equal_to_reference
-from bench.registry import Call, Case, Competitor, Unavailable, add
 from bench.workloads import THRESHOLD, VGG, Shape, scene
 from frcnn_fast import ops
+
+FAMILY, PLACE = "whole", 7
 
 PAPER_PROPOSALS_MS = 10.0  # Ren et al. 2015, table 5: the proposal step of VGG-16 on a K40
 PAPER_DETECTOR_MS = 198.0  # and the whole detector
@@ -96,10 +99,10 @@ def _make_decided(layer: nn.Linear, run: Call) -> None:
         layer.weight.mul_(2.0 / seen[0].float().std())
 
 
-def _fill() -> None:
-    add("proposals of a photograph", "vgg test 6000->300", _photograph, headline=True)
+def _rows() -> Iterator[Row]:
+    yield Row("proposals of a photograph", "vgg test 6000->300", _photograph, headline=True)
     goal = {"cuda": 1500.0}
-    add("detector", "vgg16 600x1000 bfloat16 b1", _detector, goal=goal, backends=("cuda",), headline=True)
+    yield Row("detector", "vgg16 600x1000 bfloat16 b1", _detector, goal=goal, backends=("cuda",), headline=True)
 
 
-_fill()
+ROWS = tuple(_rows())

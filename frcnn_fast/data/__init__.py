@@ -3,21 +3,28 @@
 A data set is anything with `__len__`, `__getitem__(index) -> (image, target)` and `class_names` (a list
 without the background). `image` is a uint8 tensor [3, H, W], RGB; `target` a dict:
 
-    boxes      float32 [G, 4]  x1, y1, x2, y2 in pixels, half-open: the whole picture is (0, 0, W, H)
+    boxes      float32 [G, 4]  x1, y1, x2, y2 in pixels, half-open: the whole image is (0, 0, W, H)
     labels     int64 [G]       1..K; label k is class_names[k - 1]; 0 is the background
     difficult  bool [G]        no positive in training, not counted in evaluation
     image_id   str
+
+`checked_target` is these rules; other types are taken where their meaning is plain (its docstring says which), and the
+rest is refused before the first update. A data set that also has `target(index)`, the target without its image (and
+perhaps `image_size(index)`), is checked whole in no time. `torch.utils.data.Subset`, so `random_split`, and
+`ConcatDataset` of such data sets will do.
 """
 
 from frcnn_fast.data.batch import Batch, Collate
+from frcnn_fast.data.datasets import check_dataset, check_datasets, class_names_of
 from frcnn_fast.data.digits import DigitsDetection
+from frcnn_fast.data.images import read_image
+from frcnn_fast.data.targets import check_target, checked_class_names, checked_target
 from frcnn_fast.data.transforms import (
     DetectionDataset,
     DetectionView,
     Preprocess,
     boxes_to_original,
     horizontal_flip,
-    read_image,
     resize,
 )
 from frcnn_fast.data.voc import VocDetection
@@ -31,6 +38,12 @@ __all__ = [
     "Preprocess",
     "VocDetection",
     "boxes_to_original",
+    "check_dataset",
+    "check_datasets",
+    "check_target",
+    "checked_class_names",
+    "checked_target",
+    "class_names_of",
     "horizontal_flip",
     "read_image",
     "resize",

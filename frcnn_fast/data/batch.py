@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from frcnn_fast.data.targets import checked_sample, image_name
 from frcnn_fast.data.transforms import Preprocess, Sample
 
 
 @dataclasses.dataclass
 class Batch:
-    """B pictures with their objects, padded to common shapes.
+    """B images with their objects, padded to common shapes.
 
     Attributes:
-        images: float32 [B, 3, H, W], preprocessed; zero (the mean colour) right of and below each picture.
-        image_sizes: int64 [B, 2], height and width of each picture inside `images`.
-        image_scales: float32 [B], size in `images` per size in the original picture.
+        images: float32 [B, 3, H, W], preprocessed; zero (the mean colour) right of and below each image.
+        image_sizes: int64 [B, 2], height and width of each image inside `images`.
+        image_scales: float32 [B], size in `images` per size in the original image.
         original_sizes: int64 [B, 2], height and width before resizing.
         gt_boxes: float32 [B, G, 4], pixels of `images`, zero in padded rows.
         gt_labels: int64 [B, G], 1..K, -1 in padded rows.
-        gt_counts: int64 [B], objects of each picture, padded rows not counted.
+        gt_counts: int64 [B], objects of each image, padded rows not counted.
         crowd: bool [B, G], the difficult objects; False in padded rows.
         image_ids: B strings.
     """
@@ -60,28 +62,35 @@ class Collate:
         preprocess: "caffe", "torch" or a `Preprocess`.
         stride: height and width of the batch are rounded up to a multiple of this, so that a network's maps
             are whole.
-        max_boxes: G is always this (a picture with more objects is an error); None takes the largest count of
-            the batch. With it, and pictures of one size, every batch has the same shapes.
+        max_boxes: G is always this (an image with more objects is an error); None takes the largest count of
+            the batch. With it, and images of one size, every batch has the same shapes.
+        num_classes: K; None leaves the labels without an upper bound.
+
+    Raises:
+        ValueError: a sample breaks the rules of `frcnn_fast.data.checked_target`; names the image, the key, its value.
     """
 
-    def __init__(self, preprocess: Preprocess | str = "torch", stride: int = 32, max_boxes: int | None = None) -> None:
+    def __init__(
+        self,
+        preprocess: Preprocess | str = "torch",
+        stride: int = 32,
+        max_boxes: int | None = None,
+        num_classes: int | None = None,
+    ) -> None:
         if stride < 1:
             raise ValueError(f"stride must be at least 1, got {stride}")
         self.preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
         self.stride = stride
-        self.max_boxes = max_boxes
+        self.max_boxes, self.num_classes = max_boxes, num_classes
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         if not samples:
-            raise ValueError("samples is empty: a batch needs at least one picture")
+            raise ValueError("samples is empty: a batch needs at least one image")
+        samples = [self._checked(sample, place) for place, sample in enumerate(samples)]
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image, _ in samples]
-        counts = [int(target["boxes"].shape[0]) for _, target in samples]
-        batch_size, padded = len(samples), max(counts)
-        if self.max_boxes is not None:
-            if padded > self.max_boxes:
-                crowded = samples[counts.index(padded)][1].get("image_id", counts.index(padded))
-                raise ValueError(f"image {crowded} has {padded} boxes, max_boxes is {self.max_boxes}: raise it")
-            padded = self.max_boxes
+        counts = [len(target["labels"]) for _, target in samples]
+        batch_size = len(samples)
+        padded = max(counts) if self.max_boxes is None else self.max_boxes
 
         height, width = (-(-max(side) // self.stride) * self.stride for side in zip(*sizes))
         images = torch.empty(batch_size, 3, height, width)
@@ -95,8 +104,7 @@ class Collate:
             images[b, :, :h, w:] = 0
             gt_boxes[b, :count] = target["boxes"]
             gt_labels[b, :count] = target["labels"]
-            if "difficult" in target:
-                crowd[b, :count] = target["difficult"]
+            crowd[b, :count] = target["difficult"]
         return Batch(
             images=images,
             image_sizes=torch.tensor(sizes, dtype=torch.int64),
@@ -109,5 +117,13 @@ class Collate:
             gt_labels=gt_labels,
             gt_counts=torch.tensor(counts, dtype=torch.int64),
             crowd=crowd,
-            image_ids=[str(target.get("image_id", b)) for b, (_, target) in enumerate(samples)],
+            image_ids=[target["image_id"] for _, target in samples],
         )
+
+    def _checked(self, sample: Sample, place: int) -> Sample:
+        if self.max_boxes is not None and isinstance(sample[1], Mapping):
+            boxes: Any = sample[1].get("boxes")
+            if hasattr(boxes, "__len__") and len(boxes) > self.max_boxes:
+                name = image_name(sample[1], place)
+                raise ValueError(f"image {name} has {len(boxes)} boxes, max_boxes is {self.max_boxes}: raise it")
+        return checked_sample(sample, self.num_classes, name=place)

@@ -25,20 +25,20 @@ _ATTEMPTS = 30
 class DigitsDetection:
     """scikit-learn's 1,797 scanned digits, pasted at many sizes on its two sample photographs.
 
-    Each picture has 1 to 8 digits whose scans are 24 to 96 pixels high (evenly in the logarithm), in a random
+    Each image has 1 to 8 digits whose scans are 24 to 96 pixels high (evenly in the logarithm), in a random
     colour with a random contrast to what is behind them, on a random crop of a photograph at a random scale.
     A digit's box is the tight box of its visible ink (at least half opaque), whole pixels, half-open. Boxes
     overlap by at most a tenth of the smaller one. No object is difficult.
 
-    1,400 scans make the training pictures, the other 397 the test pictures; which ones is fixed (shuffled
+    1,400 scans make the training images, the other 397 the test images; which ones is fixed (shuffled
     once, so a writer may be in both). Item i depends on (split, seed, i) only: training never repeats a
-    picture, and any process makes the same one.
+    image, and any process makes the same one.
 
     Args:
         split: "train" or "test".
-        seed: non-negative; another seed gives other pictures of the same scans.
+        seed: non-negative; another seed gives other images of the same scans.
         length: number of items; default 1,000,000 (train), 200 (test).
-        size: (height, width) of the pictures, each at least 128.
+        size: (height, width) of the images, each at least 128.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -1,17 +1,16 @@
-"""Resizing, mirroring and scaling of pictures, with their boxes."""
+"""Resizing, mirroring and scaling of images, with their boxes."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from frcnn_fast._extras import require
+from frcnn_fast.data.datasets import class_names_of
+from frcnn_fast.data.targets import Target, as_numbers, checked_sample, cut_warning
 
-Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 
 
@@ -25,34 +24,8 @@ class DetectionDataset(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
-def read_image(path: str | os.PathLike[str]) -> Tensor:
-    """Read a picture file as uint8 [3, H, W], RGB.
-
-    Grey, palette and CMYK pictures are converted, an alpha channel is dropped. An orientation tag is not
-    applied: annotations are made on the stored pixels. The tensor is a view of H×W×3 memory (channels last),
-    which `resize` is fastest on.
-
-    Raises:
-        ValueError: the file is missing, is no picture or is broken; the message names it.
-    """
-    image_module = require("PIL.Image", "train")
-    import numpy as np
-
-    name = os.fspath(path)
-    try:
-        with image_module.open(name) as picture:
-            pixels = np.array(picture.convert("RGB"))
-    except FileNotFoundError:
-        raise ValueError(f"{name}: no such image file; restore it or take its name out of the list") from None
-    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
-        raise ValueError(
-            f"{name}: not a readable image ({error}); replace the file or take its name out of the list"
-        ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 def resized_shape(height: int, width: int, shorter: int | None, longer: int | None) -> tuple[int, int, float]:
-    """The (height, width, scale) that `resize` gives a picture of height × width pixels."""
+    """The (height, width, scale) that `resize` gives an image of height × width pixels."""
     scale = 1.0
     if shorter is not None:
         scale = shorter / min(height, width)
@@ -62,7 +35,7 @@ def resized_shape(height: int, width: int, shorter: int | None, longer: int | No
 
 
 def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tuple[Tensor, float]:
-    """Scale a picture so that its shorter side is `shorter`, but its longer side at most `longer` pixels.
+    """Scale an image so that its shorter side is `shorter`, but its longer side at most `longer` pixels.
 
     Bilinear with antialiasing, in uint8 (within 1 of Pillow's result and several times as fast on
     channels-last memory, which the result has too). The sides are rounded to whole pixels.
@@ -73,8 +46,8 @@ def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tup
         longer: upper bound of the longer side; None sets no bound.
 
     Returns:
-        (uint8 [3, H', W'], scale): the picture and the factor before rounding, for sizes given in pixels of
-        the original picture. Boxes are to be multiplied by W'/W and H'/H, which `DetectionView` does.
+        (uint8 [3, H', W'], scale): the image and the factor before rounding, for sizes given in pixels of
+        the original image. Boxes are to be multiplied by W'/W and H'/H, which `DetectionView` does.
     """
     height, width = image.shape[-2:]
     new_height, new_width, scale = resized_shape(height, width, shorter, longer)
@@ -87,23 +60,31 @@ def resize(image: Tensor, shorter: int | None, longer: int | None = None) -> tup
     return resized[0], scale
 
 
-def scale_boxes(boxes: Tensor, from_shape: Sequence[int], to_shape: Sequence[int]) -> Tensor:
-    """Carry boxes [..., 4] from a picture of from_shape (h, w) over to the same picture at to_shape (h,
-    w)."""
+def scale_boxes(boxes: Any, from_shape: Sequence[int], to_shape: Sequence[int]) -> Tensor:
+    """Carry boxes [..., 4] from an image of from_shape (h, w) over to the same image at to_shape (h,
+    w). Whole numbers become float32; arrays and lists become tensors."""
+    if min(*from_shape, *to_shape) < 1:
+        raise ValueError(f"sizes: got {tuple(from_shape)} and {tuple(to_shape)}, expected (h, w) of at least one pixel")
+    if not isinstance(boxes, Tensor):
+        boxes = as_numbers(boxes)
+    if not boxes.is_floating_point():
+        boxes = boxes.float()  # whole numbers would swallow the factor
     factor_y, factor_x = to_shape[0] / from_shape[0], to_shape[1] / from_shape[1]
     return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
 
 
-def boxes_to_original(boxes: Tensor, image_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
-    """Boxes [..., 4] found in a resized picture of image_size (h, w), in pixels of the original_size (h, w)
+def boxes_to_original(boxes: Any, image_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
+    """Boxes [..., 4] found in a resized image of image_size (h, w), in pixels of the original_size (h, w)
     one."""
     return scale_boxes(boxes, image_size, original_size)
 
 
 def horizontal_flip(image: Tensor, target: Target) -> Sample:
-    """Mirror a picture and its boxes left to right: x1, x2 become W - x2, W - x1 (half-open boxes)."""
+    """Mirror an image and its boxes left to right: x1, x2 become W - x2, W - x1 (half-open boxes)."""
     width = image.shape[-1]
     boxes = target["boxes"]
+    if not boxes.is_floating_point():
+        boxes = boxes.float()  # uint8 boxes would wrap around
     x1, y1, x2, y2 = boxes.unbind(-1)
     flipped = torch.stack([width - x2, y1, width - x1, y2], dim=-1)
     return image.flip(-1), {**target, "boxes": flipped}
@@ -116,10 +97,14 @@ class DetectionView:
     paper's training (Ren et al. §3.3), and no random state is needed. The target gains `original_size`
     (height, width) and `scale` (the factor of `resize`).
 
+    Every item is held to the rules of `checked_target`: a ValueError names the image, the key and its value. Boxes
+    that stick out over their image's edge are cut; the first one is warned about.
+
     Args:
         dataset: the data set.
-        shorter, longer: see `resize`; both None leave the pictures as they are.
+        shorter, longer: see `resize`; both None leave the images as they are.
         flips: append the mirror images.
+        warn: False cuts without a word, where `check_dataset` has counted the boxes already.
     """
 
     def __init__(
@@ -128,13 +113,15 @@ class DetectionView:
         shorter: int | None = None,
         longer: int | None = None,
         flips: bool = False,
+        warn: bool = True,
     ) -> None:
         for name, side in (("shorter", shorter), ("longer", longer)):
             if side is not None and side < 1:
                 raise ValueError(f"{name} must be a positive number of pixels or None, got {side}")
         self.dataset = dataset
-        self.class_names = list(dataset.class_names)
+        self.class_names = class_names_of(dataset)
         self.shorter, self.longer, self.flips = shorter, longer, flips
+        self._warn = warn
 
     def __len__(self) -> int:
         return len(self.dataset) * (2 if self.flips else 1)
@@ -144,16 +131,23 @@ class DetectionView:
         if not -length <= index < length:
             raise IndexError(f"index {index} is outside a data set of {length} items")
         index %= length
-        image, target = self.dataset[index % len(self.dataset)]
+        place, cut = index % len(self.dataset), list[str]()
+        image, target = checked_sample(self.dataset[place], len(self.class_names), name=place, cut=cut)
+        if self._warn and cut:
+            cut_warning(cut)
+            self._warn = False
+        image, target = self.resized(image, target)
+        return horizontal_flip(image, target) if index >= len(self.dataset) else (image, target)
+
+    def resized(self, image: Tensor, target: Target) -> Sample:
+        """A checked item at the view's size."""
         original = (int(image.shape[-2]), int(image.shape[-1]))
         image, scale = resize(image, self.shorter, self.longer)
-        target = {
-            **target,
-            "boxes": scale_boxes(target["boxes"], original, image.shape[-2:]),
-            "original_size": original,
-            "scale": scale,
-        }
-        return horizontal_flip(image, target) if index >= len(self.dataset) else (image, target)
+        low, high = scale_boxes(target["boxes"], original, image.shape[-2:]).split(2, dim=-1)
+        # A side of a last digit may vanish in the rounding.
+        high = torch.maximum(high, torch.nextafter(low, low.new_tensor(torch.inf)))
+        boxes = torch.cat([low, high], dim=-1)
+        return image, {**target, "boxes": boxes, "original_size": original, "scale": scale}
 
 
 class Preprocess:
@@ -193,6 +187,14 @@ class Preprocess:
             if self.name == "torch":
                 plane.mul_(self._factor[channel])
         return out
+
+    def undo(self, images: Tensor) -> Tensor:
+        """The uint8 RGB pixels that `__call__` made these numbers of."""
+        planes = []
+        for channel in range(3):
+            source = 2 - channel if self.name == "caffe" else channel  # where this colour lies in `images`
+            planes.append(images.select(-3, source) / self._factor[source] + self._offset[source])
+        return torch.stack(planes, dim=-3).round().clamp(0, 255).to(torch.uint8)
 
     def __repr__(self) -> str:
         return f"Preprocess({self.name!r})"

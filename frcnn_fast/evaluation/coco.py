@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from frcnn_fast._extras import require
-from frcnn_fast.evaluation.voc import as_array
+from frcnn_fast.data.targets import checked_class_names
+from frcnn_fast.evaluation.inputs import as_array, found_of, objects_of
 
 # In the order in which the API gives them.
 _FIGURES = (
@@ -50,10 +51,10 @@ class CocoResult:
 
 
 class CocoEvaluator:
-    """Collects detections picture by picture, then gives COCO's figures.
+    """Collects detections image by image, then gives COCO's figures.
 
-    Detections of equal score rank in the order in which their pictures were added; the COCO API itself takes
-    pictures by rising id.
+    Detections of equal score rank in the order in which their images were added; the COCO API itself takes
+    images by rising id.
 
     Args:
         class_names: label k is class_names[k - 1].
@@ -64,40 +65,49 @@ class CocoEvaluator:
 
     def __init__(self, class_names: Sequence[str]) -> None:
         require("pycocotools.cocoeval", "coco")
-        self.class_names = list(class_names)
+        self.class_names = checked_class_names(class_names)
         self._images: list[dict[str, Any]] = []
         self._objects: list[dict[str, Any]] = []
         self._detections: list[dict[str, Any]] = []
 
     def add(self, detections: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-        """Add one picture.
+        """Add one image.
 
         Args:
-            detections: `boxes` [D, 4] half-open, `scores` [D], `labels` [D] in 1..K.
+            detections: `boxes` [D, 4] half-open, `scores` [D], `labels` [D] in 1..K; tensors on any device, arrays or
+                lists. A box with a NaN or without extent matches nothing.
             target: `boxes` [G, 4], `labels` [G]; perhaps `crowd` [G], boxes that stand for many objects
                 (where it is missing, `difficult` is taken for it: detections on them are not counted);
                 perhaps `area` [G], the size that tells small from large objects (else the box's).
+
+        Raises:
+            ValueError: as `VocEvaluator.add`; the image is then not counted.
         """
         image = len(self._images) + 1
         self._images.append({"id": image})
-        boxes = as_array(target["boxes"]).reshape(-1, 4)
-        labels = as_array(target["labels"]).astype(int)
-        crowd = target.get("crowd", target.get("difficult"))
-        crowd = np.zeros(len(boxes), dtype=bool) if crowd is None else as_array(crowd).astype(bool)
-        areas = as_array(target["area"]) if "area" in target else _areas(boxes)
-        self._check("target", boxes, labels, crowd, areas)
+        boxes, labels, crowd = objects_of(target, len(self.class_names))
+        if target.get("crowd") is not None and target.get("difficult") is not None:
+            crowd = objects_of({**target, "difficult": None}, len(self.class_names)).difficult
+        areas = _areas(boxes)
+        if target.get("area") is not None:
+            areas = as_array(target, "area", "target")
+            if areas.shape != labels.shape or not (np.isfinite(areas) & (areas >= 0)).all():
+                raise ValueError(
+                    f"target['area'] is {areas.tolist()}, expected a finite number of at least 0 for each box"
+                )
+        found = found_of(detections, len(self.class_names))
+        found = found._replace(boxes=np.nan_to_num(found.boxes))  # a box without area matches nothing
+
+        image = len(self._images) + 1
+        self._images.append({"id": image})
         for box, label, is_crowd, area in zip(boxes, labels, crowd, areas, strict=True):
             self._objects.append(_annotation(len(self._objects), image, label, box, area, is_crowd))
-
-        boxes = as_array(detections["boxes"]).reshape(-1, 4)
-        labels, scores = as_array(detections["labels"]).astype(int), as_array(detections["scores"])
-        self._check("detections", boxes, labels, scores)
-        for box, label, score, area in zip(boxes, labels, scores, _areas(boxes), strict=True):
-            found = _annotation(len(self._detections), image, label, box, area, False)
-            self._detections.append({**found, "score": float(score)})
+        for box, score, label, area in zip(*found, _areas(found.boxes), strict=True):
+            annotation = _annotation(len(self._detections), image, label, box, area, False)
+            self._detections.append({**annotation, "score": float(score)})
 
     def result(self) -> CocoResult:
-        """COCO's figures over all pictures added so far."""
+        """COCO's figures over all images added so far."""
         evaluation = require("pycocotools.cocoeval", "coco")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             run = evaluation.COCOeval(self._api(self._objects), self._api(self._detections), "bbox")
@@ -126,18 +136,10 @@ class CocoEvaluator:
         api.createIndex()
         return api
 
-    def _check(self, name: str, boxes: np.ndarray, labels: np.ndarray, *others: np.ndarray) -> None:
-        lengths = [len(boxes), len(labels), *(len(other) for other in others)]
-        if len(set(lengths)) != 1:
-            raise ValueError(f"{name} has entries of different lengths {lengths}: expected as many of each")
-        if len(labels) and not (labels.min() >= 1 and labels.max() <= len(self.class_names)):
-            raise ValueError(
-                f"{name}['labels'] must be in 1..{len(self.class_names)}, got {labels.min()}..{labels.max()}"
-            )
-
 
 def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    # The API does not count a detection above its largest area.
+    return np.minimum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1e10)
 
 
 def _annotation(index: int, image: int, label: int, box: np.ndarray, area: float, crowd: bool) -> dict[str, Any]:

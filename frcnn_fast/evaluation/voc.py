@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
+
+from frcnn_fast.data.targets import checked_class_names
+from frcnn_fast.evaluation.inputs import found_of, objects_of
 
 
 def voc_ap(true_positives: np.ndarray, num_objects: int, *, use_07_metric: bool = False) -> float:
@@ -101,16 +103,16 @@ class VocResult:
 
 
 class VocEvaluator:
-    """Collects detections picture by picture, then computes the average precision of every class.
+    """Collects detections image by image, then computes the average precision of every class.
 
-    Detections of a class are taken by falling score, over all pictures; equal scores in the order in which
-    they were added. Each looks at the one object of its class and picture that it overlaps most (the first of
+    Detections of a class are taken by falling score, over all images; equal scores in the order in which
+    they were added. Each looks at the one object of its class and image that it overlaps most (the first of
     equals). It is right if that overlap is greater than `iou_threshold` and no earlier detection took the
     object; if the object is difficult, the detection is ignored; else it is wrong. So of two detections of
     one object the second is wrong, even if another object is free. IoU is computed in float64.
 
     Args:
-        class_names: label k is class_names[k - 1].
+        class_names: label k is class_names[k - 1]; at least one, all different.
         iou_threshold: in [0, 1).
         legacy: boxes are inclusive pixels, widths are x2 - x1 + 1, as in the devkit's files. The data sets of
             this library have half-open boxes, whose plain width is the same number: leave it False for them.
@@ -119,53 +121,33 @@ class VocEvaluator:
     def __init__(self, class_names: Sequence[str], *, iou_threshold: float = 0.5, legacy: bool = False) -> None:
         if not 0 <= iou_threshold < 1:
             raise ValueError(f"iou_threshold must be in [0, 1), got {iou_threshold}")
-        self.class_names = list(class_names)
+        self.class_names = checked_class_names(class_names)
         self.iou_threshold = iou_threshold
         self._offset = 1.0 if legacy else 0.0
         self._num_objects = np.zeros(len(self.class_names) + 1, dtype=np.int64)
         self._scores: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._overlaps: list[np.ndarray] = []
-        self._objects: list[np.ndarray] = []  # number of the object each detection overlaps most, over all pictures
+        self._objects: list[np.ndarray] = []  # number of the object each detection overlaps most, over all images
         self._difficult: list[np.ndarray] = []
         self._seen = 0
 
     def add(self, detections: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-        """Add one picture.
+        """Add one image.
 
         Args:
             detections: `boxes` [D, 4], `scores` [D], `labels` [D] in 1..K; tensors on any device, arrays or
-                lists, in any order. A box with a NaN matches nothing.
+                lists, in any order. A box with a NaN or without extent matches nothing.
             target: `boxes` [G, 4], `labels` [G] in 1..K, and perhaps `difficult` [G], as a data set gives it.
                 In the same pixels as the detections.
 
         Raises:
-            ValueError: shapes that do not fit, a NaN score, or a label outside 1..K.
+            ValueError: an entry is missing, shapes do not fit, a score is NaN, a label is no whole number in 1..K, or
+                a box of the target is none.
         """
-        boxes, labels = (
-            as_array(detections["boxes"]).reshape(-1, 4),
-            self._checked(detections["labels"], "detections"),
-        )
-        scores = as_array(detections["scores"])
-        gt_boxes, gt_labels = (
-            as_array(target["boxes"]).reshape(-1, 4),
-            self._checked(target["labels"], "target"),
-        )
-        difficult = np.zeros(len(gt_labels), dtype=bool)
-        if target.get("difficult") is not None:
-            difficult = as_array(target["difficult"]).astype(bool)
-        if not len(boxes) == len(scores) == len(labels):
-            raise ValueError(
-                f"detections has {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels:"
-                " expected as many of each"
-            )
-        if not len(gt_boxes) == len(gt_labels) == len(difficult):
-            raise ValueError(
-                f"target has {len(gt_boxes)} boxes, {len(gt_labels)} labels and {len(difficult)} difficult"
-                " flags: expected as many of each"
-            )
-        if np.isnan(scores).any():
-            raise ValueError("detections['scores'] has a NaN: such a detection has no rank; drop it")
+        inclusive = self._offset > 0
+        boxes, scores, labels = found_of(detections, len(self.class_names), inclusive)
+        gt_boxes, gt_labels, difficult = objects_of(target, len(self.class_names), inclusive)
 
         np.add.at(self._num_objects, gt_labels[~difficult], 1)
         overlap = np.zeros(len(boxes))
@@ -182,7 +164,7 @@ class VocEvaluator:
         self._seen += len(gt_boxes)
 
     def result(self) -> VocResult:
-        """The average precisions over all pictures added so far."""
+        """The average precisions over all images added so far."""
         scores, labels = _joined(self._scores, np.float64), _joined(self._labels, np.int64)
         overlaps, objects = _joined(self._overlaps, np.float64), _joined(self._objects, np.int64)
         difficult = _joined(self._difficult, np.bool_)
@@ -203,22 +185,6 @@ class VocEvaluator:
             result.num_objects[name] = num_objects
             result.num_detections[name] = len(order)
         return result
-
-    def _checked(self, labels: Any, name: str) -> np.ndarray:
-        array = as_array(labels).astype(np.int64)
-        if len(array) and not (array.min() >= 1 and array.max() <= len(self.class_names)):
-            raise ValueError(
-                f"{name}['labels'] must be in 1..{len(self.class_names)}, got {array.min()}..{array.max()}"
-            )
-        return array
-
-
-def as_array(values: Any) -> np.ndarray:
-    """float64 array of a tensor on any device, an array or a list."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
-    return np.asarray(values, dtype=np.float64)
 
 
 def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:

@@ -108,13 +108,19 @@ def load_detector(
         ValueError: the file is missing, broken, or its tensors do not fit; names the file and the tensors.
     """
     checkpoint = load_checkpoint(path)
-    config = DetectorConfig.from_dict(checkpoint.config)
+    try:
+        config = DetectorConfig.from_dict(checkpoint.config)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: its description of the model is broken ({error})") from error
     if backbone is None and config.backbone not in BACKBONES:
         raise ValueError(
             f"{os.fspath(path)}: was trained with a backbone of its own, {config.backbone}; pass one as `backbone`"
         )
-    detector = build_detector(checkpoint.class_names, config, backbone=backbone, head=head)
-    expected = detector.state_dict()
+    try:
+        with torch.device("meta"):  # absurd sizes cost no memory
+            expected = build_detector(checkpoint.class_names, config, backbone=backbone, head=head).state_dict()
+    except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{os.fspath(path)}: its description of the model is broken ({error})") from error
     wrong = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
     for name, tensor in checkpoint.tensors.items():
         if name not in expected:
@@ -123,6 +129,7 @@ def load_detector(
             wrong.append(f"{name} is {list(tensor.shape)}, expected {list(expected[name].shape)}")
     if wrong:
         raise ValueError(f"{os.fspath(path)}: the weights do not fit the detector: {_listed(wrong)}")
+    detector = build_detector(checkpoint.class_names, config, backbone=backbone, head=head)
     detector.load_state_dict(checkpoint.tensors)
     return detector.to(device).eval()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from frcnn_fast._options import check_choices, option
+from frcnn_fast._settings import check_settings
 from frcnn_fast.model.backbones import BACKBONES
 from frcnn_fast.model.protocol import backbone_shape
 
@@ -22,7 +24,9 @@ class DetectorConfig:
 
     backbone: str = option("vgg16", "vgg16, squeezenet1_0 or small")
     preprocess: str = option(
-        "caffe", "scaling of the input: caffe (BGR 0..255 minus the mean) or torch (RGB 0..1, mean and deviation)"
+        "caffe",
+        "scaling of the input: caffe (BGR 0..255 minus the mean) or torch (RGB 0..1, mean and deviation)",
+        ("caffe", "torch"),
     )
     shorter: int | None = option(600, "resize the shorter side to this many pixels")
     longer: int | None = option(1000, "but the longer side to at most this many")
@@ -75,6 +79,7 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         for field in ("anchor_sizes", "anchor_ratios", "proposals_train", "proposals_test"):
             object.__setattr__(self, field, _tuples(getattr(self, field)))
+        check_settings(self, _BOUNDS)
         check_choices(self)
         if not self.anchor_sizes or len({len(level) for level in self.anchor_sizes}) != 1:
             raise ValueError(
@@ -93,10 +98,25 @@ class DetectorConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DetectorConfig:
         """The config that `to_dict` gave. ValueError names settings that this version does not know."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"config: got {values!r}, expected settings by name")
         strange = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if strange:
             raise ValueError(f"config: got unknown settings {', '.join(strange)}; a newer version may have written it")
         return cls(**values)
+
+
+_UNIT, _POSITIVE = (0.0, 1.0), (1e-9, math.inf)
+_BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("shorter", "longer", "rpn_channels", "rpn_batch_size", "roi_batch_size", "pool_size"), (1, 2**31)),
+    **dict.fromkeys(("head_channels", "proposals_train", "proposals_test"), (1, 2**31)),
+    **dict.fromkeys(("max_detections", "sampling_ratio"), (0, 2**31)),
+    **dict.fromkeys(("anchor_sizes", "anchor_ratios", "feature_scale", "canonical_scale", "n_cls", "n_reg"), _POSITIVE),
+    **dict.fromkeys(("rpn_lambda", "rpn_beta", "roi_beta", "min_size"), (0.0, math.inf)),
+    **dict.fromkeys(("rpn_positive_iou", "rpn_negative_iou", "rpn_positive_fraction", "proposal_iou"), _UNIT),
+    **dict.fromkeys(("roi_positive_iou", "roi_negative_iou_high", "roi_negative_iou_low"), _UNIT),
+    **dict.fromkeys(("roi_positive_fraction", "dropout", "score_threshold", "detection_iou"), _UNIT),
+}
 
 
 def _tuples(value: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView
+from frcnn_fast.data.targets import TargetError
 from frcnn_fast.data.transforms import Sample
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.training.interrupt import ignore_signals
@@ -62,6 +63,8 @@ class _Readable:
         while len(errors) < _ATTEMPTS:
             try:
                 return _Read(self.view[index], errors)
+            except TargetError:  # a mistake in the data set, which is to be mended
+                raise
             except (ValueError, OSError) as error:
                 errors.append(str(error))
                 index = replacements.randrange(len(self.view))
@@ -87,7 +90,8 @@ class TrainingBatches:
     place. `unreadable` holds the messages of all so far, each once.
 
     Raises:
-        ValueError: the data set is empty; while iterating, ten images in a row could not be read.
+        ValueError: the data set is empty; while iterating, ten images in a row could not be read, or a target breaks
+            the rules of `frcnn_fast.data.checked_target`.
     """
 
     def __init__(
@@ -95,7 +99,7 @@ class TrainingBatches:
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("dataset: got an empty data set, expected at least one image")
-        view = DetectionView(dataset, config.shorter, config.longer, flips=options.flips)
+        view = DetectionView(dataset, config.shorter, config.longer, flips=options.flips, warn=False)
         self.total = sum(stage.iterations for stage in options.stages())
         self.unreadable: dict[str, None] = {}
         self._loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(

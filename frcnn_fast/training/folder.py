@@ -22,11 +22,12 @@ class RunFolder:
         self.weights = self.path / "model.safetensors"
         self.losses = self.path / "loss.png"
         self.evaluation = self.path / "evaluation.json"
+        self.sheet = self.path / "train_batch.jpg"
         self.drawings = self.path / "drawings"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return self.settings, self.metrics, self.weights, self.losses, self.evaluation, self.drawings
+        return self.settings, self.metrics, self.weights, self.losses, self.evaluation, self.sheet, self.drawings
 
     @property
     def is_free(self) -> bool:

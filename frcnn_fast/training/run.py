@@ -15,7 +15,8 @@ from torch import nn
 import frcnn_fast
 from frcnn_fast._device import choose_device
 from frcnn_fast._progress import losses_in_short, progress_bar
-from frcnn_fast.data import Collate, DetectionDataset, DetectionView
+from frcnn_fast.data import DetectionDataset, check_datasets, class_names_of
+from frcnn_fast.data.sheet import with_sheet
 from frcnn_fast.detect import detect
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
@@ -60,9 +61,10 @@ def train(
 ) -> TrainResult:
     """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
 
-    The run's folder receives config.json (all settings), metrics.jsonl, loss.png and model.safetensors, and with `test`
-    evaluation.json and drawings/. A checkpoint is written beside its place and renamed, so that the one before stays
-    whole until then.
+    The run's folder receives config.json (all settings), train_batch.jpg (the first batches with their boxes),
+    metrics.jsonl, loss.png and model.safetensors, and with `test` evaluation.json and drawings/. A checkpoint is
+    written beside its place and renamed, so that the one before stays whole until then. Targets are checked before the
+    first update (see `frcnn_fast.data.check_dataset`).
 
     Args:
         dataset: training images. One that cannot be read (ValueError or OSError) is left out with a warning.
@@ -89,7 +91,7 @@ def train(
     config, options = config or suits, options or recipe(suits.backbone)
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
-    detector = build_detector(dataset.class_names, config, backbone=backbone, head=head)
+    detector = build_detector(class_names_of(dataset), config, backbone=backbone, head=head)
     if weights is not None:
         load_pretrained(detector, load_weights(weights), source=os.fspath(weights))
     frozen = options.freeze
@@ -99,8 +101,7 @@ def train(
     detector.seed(options.seed)
     detector.to(device)
     batches = TrainingBatches(dataset, config, options, pin_memory=device.type == "cuda")
-    if test is not None:
-        _check_test_set(test, detector)
+    check_datasets(dataset, test)
 
     settings = {
         "versions": {"frcnn_fast": frcnn_fast.__version__, "torch": torch.__version__},
@@ -121,7 +122,8 @@ def train(
         def save(iteration: int) -> None:
             save_detector(folder.weights, detector, extra={**(notes or {}), "iteration": iteration})
 
-        fitted = fit(detector, batches, options, log=log, save=save, device=device, advance=bar.update)
+        seen = with_sheet(batches, folder.sheet, detector.class_names, config.preprocess)
+        fitted = fit(detector, seen, options, log=log, save=save, device=device, advance=bar.update)
     detector.eval()
     result = TrainResult(detector, folder.path, *fitted, evaluation=None, unreadable=list(batches.unreadable))
     plot_losses(folder.metrics, folder.losses)
@@ -133,19 +135,6 @@ def train(
     append_jsonl(folder.metrics, {"evaluated": fitted.iterations, **figures})
     _draw(detector, test, folder.drawings, drawings)
     return result
-
-
-def _check_test_set(dataset: DetectionDataset, detector: FasterRCNN) -> None:
-    """Find out before the training what would fail after it."""
-    if list(dataset.class_names) != detector.class_names:
-        raise ValueError(
-            f"test: its classes are {list(dataset.class_names)}, expected those of the training set, "
-            f"{detector.class_names}"
-        )
-    if len(dataset) == 0:
-        raise ValueError("test: got an empty data set, expected at least one image")
-    config = detector.config
-    Collate(config.preprocess)([DetectionView(dataset, config.shorter, config.longer)[0]])
 
 
 def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
