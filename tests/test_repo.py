@@ -362,3 +362,19 @@ def test_the_code_in_the_guide_is_the_code() -> None:
         if line.strip() not in known and line.strip() not in ("", "# ...", "// ...")
     ]
     assert not wrong, "CONTRIBUTING.md has code that is nowhere:\n" + "\n".join(wrong)
+
+
+def test_the_rules_are_where_the_guide_says() -> None:
+    """`kernels/top_n/top_n.h`: `rank_key`, `comes_before` means that both names stand there; an oracle is module.name."""
+    guide = text(ROOT / "ARCHITECTURE.md").split("## Where each rule lives", 1)[1].split("\n## ", 1)[0]
+    wrong = []
+    for path, names in re.findall(r"`([\w/]+\.\w+)`: (`[^`]+`(?:, `[^`]+`)*)", guide):
+        for name in re.findall(r"`(\w+)", names):
+            if not re.search(rf"\b{name}\b", text(ROOT / path)):
+                wrong.append(f"{name} in {path}")
+    for line in guide.splitlines():
+        for module, name in re.findall(r"\| `(\w+)(?:\.(\w+))?` \|$", line):
+            path = ROOT / "frcnn_fast" / "reference" / f"{module}.py"
+            if not path.exists() or (name and f"def {name}(" not in text(path)):
+                wrong.append(f"the oracle {module}.{name}")
+    assert not wrong, f"ARCHITECTURE.md, where each rule lives: no {'; no '.join(wrong)}"
