@@ -365,7 +365,7 @@ def test_the_code_in_the_guide_is_the_code() -> None:
 
 
 def test_the_rules_are_where_the_guide_says() -> None:
-    """`kernels/top_n/top_n.h`: `rank_key`, `comes_before` means that both names stand there; an oracle is module.name."""
+    """`kernels/top_n/top_n.h`: `rank_key`, `comes_before`: both names stand there. The last column is an oracle's."""
     guide = text(ROOT / "ARCHITECTURE.md").split("## Where each rule lives", 1)[1].split("\n## ", 1)[0]
     wrong = []
     for path, names in re.findall(r"`([\w/]+\.\w+)`: (`[^`]+`(?:, `[^`]+`)*)", guide):
