@@ -273,8 +273,8 @@ NOT_OURS = {"PYTEST_CURRENT_TEST", "PATH", "HOME"}
 
 
 def variables_in_python(tree: ast.Module, constants: dict[str, str]) -> Iterator[tuple[str, int]]:
-    """The variables of os.environ.get(x), os.environ[x], os.getenv(x) and `x in os.environ`, where x is a text or a name
-    for one."""
+    """The variables of os.environ.get(x), os.environ[x], os.getenv(x) and `x in os.environ`; x is a text, or a name for
+    one."""
     here = dict(constants)
     several: dict[str, list[str]] = {}
     for node in ast.walk(tree):
