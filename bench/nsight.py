@@ -29,7 +29,7 @@ CALLS = 5
 
 
 def headlines() -> list[Row]:
-    """Of one image."""
+    """The headline rows of one image."""
     return [r for r in rows(backend="cuda", headline=True) if r.op in OPS and not r.workload.endswith("b8")]
 
 

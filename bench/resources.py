@@ -30,7 +30,7 @@ from bench.case import Unavailable
 from bench.registry import rows
 from frcnn_fast._extension import extension
 
-# Of a multiprocessor, the same on all three; shared memory by architecture: of a multiprocessor, and of a block.
+# What a multiprocessor has, the same on all three; shared memory by architecture: of a multiprocessor, and of a block.
 WARPS, BLOCKS, REGISTERS, PARTITIONS = 64, 32, 65_536, 4
 SHARED = {"sm_80": (164 << 10, 163 << 10), "sm_90": (228 << 10, 227 << 10), "sm_100": (228 << 10, 227 << 10)}
 RESERVED = 1 << 10  # bytes of shared memory that the system keeps for itself in every block

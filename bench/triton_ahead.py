@@ -30,7 +30,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel. registers: of a thread; shared: bytes of a block; spills: bytes of a thread in local
+    """What one compiled kernel takes. registers: per thread; shared: bytes per block; spills: bytes per thread in local
     memory, the stack included."""
 
     registers: int

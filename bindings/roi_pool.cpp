@@ -98,9 +98,9 @@ RoiAlignShape align_shape(int64_t B, int64_t C, const std::vector<RoiAlignLevel>
   RoiAlignShape shape{};
   shape.B = B;
   shape.C = C;
-  shape.K = R;
-  shape.P = output_height;
-  shape.Q = output_width;
+  shape.R = R;
+  shape.PH = output_height;
+  shape.PW = output_width;
   shape.L = int64_t(levels.size());
   for (size_t l = 0; l < levels.size(); ++l) {
     shape.levels[l] = levels[l];

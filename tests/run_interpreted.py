@@ -1,7 +1,8 @@
 """The Triton kernels in Triton's interpreter, on the processor: `python -m tests.run_interpreted [pytest arguments]`.
 
-Runs the small conformance cases and the hand-worked table on the backend "triton". What the kernels compile to is
-tests/test_triton.py's matter: a process either interprets kernels or compiles them.
+Runs the small conformance cases and the hand-worked table on the backend "triton", and a few planted mistakes, or
+with FRCNN_LONG=1 all of them. What the kernels compile to is tests/test_triton.py's matter: a process either interprets
+kernels or compiles them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,16 +19,25 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 PYTEST += ["-W", "ignore::RuntimeWarning"]
 
 
-# Halves of the suite that take about as long: two processes run them side by side.
-HALVES = ("triton and (roi or assign)", "triton and not (roi or assign)")
+SUITE = "tests/conformance/test_conformance.py"
+# Two at a time: the halves of the suite take about as long, and the last one is short.
+PARTS = (
+    [SUITE, "-k", "triton and not roi"],
+    [SUITE, "-k", "triton and roi"],
+    ["tests/conformance/test_triton_mutants.py"],
+)
+
+
+def run(arguments: list[str]) -> int:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "FRCNN_REQUIRE": "triton", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*PYTEST, *arguments], cwd=ROOT, env=environment, check=False).returncode
 
 
 def main() -> int:
-    suite = "tests/conformance/test_conformance.py"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "FRCNN_REQUIRE": "triton", "OMP_NUM_THREADS": "1"}
-    calls = [sys.argv[1:]] if len(sys.argv) > 1 else [[suite, "-k", half] for half in HALVES]
-    running = [subprocess.Popen([*PYTEST, *call], cwd=ROOT, env=environment) for call in calls]
-    return int(any(process.wait() for process in running))
+    if len(sys.argv) > 1:
+        return run(sys.argv[1:])
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return int(any(list(pool.map(run, PARTS))))
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ PACKAGES = {
     "bench": ROOT / "bench",
     "tests": ROOT / "tests",
 }
+# Modules that know neither ops nor models.
+HELPERS = ("_C", "_extension", "_extras", "_options", "_settings", "_device", "_progress", "io", "data", "visualize")
 # From the lowest up; the longest prefix counts. A module may import what is on its own floor or below.
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("kernels, reference", ("frcnn_fast.kernels", "frcnn_fast.reference")),
-    (
-        "helpers",
-        ("frcnn_fast._C", "frcnn_fast._extension", "frcnn_fast._extras", "frcnn_fast._options", "frcnn_fast.io"),
-    ),
+    ("helpers, data", tuple(f"frcnn_fast.{name}" for name in HELPERS)),
     ("ops", ("frcnn_fast.ops",)),
     ("model", ("frcnn_fast.model",)),
     ("train", ("frcnn_fast",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,9 @@ def test_code_for_wider_vectors_stays_in_its_namespace(isa: str) -> None:
         pytest.skip("not an x86-64 build")
     listing = subprocess.run(["nm", "-C", *objects], text=True, capture_output=True, check=True).stdout
     shared = [line for line in listing.splitlines() if " W " in line or " V " in line or " u " in line]
-    # DW.ref.__gxx_personality_v0 is a pointer, not code.
-    assert [line for line in shared if f"frcnn_fast::{isa}::" not in line and "DW.ref." not in line] == []
+    # In a family's namespace, or in the one of all. DW.ref.__gxx_personality_v0 is a pointer, not code.
+    inside = re.compile(rf"\bfrcnn_fast::(\w+::)?{isa}::")
+    assert [line for line in shared if not inside.search(line) and "DW.ref." not in line] == []
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
@@ -110,6 +112,7 @@ def test_asking_for_cuda_without_nvcc_is_an_error(tmp_path: Path) -> None:
         found = shutil.which(name)
         if found:
             (tools / name).symlink_to(found)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("CMAKE_")}
     hidden = {"PATH": str(tools), "CUDACXX": "", "CUDA_HOME": "", "CUDA_PATH": ""}
     done = subprocess.run(
         [
@@ -117,7 +120,7 @@ def test_asking_for_cuda_without_nvcc_is_an_error(tmp_path: Path) -> None:
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DPYBIND11_FINDPYTHON=ON", "-DCMAKE_CUDA_COMPILER=NOTFOUND",
         ],
-        text=True, capture_output=True, env={**os.environ, **hidden},
+        text=True, capture_output=True, env={**plain, **hidden},
     )  # fmt: skip
     assert done.returncode != 0
     assert "no nvcc was found" in done.stderr

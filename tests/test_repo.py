@@ -273,7 +273,8 @@ NOT_OURS = {"PYTEST_CURRENT_TEST", "PATH", "HOME"}
 
 
 def variables_in_python(tree: ast.Module, constants: dict[str, str]) -> Iterator[tuple[str, int]]:
-    """Of os.environ.get(x), os.environ[x], os.getenv(x) and `x in os.environ`; x is a text or a name for one."""
+    """The variables of os.environ.get(x), os.environ[x], os.getenv(x) and `x in os.environ`; x is a text, or a name for
+    one."""
     here = dict(constants)
     several: dict[str, list[str]] = {}
     for node in ast.walk(tree):
@@ -346,3 +347,35 @@ def test_the_guides_name_files_that_exist(guide: str) -> None:
     assert named
     lost = sorted(name for name in named if not (ROOT / name).exists())
     assert not lost, f"{guide} names what is not there: {', '.join(lost)}"
+
+
+def test_the_code_in_the_guide_is_the_code() -> None:
+    """Every line of the guide's C++ and Python stands in some source; a comment of three dots leaves lines out."""
+    patterns = ("kernels/*/*", "bindings/*", "frcnn_fast/**/*.py", "bench/**/*.py", "tests/conformance/**/*.py")
+    files = [path for path in sources(*patterns) if path.suffix in LANGUAGES]
+    known = {line.strip() for path in files for line in text(path).splitlines()}
+    blocks = re.findall(r"^```(?:cpp|python)\n(.*?)^```", text(ROOT / "CONTRIBUTING.md"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 8
+    wrong = [
+        line
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip() not in known and line.strip() not in ("", "# ...", "// ...")
+    ]
+    assert not wrong, "CONTRIBUTING.md has code that is nowhere:\n" + "\n".join(wrong)
+
+
+def test_the_rules_are_where_the_guide_says() -> None:
+    """`kernels/top_n/top_n.h`: `rank_key`, `comes_before`: both names stand there. The last column is an oracle's."""
+    guide = text(ROOT / "ARCHITECTURE.md").split("## Where each rule lives", 1)[1].split("\n## ", 1)[0]
+    wrong = []
+    for path, names in re.findall(r"`([\w/]+\.\w+)`: (`[^`]+`(?:, `[^`]+`)*)", guide):
+        for name in re.findall(r"`(\w+)", names):
+            if not re.search(rf"\b{name}\b", text(ROOT / path)):
+                wrong.append(f"{name} in {path}")
+    for line in guide.splitlines():
+        for module, name in re.findall(r"\| `(\w+)(?:\.(\w+))?` \|$", line):
+            path = ROOT / "frcnn_fast" / "reference" / f"{module}.py"
+            if not path.exists() or (name and f"def {name}(" not in text(path)):
+                wrong.append(f"the oracle {module}.{name}")
+    assert not wrong, f"ARCHITECTURE.md, where each rule lives: no {'; no '.join(wrong)}"

@@ -25,8 +25,8 @@ WITH_KERNELS = [op for op in OPS if op.name != "generate_anchors"]  # that one i
 
 
 def kernels(op: Op, target: str) -> list:
-    """Of all cases of the op, since some kernels serve large ones only: in the long run every form of every kernel,
-    else one form of each, found by whichever op comes first."""
+    """The kernels that the op's cases launch, large ones too: in the long run every form of every kernel, else one form
+    of each, found by whichever op comes first."""
     known = None if LONG else KNOWN.setdefault(target, set())
     with compiling(TARGETS[target], known) as found:
         for case in op.cases:

@@ -205,7 +205,7 @@ def _listed(path: Path, annotations: Folder, strict: bool = True) -> tuple[list[
         raise ValueError(f"{shown}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ValueError(f"{shown}: {error}") from error
-    # Of several readings the first that names only files that are there.
+    # The first of several readings that names only files that are there.
     readings = [[(_find(line, annotations), line) for line in _lines(text)] for text in texts]
     rows = next((rows for rows in readings if rows and all(found for found, _ in rows)), readings[0])
     if not rows:

@@ -45,7 +45,7 @@ class Schema:
         return tuple(f"out_{name}" if name in self.arguments else name for name in self.results)
 
     def positions(self, kind: str) -> tuple[int, ...]:
-        """Of the arguments of that type."""
+        """Where the arguments of that type stand."""
         return tuple(i for i, found in enumerate(self.types) if found == kind)
 
     def with_backend(self) -> str:

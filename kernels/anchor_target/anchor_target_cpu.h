@@ -67,8 +67,9 @@ struct KeyWords {
   uint32_t image, step, stream, seed_low, seed_high;
 };
 
-// Of one object over all grid anchors. Planes where nothing can reach the wanted overlap are skipped, and so are rows
-// and columns: overlap grows with the intersection and falls with the anchor's area, also in rounded arithmetic.
+// The highest overlap of one object with any grid anchor. Planes where nothing can reach the wanted overlap are
+// skipped, and so are rows and columns: overlap grows with the intersection and falls with the anchor's area, also in
+// rounded arithmetic.
 FF_ISA_DECLARE(template <bool kLegacy, class U> U object_peak(const Plane<U>* planes, int64_t num_planes,
                                                               const Scene<U>& scene, int64_t object, U crowd_overlap))
 // Labels what overlaps it too much to be negative kIgnored; then, in a second sweep over all objects, what is positive

@@ -105,7 +105,7 @@ __device__ __forceinline__ int list_bits(const DeviceSampler& sampler, int64_t i
   return total;
 }
 
-// Of n listed candidates the k <= n with the smallest keys, ties by index, to chosen[first...], ascending.
+// Writes the k smallest keys' candidates of the n listed (k <= n), ties by index, to chosen[first...], ascending.
 __device__ __forceinline__ void pick(const DeviceSampler& sampler, int64_t image, int n, int k, int first,
                                      SelectScratch& scratch) {
   const unsigned *list = sampler.list + image * sampler.M, *keys = sampler.keys + image * sampler.M;

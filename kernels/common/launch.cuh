@@ -38,7 +38,7 @@ namespace frcnn_fast {
 
 constexpr size_t kDefaultSharedBytes = 48 << 10;  // beyond this a kernel must ask: allow_dynamic_shared
 
-// Of the launches (and copies) since it was last asked; 0 or a CUDA error code.
+// The status of the launches (and copies) since it was last asked: 0 or a CUDA error code. Asking clears it.
 inline Status launched() { return static_cast<Status>(cudaGetLastError()); }
 
 inline Status fill_bytes(void* target, int value, size_t bytes, Stream stream) {
@@ -60,8 +60,8 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Of the current device: shared memory a block may have at most (99 KB to 227 KB), multiprocessors, and 10 * major +
-// minor of the compute capability. Clusters need 90.
+// The current device's limits: shared memory that a block may have at most (99 KB to 227 KB), multiprocessors, and
+// 10 * major + minor of the compute capability. Clusters need 90.
 inline size_t max_dynamic_shared() { return size_t(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)); }
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 inline int compute_capability() {
@@ -112,7 +112,7 @@ void launch_cluster(void (*kernel)(Parameters...), unsigned cluster, dim3 grid, 
               std::forward<Arguments>(arguments)...);
 }
 
-// Whether the device can run `cluster` such blocks together. Not for every launch: the driver thinks about it.
+// Whether the device can run `cluster` such blocks together. A slow query of the driver: callers keep the answer.
 template <class... Parameters>
 bool cluster_fits(void (*kernel)(Parameters...), unsigned cluster, dim3 block, size_t shared_bytes) {
   cudaLaunchAttribute attribute = cluster_of(cluster);
@@ -124,7 +124,7 @@ bool cluster_fits(void (*kernel)(Parameters...), unsigned cluster, dim3 block, s
   config.numAttrs = 1;
   int clusters = 0;
   if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters > 0;
-  cudaGetLastError();  // it is told once, and here
+  cudaGetLastError();  // clears the sticky error, which the next launched() would report
   return false;
 }
 

@@ -14,10 +14,7 @@ namespace frcnn_fast {
 // cuts also says how much is needed.
 class WorkspaceArena {
  public:
-  // base: of any alignment.
-  FF_HD explicit WorkspaceArena(void* base)
-      : base_(reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(base) + kBaseAlignment - 1) &
-                                      ~uintptr_t(kBaseAlignment - 1))) {}
+  FF_HD explicit WorkspaceArena(void* base) : base_(static_cast<char*>(base)) {}
 
   template <class T>
   FF_HD T* take(int64_t count) {
@@ -38,14 +35,19 @@ class WorkspaceArena {
     used_ += reserved;
     return reinterpret_cast<T*>(piece);
   }
-  // Bytes, with what aligning the base may take; 0 where nothing was taken.
-  FF_HD size_t used() const { return used_ ? used_ + kBaseAlignment - 1 : 0; }
+  FF_HD size_t used() const { return used_; }
 
  private:
-  static constexpr size_t kBaseAlignment = 64;  // a cache line, which vectors and kept blocks want
-  static constexpr size_t kAlignment = 256;     // from piece to piece
+  static constexpr size_t kAlignment = 256;
   char* base_;
   size_t used_ = 0;
 };
+
+// For the host, where the caller's allocator may promise less than vectors want: ask for kAlignSlack bytes more, and
+// give the arena the aligned base. (Not the arena's own doing: on a device it would cost the kernels registers.)
+constexpr size_t kBaseAlignment = 64, kAlignSlack = kBaseAlignment - 1;
+inline char* aligned_base(void* base) {
+  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(base) + kAlignSlack) & ~uintptr_t(kAlignSlack));
+}
 
 }  // namespace frcnn_fast

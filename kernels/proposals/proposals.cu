@@ -221,7 +221,7 @@ Status run_empty(const ProposalInputs& in, const ProposalSettings& set, const Pr
 
 }  // namespace
 
-// Of the way that needs more, so that it does not matter which device is current.
+// What the more demanding of the two ways needs, so that it does not matter which device is current.
 size_t rpn_proposals_workspace_cuda(const ProposalInputs& in, const ProposalSettings& set) {
   const LevelLimits limits = level_limits(in, set);
   return visit(in.dtype, [&](auto tag) {

@@ -37,7 +37,7 @@ constexpr int kChunkWords = kChunk / kWarp, kChunkWarps = kChunk / kWarp;
 constexpr int kOwnRows = kChunk / kCluster;  // candidates of a chunk that a block ranks and decodes
 constexpr uint32_t kDropped = ~0u;           // in place of an anchor's index
 
-// Of the launch.
+// What all blocks of the launch share.
 template <class U>
 struct ClusterSettings {
   int n, most_kept;
@@ -241,7 +241,8 @@ class ClusterStep {
     if (entry < gathered) {
       const Ranking<Key> own = m_.entries[entry];
       for (int i = part; i < gathered; i += kCluster) {
-        place += comes_before(m_.entries[i], own);
+        const Ranking<Key> other = m_.entries[i];
+        place += comes_before(other, own);
       }
     }
 #pragma unroll

@@ -48,18 +48,17 @@ Status check_levels(const ProposalInputs& in) {
 
 size_t rpn_proposals_workspace_cpu(const ProposalInputs& in, const ProposalSettings& set) {
   if (check_levels(in)) return 0;
-  return size_t(in.B) * visit_compute(in.dtype, [&](auto tag) {
-           ImageTask<typename decltype(tag)::type> task;
-           return take_from(in, set, nullptr, &task);
-         });
+  return kAlignSlack + size_t(in.B) * visit_compute(in.dtype, [&](auto tag) {
+                         ImageTask<typename decltype(tag)::type> task;
+                         return take_from(in, set, nullptr, &task);
+                       });
 }
 
 Status rpn_proposals_cpu(const ProposalInputs& in, const ProposalSettings& set, void* workspace,
                          const ProposalOutputs& out) {
   FF_TRY(check_levels(in));
-  return visit_compute(in.dtype, [&](auto tag) {
-    return propose<typename decltype(tag)::type>(in, set, static_cast<char*>(workspace), out);
-  });
+  return visit_compute(
+      in.dtype, [&](auto tag) { return propose<typename decltype(tag)::type>(in, set, aligned_base(workspace), out); });
 }
 
 }  // namespace frcnn_fast::proposals

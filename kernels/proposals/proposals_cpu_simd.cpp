@@ -96,7 +96,7 @@ class Level {
     }
   }
 
-  // Of the current survivor.
+  // The current survivor's score, box and anchor.
   const Box<U>& box() const { return box_; }
   U score() const { return score_; }
   int64_t anchor() const { return anchor_; }

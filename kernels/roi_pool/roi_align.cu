@@ -18,8 +18,8 @@ struct DeviceLevel {
 // Passed to kernels by value.
 template <class U>
 struct DeviceShape {
-  int64_t B, C, K;
-  int32_t P, Q, L, sampling_ratio, num_thresholds;
+  int64_t B, C, R;
+  int32_t PH, PW, L, sampling_ratio, num_thresholds;
   bool aligned;
   CellStrides out;
   U thresholds[kMaxRoiLevels];
@@ -31,10 +31,10 @@ struct DeviceShape {
 template <class U>
 DeviceShape<U> device_shape(const RoiAlignShape& s, const void* const* maps) {
   DeviceShape<U> d{};
-  d.B = s.B, d.C = s.C, d.K = s.K;
-  d.P = int32_t(s.P), d.Q = int32_t(s.Q), d.L = int32_t(s.L);
+  d.B = s.B, d.C = s.C, d.R = s.R;
+  d.PH = int32_t(s.PH), d.PW = int32_t(s.PW), d.L = int32_t(s.L);
   d.sampling_ratio = s.sampling_ratio, d.num_thresholds = s.num_thresholds, d.aligned = s.aligned;
-  d.out = cell_strides(s.C, s.P * s.Q, s.output_channels_last);
+  d.out = cell_strides(s.C, s.PH * s.PW, s.output_channels_last);
   for (int i = 0; i < s.num_thresholds; ++i) d.thresholds[i] = U(s.thresholds[i]);
   for (int64_t l = 0; l < s.L; ++l) {
     const RoiAlignLevel& level = s.levels[l];
@@ -52,8 +52,8 @@ struct AxisTable {
   int32_t* spans;
   int32_t bins, stride;
 
-  static AxisTable take(WorkspaceArena& arena, int64_t K, int64_t bins, int64_t cells) {
-    return {arena.take<U>(K * bins * cells), arena.take<int32_t>(2 * K * bins), int32_t(bins), int32_t(cells)};
+  static AxisTable take(WorkspaceArena& arena, int64_t R, int64_t bins, int64_t cells) {
+    return {arena.take<U>(R * bins * cells), arena.take<int32_t>(2 * R * bins), int32_t(bins), int32_t(cells)};
   }
   __device__ __forceinline__ U* of(int64_t roi, int32_t bin) const {
     return weights + (roi * bins + bin) * int64_t(stride);
@@ -66,8 +66,8 @@ struct Weights {
   AxisTable<U> rows, columns;
 
   static Weights take(WorkspaceArena& arena, const RoiAlignShape& s) {
-    const auto rows = AxisTable<U>::take(arena, s.K, s.P, s.max_height());
-    return {rows, AxisTable<U>::take(arena, s.K, s.Q, s.max_width())};
+    const auto rows = AxisTable<U>::take(arena, s.R, s.PH, s.max_height());
+    return {rows, AxisTable<U>::take(arena, s.R, s.PW, s.max_width())};
   }
 };
 
@@ -107,14 +107,14 @@ __global__ void __launch_bounds__(128)
   }
   const int64_t item = (int64_t(blockIdx.x) - groups) * warps_per_block() + warp_id();
   const int64_t k = item / 2;
-  if (k >= s.K) return;  // the whole warp
+  if (k >= s.R) return;  // the whole warp
   const bool of_rows = item % 2 == 0;
   const U* roi = rois + k * kRoiFields;
   const DeviceLevel<U>& level = s.levels[s.level(roi)];
   const auto rows =
-      make_samples(roi[2], roi[4], level.scale, s.aligned, int64_t(s.P), s.sampling_ratio, int64_t(level.H));
+      make_samples(roi[2], roi[4], level.scale, s.aligned, int64_t(s.PH), s.sampling_ratio, int64_t(level.H));
   const auto columns =
-      make_samples(roi[1], roi[3], level.scale, s.aligned, int64_t(s.Q), s.sampling_ratio, int64_t(level.W));
+      make_samples(roi[1], roi[3], level.scale, s.aligned, int64_t(s.PW), s.sampling_ratio, int64_t(level.W));
   SampleAxis<U> axis = of_rows ? rows : columns;
   const U factor = of_rows ? sample_share(rows, columns) : U(1);
   if (roi_image(roi, s.B) < 0 || !roi_is_finite(roi) || level.H == 0 || level.W == 0) axis.count = 0;
@@ -161,11 +161,11 @@ __global__ void __launch_bounds__(256)
   using U = Compute<T>;
   using Work = BinWork<kLast>;
   constexpr int n = Work::kChannels;
-  const Work work(blocks_per_roi, int32_t(s.C), s.P * s.Q);
+  const Work work(blocks_per_roi, int32_t(s.C), s.PH * s.PW);
   if (!work.any) return;
   const U* roi = rois + work.roi * kRoiFields;
   const DeviceLevel<U>& level = s.levels[s.level(roi)];
-  const int32_t p = work.bin / s.Q, q = work.bin % s.Q;
+  const int32_t p = work.bin / s.PW, q = work.bin % s.PW;
   const int32_t *row_span = weights.rows.span(work.roi, p), *column_span = weights.columns.span(work.roi, q);
   const U *row_weights = weights.rows.of(work.roi, p), *column_weights = weights.columns.of(work.roi, q);
   U sum[n];
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(256)
       }
     }
   }
-  T* target = output + work.roi * s.C * s.P * s.Q + work.bin * s.out.cell;
+  T* target = output + work.roi * s.C * s.PH * s.PW + work.bin * s.out.cell;
 #pragma unroll
   for (int j = 0; j < n; ++j)
     if (work.channel(j) < s.C) store(target + work.channel(j) * s.out.channel, sum[j]);
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(256)
 template <class T>
 struct WeightSource {
   int64_t C;
-  int32_t P, Q;
+  int32_t PH, PW;
   CellStrides out;
   RoiTables tables;
   Weights<Compute<T>> weights;
@@ -207,14 +207,14 @@ struct WeightSource {
                                       Compute<T> (&acc)[n]) const {
     using U = Compute<T>;
     const uint32_t rows = tables.row_bins[k * tables.H + y], columns = tables.column_bins[k * tables.W + x];
-    const T* start = grads + k * C * P * Q;
+    const T* start = grads + k * C * PH * PW;
     for (uint32_t p = rows & 0xffffu; p <= rows >> 16; ++p) {
       const U row_weight = weights.rows.of(k, int32_t(p))[y];
       for (uint32_t q = columns & 0xffffu; q <= columns >> 16; ++q) {
         const U column_weight = weights.columns.of(k, int32_t(q))[x];
         if (row_weight < U(0) || column_weight < U(0)) continue;
         const U weight = row_weight * column_weight;
-        const T* values = start + (int32_t(p) * Q + int32_t(q)) * out.cell;
+        const T* values = start + (int32_t(p) * PW + int32_t(q)) * out.cell;
 #pragma unroll
         for (int j = 0; j < n; ++j) {
           const int32_t c = minimum(channel0 + j * step, int32_t(C) - 1);  // beyond the last: not stored
@@ -230,13 +230,13 @@ Status check_shape(const RoiAlignShape& s) {
     if (s.levels[l].H * s.levels[l].W > INT32_MAX || s.C > INT32_MAX / 64)
       return invalid("features[%lld]: a map of %lld channels of %lld x %lld cells is too large", (long long)l,
                      (long long)s.C, (long long)s.levels[l].H, (long long)s.levels[l].W);
-  if (s.P > kMaxBins || s.Q > kMaxBins || s.P * s.Q * s.C > INT32_MAX)
-    return invalid("output_size: %lld x %lld bins are too many", (long long)s.P, (long long)s.Q);
+  if (s.PH > kMaxBins || s.PW > kMaxBins || s.PH * s.PW * s.C > INT32_MAX)
+    return invalid("output_size: %lld x %lld bins are too many", (long long)s.PH, (long long)s.PW);
   return kOk;
 }
 
 // A warp for each axis of each RoI.
-unsigned table_blocks(const RoiAlignShape& s) { return blocks_for(2 * s.K, 4); }
+unsigned table_blocks(const RoiAlignShape& s) { return blocks_for(2 * s.R, 4); }
 
 template <class T>
 Status align(const RoiAlignShape& shape, const void* const* features, const void* rois, void* workspace, void* output,
@@ -249,18 +249,18 @@ Status align(const RoiAlignShape& shape, const void* const* features, const void
   FF_LAUNCH((weights_kernel<U, false>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes, weights,
             RoiTables{});
   const auto launch = [&](auto kernel, int64_t blocks) {
-    FF_LAUNCH(kernel, dim3(unsigned(shape.K * blocks)), dim3(256), 0, stream, s, int32_t(blocks), boxes, weights,
+    FF_LAUNCH(kernel, dim3(unsigned(shape.R * blocks)), dim3(256), 0, stream, s, int32_t(blocks), boxes, weights,
               static_cast<T*>(output));
   };
   if (shape.output_channels_last)
-    launch(&align_kernel<T, true>, BinWork<true>::blocks(shape.C, shape.P * shape.Q));
+    launch(&align_kernel<T, true>, BinWork<true>::blocks(shape.C, shape.PH * shape.PW));
   else
-    launch(&align_kernel<T, false>, BinWork<false>::blocks(shape.C, shape.P * shape.Q));
+    launch(&align_kernel<T, false>, BinWork<false>::blocks(shape.C, shape.PH * shape.PW));
   return launched();
 }
 
 RoiTables take_tables(WorkspaceArena& arena, const RoiAlignShape& s) {
-  return RoiTables::take(arena, s.L * s.B, s.K, s.max_height(), s.max_width());
+  return RoiTables::take(arena, s.L * s.B, s.R, s.max_height(), s.max_width());
 }
 
 template <class T>
@@ -273,10 +273,10 @@ Status align_backward(const RoiAlignShape& shape, const void* grad_output, const
   const RoiTables tables = take_tables(arena, shape);
   FF_LAUNCH((weights_kernel<U, true>), dim3(unsigned(shape.L * shape.B) + table_blocks(shape)), dim3(128), 0, stream, s,
             static_cast<const U*>(rois), weights, tables);
-  const WeightSource<T> source{s.C, s.P, s.Q, s.out, tables, weights, static_cast<const T*>(grad_output)};
+  const WeightSource<T> source{s.C, s.PH, s.PW, s.out, tables, weights, static_cast<const T*>(grad_output)};
   for (int64_t l = 0; l < shape.L; ++l) {
     GatherShape g{};
-    g.C = s.C, g.H = s.levels[l].H, g.W = s.levels[l].W, g.P = s.P, g.Q = s.Q;
+    g.C = s.C, g.H = s.levels[l].H, g.W = s.levels[l].W, g.PH = s.PH, g.PW = s.PW;
     g.group0 = l * s.B, g.map = s.levels[l].map;
     FF_TRY(gather(g, shape.levels[l].channels_last, shape.B, tables, source, static_cast<T*>(grads[l]), stream));
   }
@@ -296,7 +296,7 @@ size_t roi_align_workspace_cuda(DType dtype, const RoiAlignShape& shape) {
 Status roi_align_cuda(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois,
                       void* workspace, void* output, Stream stream) {
   FF_TRY(check_shape(shape));
-  if (shape.K * shape.C == 0) return kOk;
+  if (shape.R * shape.C == 0) return kOk;
   return visit(dtype, [&](auto tag) {
     return align<typename decltype(tag)::type>(shape, features, rois, workspace, output, stream);
   });

@@ -26,9 +26,9 @@ struct RoiAlignLevel {
 
 struct RoiAlignShape {
   int64_t B, C;
-  int64_t K;     // RoIs
-  int64_t P, Q;  // bins: rows and columns
-  int64_t L;     // levels, from the finest
+  int64_t R;       // RoIs
+  int64_t PH, PW;  // bins: rows and columns
+  int64_t L;       // levels, from the finest
   RoiAlignLevel levels[kMaxRoiLevels];
   double thresholds[kMaxRoiLevels];  // [num_thresholds] areas, ascending: see roi_level; at most L - 1
   int32_t num_thresholds;
@@ -124,7 +124,8 @@ FF_HD U sample_share(const SampleAxis<U>& rows, const SampleAxis<U>& columns) {
   return U(1) / U(count > 1 ? count : 1);
 }
 
-// features: L pointers, [B, C, H_l, W_l] in the level's layout; rois [K, 5] in the compute type. Output: [K, C, P, Q].
+// features: L pointers, [B, C, H_l, W_l] in the level's layout; rois [R, 5] in the compute type. Output: [R, C, PH,
+// PW].
 size_t roi_align_workspace_cpu(DType dtype, const RoiAlignShape& shape);
 Status roi_align_cpu(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois,
                      void* workspace, void* output);
@@ -132,7 +133,7 @@ size_t roi_align_workspace_cuda(DType dtype, const RoiAlignShape& shape);
 Status roi_align_cuda(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois,
                       void* workspace, void* output, Stream stream);
 
-// grad_output [K, C, P, Q] as output_channels_last says; outputs: grads, L pointers shaped like the features.
+// grad_output [R, C, PH, PW] as output_channels_last says; outputs: grads, L pointers shaped like the features.
 size_t roi_align_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape);
 Status roi_align_backward_cpu(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* rois,
                               void* workspace, void* const* grads);

@@ -15,7 +15,7 @@ class AlignBackward {
                 void* const* grads)
       : dtype_(dtype),
         s_(shape),
-        bins_(shape.P * shape.Q),
+        bins_(shape.PH * shape.PW),
         grad_output_(static_cast<const T*>(grad_output)),
         grads_(grads),
         geometry_(shape, rois) {
@@ -31,8 +31,8 @@ class AlignBackward {
       plans_[l] = plan(s_.levels[l]);
       if (!plans_[l].direct) tile_size_ = std::max(tile_size_, plans_[l].lanes * plans_[l].rows * s_.levels[l].W);
     }
-    groups_ = RoiGroups::take(arena, s_.L, s_.B, s_.K);
-    row_spans_ = arena.take<int32_t>(2 * s_.K);
+    groups_ = RoiGroups::take(arena, s_.L, s_.B, s_.R);
+    row_spans_ = arena.take<int32_t>(2 * s_.R);
     const size_t before = arena.used();
     first_ = arena.take<char>(0);
     take(arena);
@@ -128,7 +128,7 @@ class AlignBackward {
       if (!geometry_.find(*k, l, scratch.weights)) continue;
       FF_ISA_CALL(load_lanes, dtype_, grad_output_ + *k * s_.C * bins_ + c * out_.channel, out_, channels,
                   int(plan.lanes), bins_, scratch.grads);
-      FF_ISA_CALL(scatter_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.P), int32_t(s_.Q),
+      FF_ISA_CALL(scatter_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.PH), int32_t(s_.PW),
                   plan.lanes, scratch.grads, plan.lanes);
     }
     if (!plan.direct) FF_ISA_CALL(store_lanes, dtype_, scratch.tile, channels, int(plan.lanes), cells, map, target);

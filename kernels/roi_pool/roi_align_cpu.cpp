@@ -17,7 +17,7 @@ class Align {
         void* output)
       : dtype_(dtype),
         s_(shape),
-        bins_(shape.P * shape.Q),
+        bins_(shape.PH * shape.PW),
         features_(features),
         geometry_(shape, rois),
         output_(static_cast<T*>(output)) {
@@ -34,7 +34,7 @@ class Align {
       plans_[l] = plan(s_.levels[l]);
       tile_size = std::max(tile_size, plans_[l].tile_size);
     }
-    groups_ = RoiGroups::take(arena, s_.L, s_.B, s_.K);
+    groups_ = RoiGroups::take(arena, s_.L, s_.B, s_.R);
     const size_t before = arena.used();
     first_ = arena.take<char>(0);
     take(arena, tile_size);
@@ -45,7 +45,7 @@ class Align {
 
   Status run() {
     FF_TRY(geometry_.group(&groups_));
-    for (int64_t k = 0; k < s_.K; ++k)
+    for (int64_t k = 0; k < s_.R; ++k)
       if (groups_.group[k] < 0) clear(k, 0, s_.C);
     if (s_.C == 0) return kOk;
     for (int64_t l = 0; l < s_.L; ++l) {
@@ -114,8 +114,8 @@ class Align {
   bool prefers_whole_maps(int64_t l) const {
     const RoiAlignLevel& level = s_.levels[l];
     const double enough = double(s_.B) * level.H * level.W / kWindowCost;
-    const double most_rows = s_.sampling_ratio > 0 ? 2.0 * s_.sampling_ratio * s_.P : INFINITY;
-    const double most_columns = s_.sampling_ratio > 0 ? 2.0 * s_.sampling_ratio * s_.Q * kSparse : INFINITY;
+    const double most_rows = s_.sampling_ratio > 0 ? 2.0 * s_.sampling_ratio * s_.PH : INFINITY;
+    const double most_columns = s_.sampling_ratio > 0 ? 2.0 * s_.sampling_ratio * s_.PW * kSparse : INFINITY;
     double cells = 0;
     for (int64_t i = groups_.starts[l * s_.B]; i < groups_.starts[(l + 1) * s_.B] && cells < enough; ++i) {
       const U* roi = geometry_.roi(groups_.order[i]);
@@ -168,15 +168,15 @@ class Align {
     const T* map = image(l, int64_t(geometry_.roi(k)[0]));
     if (plans_[l].direct) {
       const Tile<const U> tile{reinterpret_cast<const U*>(map), level.W * s_.C, s_.C, 0, int32_t(level.H), 0};
-      FF_ISA_CALL(align_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.P), int32_t(s_.Q), s_.C,
+      FF_ISA_CALL(align_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.PH), int32_t(s_.PW), s_.C,
                   true, reinterpret_cast<U*>(output(k, 0)), s_.C);
       return;
     }
     // Only the rows and columns that a sample touches are brought in; the weights then name their places.
     const CellStrides strides = cell_strides(s_.C, level.H * level.W, level.channels_last);
     const int64_t lanes = window_lanes();
-    scratch.rows.gather(scratch.weights.rows, s_.P, int32_t(level.H), 1, 1);
-    scratch.columns.gather(scratch.weights.columns, s_.Q, int32_t(level.W), kBlockLanes, kSparse);
+    scratch.rows.gather(scratch.weights.rows, s_.PH, int32_t(level.H), 1, 1);
+    scratch.columns.gather(scratch.weights.columns, s_.PW, int32_t(level.W), kBlockLanes, kSparse);
     const int64_t width = scratch.columns.count;
     if (width == 0) scratch.rows.count = 0;
     const int32_t rows = int32_t(width ? std::min<int64_t>(scratch.rows.count, tile_size_ / (width * lanes)) : 0);
@@ -204,7 +204,7 @@ class Align {
   }
 
   void sum(const Tile<const U>& tile, Scratch& scratch, int64_t lanes, bool fresh) const {
-    FF_ISA_CALL(align_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.P), int32_t(s_.Q), lanes,
+    FF_ISA_CALL(align_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.PH), int32_t(s_.PW), lanes,
                 fresh, scratch.sums, lanes);
   }
 

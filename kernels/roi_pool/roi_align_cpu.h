@@ -58,13 +58,13 @@ class RoiGeometry {
 
   Status group(RoiGroups* groups) const {
     return group_rois(
-        rois_, s_.K, s_.B, s_.L, [this](const U* roi) { return roi_level(roi, thresholds_, s_.num_thresholds); },
+        rois_, s_.R, s_.B, s_.L, [this](const U* roi) { return roi_level(roi, thresholds_, s_.num_thresholds); },
         groups);
   }
 
   // Memory for find().
   RoiWeights<U> take(WorkspaceArena& arena) const {
-    return {take_axis(arena, s_.P, s_.max_height()), take_axis(arena, s_.Q, s_.max_width()), 0, -1};
+    return {take_axis(arena, s_.PH, s_.max_height()), take_axis(arena, s_.PW, s_.max_width()), 0, -1};
   }
 
   // False where the RoI pools nothing at all.
@@ -73,10 +73,10 @@ class RoiGeometry {
     if (!roi_is_finite(box)) return false;
     const RoiAlignLevel& level = s_.levels[l];
     const U scale = U(level.scale);
-    const auto rows = make_samples(box[2], box[4], scale, s_.aligned, s_.P, s_.sampling_ratio, level.H);
-    const auto columns = make_samples(box[1], box[3], scale, s_.aligned, s_.Q, s_.sampling_ratio, level.W);
-    fill(rows, s_.P, sample_share(rows, columns), out.rows);
-    fill(columns, s_.Q, U(1), out.columns);
+    const auto rows = make_samples(box[2], box[4], scale, s_.aligned, s_.PH, s_.sampling_ratio, level.H);
+    const auto columns = make_samples(box[1], box[3], scale, s_.aligned, s_.PW, s_.sampling_ratio, level.W);
+    fill(rows, s_.PH, sample_share(rows, columns), out.rows);
+    fill(columns, s_.PW, U(1), out.columns);
     return true;
   }
 
@@ -85,8 +85,8 @@ class RoiGeometry {
     scratch.first_row = 0;
     scratch.last_row = -1;
     if (!find(k, l, scratch)) return;
-    const int32_t total = scratch.rows.begin[s_.P];
-    if (total == 0 || scratch.columns.begin[s_.Q] == 0) return;
+    const int32_t total = scratch.rows.begin[s_.PH];
+    if (total == 0 || scratch.columns.begin[s_.PW] == 0) return;
     scratch.first_row = *std::min_element(scratch.rows.cells, scratch.rows.cells + total);
     scratch.last_row = *std::max_element(scratch.rows.cells, scratch.rows.cells + total);
   }
@@ -133,7 +133,7 @@ inline Status check_align_shape(const RoiAlignShape& s) {
     if (s.levels[l].H * s.levels[l].W > INT32_MAX)
       return invalid("features[%lld]: a map of %lld x %lld cells has more than 2^31 - 1", (long long)l,
                      (long long)s.levels[l].H, (long long)s.levels[l].W);
-  if (s.K > INT32_MAX) return invalid("boxes: %lld rows, at most 2^31 - 1 are supported", (long long)s.K);
+  if (s.R > INT32_MAX) return invalid("boxes: %lld rows, at most 2^31 - 1 are supported", (long long)s.R);
   return kOk;
 }
 

@@ -29,11 +29,11 @@ FF_HD void sum_bin(const Tile<const U>& tile, const AxisWeights<U>& rows, const 
 }
 
 template <class U>
-FF_HD void sum_all(const Tile<const U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t P,
-                   int32_t Q, int64_t lanes, bool fresh, U* sums, int64_t stride) {
+FF_HD void sum_all(const Tile<const U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t PH,
+                   int32_t PW, int64_t lanes, bool fresh, U* sums, int64_t stride) {
   constexpr int n = kLanes<U>;
-  for (int32_t p = 0; p < P; ++p) {
-    for (int32_t q = 0; q < Q; ++q, sums += stride) {
+  for (int32_t p = 0; p < PH; ++p) {
+    for (int32_t q = 0; q < PW; ++q, sums += stride) {
       int64_t s = 0;
       for (; s + 4 * n <= lanes; s += 4 * n) sum_bin<4>(tile, rows, columns, p, q, s, fresh, sums + s);
       for (; s + 2 * n <= lanes; s += 2 * n) sum_bin<2>(tile, rows, columns, p, q, s, fresh, sums + s);
@@ -61,11 +61,11 @@ FF_HD void scatter_bin(const Tile<U>& tile, const AxisWeights<U>& rows, const Ax
 }
 
 template <class U>
-FF_HD void scatter_all(const Tile<U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t P,
-                       int32_t Q, int64_t lanes, const U* grads, int64_t stride) {
+FF_HD void scatter_all(const Tile<U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t PH,
+                       int32_t PW, int64_t lanes, const U* grads, int64_t stride) {
   constexpr int n = kLanes<U>;
-  for (int32_t p = 0; p < P; ++p) {
-    for (int32_t q = 0; q < Q; ++q, grads += stride) {
+  for (int32_t p = 0; p < PH; ++p) {
+    for (int32_t q = 0; q < PW; ++q, grads += stride) {
       int64_t s = 0;
       for (; s + 4 * n <= lanes; s += 4 * n) scatter_bin<4>(tile, rows, columns, p, q, s, grads + s);
       for (; s + 2 * n <= lanes; s += 2 * n) scatter_bin<2>(tile, rows, columns, p, q, s, grads + s);
@@ -76,10 +76,10 @@ FF_HD void scatter_all(const Tile<U>& tile, const AxisWeights<U>& rows, const Ax
 
 }  // namespace
 
-FF_ALIGN_BINS(float) { sum_all(tile, rows, columns, P, Q, lanes, fresh, sums, stride); }
-FF_ALIGN_BINS(double) { sum_all(tile, rows, columns, P, Q, lanes, fresh, sums, stride); }
-FF_SCATTER_BINS(float) { scatter_all(tile, rows, columns, P, Q, lanes, grads, stride); }
-FF_SCATTER_BINS(double) { scatter_all(tile, rows, columns, P, Q, lanes, grads, stride); }
+FF_ALIGN_BINS(float) { sum_all(tile, rows, columns, PH, PW, lanes, fresh, sums, stride); }
+FF_ALIGN_BINS(double) { sum_all(tile, rows, columns, PH, PW, lanes, fresh, sums, stride); }
+FF_SCATTER_BINS(float) { scatter_all(tile, rows, columns, PH, PW, lanes, grads, stride); }
+FF_SCATTER_BINS(double) { scatter_all(tile, rows, columns, PH, PW, lanes, grads, stride); }
 
 }  // namespace FF_ISA
 }  // namespace frcnn_fast::roi_pool

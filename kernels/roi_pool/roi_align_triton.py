@@ -129,7 +129,7 @@ def cell_weight(axis, bin, begin, end, cell, factor):
 
 @triton.jit
 def axis_of(
-    roi, of_rows, levels, scales, thresholds, B, P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr,
+    roi, of_rows, levels, scales, thresholds, B, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """(axis, factor) of the rows or columns of RoIs; without samples where a RoI pools nothing. factor: for the rows
@@ -141,8 +141,8 @@ def axis_of(
     pools = (roi_image(image, B) >= 0) & (H > 0) & (W > 0)
     pools = pools & finite if not mutant("align_finite") else pools
     scale = scalar(of_level(scales, level), x1.dtype)
-    rows = make_samples(y1, y2, scale, P, tl.where(pools, H, 0), RATIO, ALIGNED)
-    columns = make_samples(x1, x2, scale, Q, tl.where(pools, W, 0), RATIO, ALIGNED)
+    rows = make_samples(y1, y2, scale, PH, tl.where(pools, H, 0), RATIO, ALIGNED)
+    columns = make_samples(x1, x2, scale, PW, tl.where(pools, W, 0), RATIO, ALIGNED)
     start, size = tl.where(of_rows, rows[0], columns[0]), tl.where(of_rows, rows[1], columns[1])
     count, limit = tl.where(of_rows, rows[2], columns[2]), tl.where(of_rows, rows[3], columns[3])
     samples = rows[2].to(tl.int64) * columns[2]
@@ -150,34 +150,34 @@ def axis_of(
     return (start, size, count, limit), divide(tl.full(samples.shape, 1.0, x1.dtype), samples)
 
 
-@triton.jit(do_not_specialize=["B", "K", "H", "W"])
+@triton.jit(do_not_specialize=["B", "R", "H", "W"])
 def weights_kernel(
-    rois, levels, scales, thresholds, B, K, H, W, row_weights, column_weights, spans, windows, cell_bins, members,
-    counts, P: tl.constexpr, Q: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
+    rois, levels, scales, thresholds, B, R, H, W, row_weights, column_weights, spans, windows, cell_bins, members,
+    counts, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
     BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
     """A program owns the rows, or the columns, of ROIS RoIs; backward, the first ones list the RoIs of an image and
-    level each. H, W: of the largest level. spans: forward, [K, P + Q, 2] the first and the last cell that a bin
+    level each. H, W: of the largest level. spans: forward, [R, PH + PW, 2] the first and the last cell that a bin
     touches, or 0, -1. windows ... counts: backward, see Tables."""
     program = tl.program_id(0)
     lists = 0 if members is None else len(levels[0]) * B
     if program < lists:
         if members is not None:
-            list_members(rois, thresholds, B, K, program, members, counts, MEMBERS)
+            list_members(rois, thresholds, B, R, program, members, counts, MEMBERS)
     else:
         k, bin, of_rows = axis_tile(program - lists, ROIS, BINS)
-        axis, factor = axis_of(load_roi(rois, k, k < K), of_rows, levels, scales, thresholds, B, P, Q, RATIO, ALIGNED)
+        axis, factor = axis_of(load_roi(rois, k, k < R), of_rows, levels, scales, thresholds, B, PH, PW, RATIO, ALIGNED)
         begin, end, first, last = samples_on_map(axis, bin)
-        real = (k < K) & (bin < tl.where(of_rows, P, Q))
+        real = (k < R) & (bin < tl.where(of_rows, PH, PW))
         last = tl.where(real, last, -1)
         if members is None:
-            span = spans + 2 * (k * (P + Q) + tl.where(of_rows, 0, P) + bin)
+            span = spans + 2 * (k * (PH + PW) + tl.where(of_rows, 0, PH) + bin)
             tl.store(span, first, mask=real)
             tl.store(span + 1, last, mask=real)
         else:
-            store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS)
+            store_bins(k, bin, first, last, of_rows, R, H, W, windows, cell_bins, CELLS)
         target = tl.where(of_rows, row_weights, column_weights)  # scalar: Triton 3.6 for AMD selects no other pointers
-        target += tl.where(of_rows, (k * P + bin) * H, (k * Q + bin) * W)
+        target += tl.where(of_rows, (k * PH + bin) * H, (k * PW + bin) * W)
         cells = tl.max(last - first) + 1
         i = 0
         while i < cells:
@@ -187,32 +187,32 @@ def weights_kernel(
             i += CELLS
 
 
-@triton.jit(do_not_specialize=["B", "K", "H", "W"])
+@triton.jit(do_not_specialize=["B", "R", "H", "W"])
 def align_kernel(
-    maps, rois, levels, thresholds, B, K, H, W, row_weights, column_weights, spans, output,
-    C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, MAP_LAST: tl.constexpr, LAST: tl.constexpr,
+    maps, rois, levels, thresholds, B, R, H, W, row_weights, column_weights, spans, output,
+    C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, MAP_LAST: tl.constexpr, LAST: tl.constexpr,
     ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """A program owns a bin_tile; its bins step through their cells side by side. H, W: of the largest level."""
     T: tl.constexpr = output.dtype.element_ty
-    k, bin, channel = bin_tile(P * Q, C, LAST, ROIS, BINS, CHANNELS)
-    image, x1, y1, x2, y2 = load_roi(rois, k, k < K)
+    k, bin, channel = bin_tile(PH * PW, C, LAST, ROIS, BINS, CHANNELS)
+    image, x1, y1, x2, y2 = load_roi(rois, k, k < R)
     level = roi_level(x1, y1, x2, y2, thresholds)
     height, width = sides(levels, level)
     channel_step, cell_step = map_strides(level, height, width, C, MAP_LAST)
     # Where the RoI names no image, its bins touch no cell.
     cells = of_level(maps, level) + roi_image(image, B) * C * height * width + channel.to(tl.int64) * channel_step
 
-    real = bin < P * Q
+    real = bin < PH * PW
     if ROIS > 1:  # else every program has a RoI
-        real &= k < K
-    p, q = bin // Q, bin % Q
-    spans += 2 * k * (P + Q)
+        real &= k < R
+    p, q = bin // PW, bin % PW
+    spans += 2 * k * (PH + PW)
     top, bottom = tl.load(spans + 2 * p, mask=real, other=0), tl.load(spans + 2 * p + 1, mask=real, other=-1)
-    spans += 2 * P
+    spans += 2 * PH
     left, right = tl.load(spans + 2 * q, mask=real, other=0), tl.load(spans + 2 * q + 1, mask=real, other=-1)
-    row_weights += (k * P + p) * H + top
-    column_weights += (k * Q + q) * W + left
+    row_weights += (k * PH + p) * H + top
+    column_weights += (k * PW + q) * W + left
 
     sums = tl.zeros((bin + channel).shape, compute_type(T))
     rows, columns = tl.max(bottom - top) + 1, tl.max(right - left) + 1
@@ -231,23 +231,23 @@ def align_kernel(
             j += 1
         i += 1
 
-    step: tl.constexpr = 1 if LAST else P * Q
+    step: tl.constexpr = 1 if LAST else PH * PW
     bin_step: tl.constexpr = C if LAST else 1
-    target = output + k * (C * P * Q) + bin * bin_step + channel * step
+    target = output + k * (C * PH * PW) + bin * bin_step + channel * step
     tl.store(target, narrow(sums, T), mask=real & (channel < C))
 
 
 @triton.jit
 def weights_of_roi(
-    source, k, y, x, width, channel, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr
+    source, k, y, x, width, channel, H, W, C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
     """See gather_kernel; source: the row and the column weights."""
-    return source[0] + k * P * H + y, source[1] + k * Q * W + x
+    return source[0] + k * PH * H + y, source[1] + k * PW * W + x
 
 
 @triton.jit
 def owed_by_weight(
-    found, p, q, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, grad, bin_mask, real
+    found, p, q, H, W, C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LAST: tl.constexpr, grad, bin_mask, real
 ):  # fmt: skip
     row_weight = tl.load(found[0] + p * H, mask=bin_mask, other=-1.0)
     column_weight = tl.load(found[1] + q * W, mask=bin_mask, other=-1.0)
@@ -257,17 +257,17 @@ def owed_by_weight(
 
 def write_weights(
     maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int,
-    aligned: bool, P: int, Q: int, spans: Tensor | None, tables: Tables | None,
+    aligned: bool, PH: int, PW: int, spans: Tensor | None, tables: Tables | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The row and column weights of all RoIs; fills spans (forward) or tables (backward)."""
-    B, K, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
-    weights = rois.new_empty(K * P * H), rois.new_empty(K * Q * W)
-    tile = AxisTile.of(rois, P, Q)
+    B, R, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
+    weights = rois.new_empty(R * PH * H), rois.new_empty(R * PW * W)
+    tile = AxisTile.of(rois, PH, PW)
     lists, lists_and_bins = (len(maps) * B, tables[3:]) if tables else (0, (None,) * 4)
     launch(
-        weights_kernel, (lists + tile.programs(K),), rois, level_sides(maps), tuple(map(double_bits, scales)),
-        tuple(map(double_bits, thresholds)), B, K, H, W, *weights, spans, *lists_and_bins, like=rois,
-        P=P, Q=Q, RATIO=ratio, ALIGNED=aligned, MEMBERS=MEMBERS, **tile._asdict(),
+        weights_kernel, (lists + tile.programs(R),), rois, level_sides(maps), tuple(map(double_bits, scales)),
+        tuple(map(double_bits, thresholds)), B, R, H, W, *weights, spans, *lists_and_bins, like=rois,
+        PH=PH, PW=PW, RATIO=ratio, ALIGNED=aligned, MEMBERS=MEMBERS, **tile._asdict(),
     )  # fmt: skip
     return weights
 
@@ -277,16 +277,16 @@ def align(
     aligned: bool, output: Tensor,
 ) -> None:  # fmt: skip
     """thresholds: see roi_triton.roi_level."""
-    K, C, P, Q = output.shape
-    if K * C == 0:
+    R, C, PH, PW = output.shape
+    if R * C == 0:
         return
-    spans = torch.empty(2 * K * (P + Q), dtype=torch.int32, device=rois.device)
-    weights = write_weights(maps, rois, scales, thresholds, ratio, aligned, P, Q, spans, None)
+    spans = torch.empty(2 * R * (PH + PW), dtype=torch.int32, device=rois.device)
+    weights = write_weights(maps, rois, scales, thresholds, ratio, aligned, PH, PW, spans, None)
     tile = BinTile.of(output)
     launch(
         align_kernel, (tile.programs(output),), tuple(maps), rois, level_sides(maps),
-        tuple(map(double_bits, thresholds)), maps[0].shape[0], K, *largest(maps), *weights, spans, output, like=output,
-        C=C, P=P, Q=Q, MAP_LAST=tuple(map(is_channels_last, maps)), LAST=is_channels_last(output), **tile._asdict(),
+        tuple(map(double_bits, thresholds)), maps[0].shape[0], R, *largest(maps), *weights, spans, output, like=output,
+        C=C, PH=PH, PW=PW, MAP_LAST=tuple(map(is_channels_last, maps)), LAST=is_channels_last(output), **tile._asdict(),
     )  # fmt: skip
 
 
@@ -296,9 +296,9 @@ def align_backward(
 ) -> None:  # fmt: skip
     if sum(g.numel() for g in grads) == 0:
         return
-    P, Q = grad_output.shape[2:]
+    PH, PW = grad_output.shape[2:]
     tables = Tables.empty(rois, grads)
-    weights = write_weights(grads, rois, scales, thresholds, ratio, aligned, P, Q, None, tables)
+    weights = write_weights(grads, rois, scales, thresholds, ratio, aligned, PH, PW, None, tables)
     gather(weights_of_roi, owed_by_weight, grad_output, weights, tables, grads)
 
 

@@ -1,9 +1,9 @@
 // What RoIPool's CUDA kernels share: a RoI's bins, the running maxima of one bin, and how argmaxes are kept.
 //
-// The argmax tensor gives every RoI a part of n = C * P * Q int32. Plain, they are places in the map, h * W + w, or -1.
-// Where none of the RoI's bins has more than 255 cells, the part is packed: byte i is the place of number i's maximum
-// within its bin, in row-major order, or 255 for none, and the part's last int32 is kPackedPart, which no plain part
-// ends with. A quarter of the bytes is then written, and read by the backward pass. How large a bin may be is no
+// The argmax tensor gives every RoI a part of n = C * PH * PW int32. Plain, they are places in the map, h * W + w, or
+// -1. Where none of the RoI's bins has more than 255 cells, the part is packed: byte i is the place of number i's
+// maximum within its bin, in row-major order, or 255 for none, and the part's last int32 is kPackedPart, which no plain
+// part ends with. A quarter of the bytes is then written, and read by the backward pass. How large a bin may be is no
 // matter of the map's size alone (a box far larger than the image has bins as large as the map), so each RoI decides
 // for itself, on the device, from its exact bins; the tensor has room for either, and says which it holds.
 #pragma once
@@ -14,7 +14,7 @@ namespace frcnn_fast::roi_pool {
 
 struct PoolShape {
   int64_t B, C;
-  int32_t H, W, P, Q;
+  int32_t H, W, PH, PW;
   CellStrides map, out;
 };
 
@@ -23,10 +23,10 @@ inline PoolShape device_shape(const RoiPoolShape& s) {
           s.C,
           int32_t(s.H),
           int32_t(s.W),
-          int32_t(s.P),
-          int32_t(s.Q),
+          int32_t(s.PH),
+          int32_t(s.PW),
           cell_strides(s.C, s.H * s.W, s.channels_last),
-          cell_strides(s.C, s.P * s.Q, s.channels_last)};
+          cell_strides(s.C, s.PH * s.PW, s.channels_last)};
 }
 
 constexpr int32_t kPackedPart = INT32_MIN;
@@ -39,8 +39,8 @@ struct RoiBins {
 
   __device__ __forceinline__ RoiBins(const PoolShape& s, const U* roi, U scale) {
     present = roi_image(roi, s.B) >= 0;
-    present = make_bins(roi[2], roi[4], scale, int64_t(s.P), int64_t(s.H), &rows) && present;
-    present = make_bins(roi[1], roi[3], scale, int64_t(s.Q), int64_t(s.W), &columns) && present;
+    present = make_bins(roi[2], roi[4], scale, int64_t(s.PH), int64_t(s.H), &rows) && present;
+    present = make_bins(roi[1], roi[3], scale, int64_t(s.PW), int64_t(s.W), &columns) && present;
   }
 };
 
@@ -54,19 +54,19 @@ __device__ __forceinline__ int32_t longest_bin(const BinAxis<U>& axis, int32_t b
 // Whether a RoI's part is packed. The whole warp, for one RoI. (One number leaves no room for the mark.)
 template <class U>
 __device__ __forceinline__ bool packs(const RoiBins<U>& bins, const PoolShape& s) {
-  const int64_t cells = int64_t(longest_bin(bins.rows, s.P)) * longest_bin(bins.columns, s.Q);
+  const int64_t cells = int64_t(longest_bin(bins.rows, s.PH)) * longest_bin(bins.columns, s.PW);
   const bool small = !bins.present || cells <= FF_MUTANT(roi_packed_cells, kMaxPackedCells, kMaxPackedCells + 1);
-  return small && s.C * s.P * s.Q > FF_MUTANT(roi_packed_room, 1, 0);
+  return small && s.C * s.PH * s.PW > FF_MUTANT(roi_packed_room, 1, 0);
 }
 
 // RoI k's part of an argmax tensor (Int32: int32_t or const int32_t), and the place of its mark.
 template <class Int32>
 __device__ __forceinline__ Int32* part_of(Int32* argmax, const PoolShape& s, int64_t k) {
-  return argmax + k * s.C * s.P * s.Q;
+  return argmax + k * s.C * s.PH * s.PW;
 }
 template <class Int32>
 __device__ __forceinline__ Int32* mark_of(Int32* part, const PoolShape& s) {
-  return part + s.C * s.P * s.Q - 1;
+  return part + s.C * s.PH * s.PW - 1;
 }
 
 // Where a bin begins and ends along one axis: begin | end << 16.
@@ -91,7 +91,7 @@ struct BinCells {
         left(int32_t(columns & 0xffffu)),
         right(int32_t(columns >> 16)) {}
   __device__ __forceinline__ bool empty() const { return top >= bottom || left >= right; }
-  // Of the map: the cell that is number `order` in the bin.
+  // The map's cell that is number `order` in the bin.
   __device__ __forceinline__ int32_t place(int32_t order, int32_t W) const {
     if (order < 0) return -1;
     const int32_t width = right - left, y = order / width;

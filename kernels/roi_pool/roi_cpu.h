@@ -20,9 +20,9 @@ struct Tile {
   FF_HD U* cell(int32_t y, int32_t x) const { return data + (y - row0) * row_stride + (x - column0) * cell_stride; }
 };
 
-// RoIPool's bins: half-open ranges of rows, [P], and of columns, [Q].
+// RoIPool's bins: half-open ranges of rows, [PH], and of columns, [PW].
 struct BinEdges {
-  int32_t P, Q;
+  int32_t PH, PW;
   int32_t *row_begin, *row_end, *column_begin, *column_end;
 };
 
@@ -41,28 +41,28 @@ struct AxisWeights {
   bool pool_bins(const Tile<const U>& tile, const BinEdges& edges, int64_t W, int64_t lanes, bool fresh, U* best, \
                  int32_t* argmax, int64_t stride)
 // Adds the tile's rows to the sums, bin b's lanes at b * stride. fresh: they hold nothing yet.
-#define FF_ALIGN_BINS(U)                                                                                           \
-  void align_bins(const Tile<const U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t P, \
-                  int32_t Q, int64_t lanes, bool fresh, U* sums, int64_t stride)
+#define FF_ALIGN_BINS(U)                                                                                            \
+  void align_bins(const Tile<const U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t PH, \
+                  int32_t PW, int64_t lanes, bool fresh, U* sums, int64_t stride)
 // The transpose: adds each bin's gradients, its lanes at b * stride, to the tile's cells.
-#define FF_SCATTER_BINS(U)                                                                                     \
-  void scatter_bins(const Tile<U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t P, \
-                    int32_t Q, int64_t lanes, const U* grads, int64_t stride)
+#define FF_SCATTER_BINS(U)                                                                                      \
+  void scatter_bins(const Tile<U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t PH, \
+                    int32_t PW, int64_t lanes, const U* grads, int64_t stride)
 FF_ISA_DECLARE(FF_POOL_BINS(float); FF_POOL_BINS(double); FF_ALIGN_BINS(float); FF_ALIGN_BINS(double);
                FF_SCATTER_BINS(float); FF_SCATTER_BINS(double))
 
 // RoIs by (level, image), each group in ascending order of index.
 struct RoiGroups {
   int64_t* starts;  // [L * B + 1] places in order; group level * B + image
-  int32_t* order;   // [K] RoIs
-  int32_t* group;   // [K] scratch: the RoI's group, or -1: padded
+  int32_t* order;   // [R] RoIs
+  int32_t* group;   // [R] scratch: the RoI's group, or -1: padded
   int64_t grouped;  // RoIs that are not padded
 
-  static RoiGroups take(WorkspaceArena& workspace, int64_t L, int64_t B, int64_t K) {
+  static RoiGroups take(WorkspaceArena& workspace, int64_t L, int64_t B, int64_t R) {
     RoiGroups groups{};
     groups.starts = workspace.take<int64_t>(L * B + 1);
-    groups.order = workspace.take<int32_t>(K);
-    groups.group = workspace.take<int32_t>(K);
+    groups.order = workspace.take<int32_t>(R);
+    groups.group = workspace.take<int32_t>(R);
     return groups;
   }
 
@@ -74,9 +74,9 @@ struct RoiGroups {
 
 // level(roi): 0 ... L - 1. An image index outside the batch is an error.
 template <class U, class Level>
-Status group_rois(const U* rois, int64_t K, int64_t B, int64_t L, const Level& level, RoiGroups* groups) {
+Status group_rois(const U* rois, int64_t R, int64_t B, int64_t L, const Level& level, RoiGroups* groups) {
   std::fill(groups->starts, groups->starts + L * B + 1, 0);
-  for (int64_t k = 0; k < K; ++k) {
+  for (int64_t k = 0; k < R; ++k) {
     const U* roi = rois + k * kRoiFields;
     const int64_t image = roi_image(roi, B);
     if (image == kBadRoi)
@@ -87,7 +87,7 @@ Status group_rois(const U* rois, int64_t K, int64_t B, int64_t L, const Level& l
   }
   for (int64_t g = 0; g < L * B; ++g) groups->starts[g + 1] += groups->starts[g];
   // starts[g] runs to the group's end, which is the next one's start: shifted back afterwards.
-  for (int64_t k = 0; k < K; ++k)
+  for (int64_t k = 0; k < R; ++k)
     if (groups->group[k] >= 0) groups->order[groups->starts[groups->group[k]]++] = int32_t(k);
   for (int64_t g = L * B; g > 0; --g) groups->starts[g] = groups->starts[g - 1];
   groups->starts[0] = 0;

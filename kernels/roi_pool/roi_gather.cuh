@@ -44,22 +44,22 @@ constexpr uint32_t kNoBins = 0xffffu;  // first > last
 constexpr int64_t kMaxBins = 0xffff;
 
 struct RoiTables {
-  int32_t* windows;       // [K, 4] rows y0 ... y1 - 1, columns x0 ... x1 - 1 that the RoI touches
-  uint32_t* row_bins;     // [K, H], written for the rows of the window
-  uint32_t* column_bins;  // [K, W]
-  int32_t* members;       // [groups, K] the RoIs of an image (of a level), ascending
+  int32_t* windows;       // [R, 4] rows y0 ... y1 - 1, columns x0 ... x1 - 1 that the RoI touches
+  uint32_t* row_bins;     // [R, H], written for the rows of the window
+  uint32_t* column_bins;  // [R, W]
+  int32_t* members;       // [groups, R] the RoIs of an image (of a level), ascending
   int32_t* counts;        // [groups]
-  int64_t K;
+  int64_t R;
   int32_t H, W;  // of the largest level
 
-  static RoiTables take(WorkspaceArena& arena, int64_t groups, int64_t K, int64_t H, int64_t W) {
+  static RoiTables take(WorkspaceArena& arena, int64_t groups, int64_t R, int64_t H, int64_t W) {
     RoiTables tables{};
-    tables.windows = arena.take<int32_t>(4 * K);
-    tables.row_bins = arena.take<uint32_t>(K * H);
-    tables.column_bins = arena.take<uint32_t>(K * W);
-    tables.members = arena.take<int32_t>(groups * K);
+    tables.windows = arena.take<int32_t>(4 * R);
+    tables.row_bins = arena.take<uint32_t>(R * H);
+    tables.column_bins = arena.take<uint32_t>(R * W);
+    tables.members = arena.take<int32_t>(groups * R);
     tables.counts = arena.take<int32_t>(groups);
-    tables.K = K;
+    tables.R = R;
     tables.H = int32_t(H);
     tables.W = int32_t(W);
     return tables;
@@ -71,11 +71,11 @@ template <class U, class GroupOf>
 __device__ __forceinline__ void list_members(const U* rois, int64_t group, const GroupOf& group_of,
                                              const RoiTables& tables) {
   FF_SHARED(int, scratch, [32]);
-  int32_t* members = tables.members + group * tables.K;
+  int32_t* members = tables.members + group * tables.R;
   int count = 0;
-  for (int64_t base = 0; base < tables.K; base += blockDim.x) {
+  for (int64_t base = 0; base < tables.R; base += blockDim.x) {
     const int64_t k = base + threadIdx.x;
-    const bool mine = k < tables.K && group_of(rois + k * kRoiFields) == group;
+    const bool mine = k < tables.R && group_of(rois + k * kRoiFields) == group;
     int found = 0;
     const int before = block_exclusive_count(mine, scratch, &found);
     if (mine) members[count + before] = int32_t(k);
@@ -86,7 +86,7 @@ __device__ __forceinline__ void list_members(const U* rois, int64_t group, const
 
 struct GatherShape {
   int64_t C;
-  int32_t H, W, P, Q;
+  int32_t H, W, PH, PW;
   int64_t group0;   // of the level's first image
   CellStrides map;  // of the gradient to write
   int32_t warps_per_image, cell_groups, blocks_per_image;
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(256, 2)  // registers for the loads of all cha
 #pragma unroll
   for (int j = 0; j < n; ++j) acc[j] = U(0);
   const int32_t count = tables.counts[g.group0 + image];
-  const int32_t* members = tables.members + (g.group0 + image) * tables.K;
+  const int32_t* members = tables.members + (g.group0 + image) * tables.R;
   for (int32_t base = 0; base < count; base += kWarp) {
     const int32_t mine = base + lane_id() < count ? members[base + lane_id()] : -1;
     bool touches = false;

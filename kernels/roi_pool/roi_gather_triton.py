@@ -36,16 +36,16 @@ MEMBERS = 256  # RoIs that are listed, or tested, at a time
 
 
 @triton.jit
-def list_members(rois, thresholds, B, K, group, members, counts, MEMBERS: tl.constexpr):
+def list_members(rois, thresholds, B, R, group, members, counts, MEMBERS: tl.constexpr):
     """Writes one group's list, ascending; group: level * B + image. thresholds: see roi_level."""
     count = 0
     base = 0
-    while base < K:
+    while base < R:
         k = base + tl.arange(0, MEMBERS)
-        image, x1, y1, x2, y2 = load_roi(rois, k, k < K)
+        image, x1, y1, x2, y2 = load_roi(rois, k, k < R)
         index = roi_image(image, B)
         mine = ((index >= 0) & (roi_level(x1, y1, x2, y2, thresholds) * B + index == group)).to(tl.int32)
-        place = group.to(tl.int64) * K + count + tl.cumsum(mine) - 1
+        place = group.to(tl.int64) * R + count + tl.cumsum(mine) - 1
         tl.store(members + place, k, mask=mine != 0)
         count += tl.sum(mine)
         base += MEMBERS
@@ -53,15 +53,15 @@ def list_members(rois, thresholds, B, K, group, members, counts, MEMBERS: tl.con
 
 
 @triton.jit
-def store_bins(k, bin, first, last, of_rows, K, H, W, windows, cell_bins, CELLS: tl.constexpr):
+def store_bins(k, bin, first, last, of_rows, R, H, W, windows, cell_bins, CELLS: tl.constexpr):
     """Where, along one axis of RoIs k [ROIS, 1, 1], bin [1, BINS, 1] touches the cells first ... last [ROIS, BINS, 1];
     none: last < first. Neither end descends (or neither ascends) from bin to bin, so the bins between the first and
     the last one at a cell are there too."""
     least = tl.min(tl.where(first <= last, first, 0x7FFFFFFF), axis=1, keep_dims=True)
     most = tl.max(tl.where(first <= last, last, -1), axis=1, keep_dims=True)
     least = tl.where(most < 0, 0, least)
-    tl.store(windows + tl.where(of_rows, 0, 2 * K.to(tl.int64)) + k, least, mask=k < K)
-    tl.store(windows + tl.where(of_rows, K, 3 * K.to(tl.int64)) + k, most, mask=k < K)
+    tl.store(windows + tl.where(of_rows, 0, 2 * R.to(tl.int64)) + k, least, mask=k < R)
+    tl.store(windows + tl.where(of_rows, R, 3 * R.to(tl.int64)) + k, most, mask=k < R)
     cell_bins += k.to(tl.int64) * (H + W) + tl.where(of_rows, 0, H)
     cells = tl.max(most - least) + 1
     i = 0
@@ -89,16 +89,16 @@ def tile_at(index, levels, B, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return level, local // (rows * columns), local // columns % rows * ROWS, local % columns * COLUMNS, H, W
 
 
-@triton.jit(do_not_specialize=["K", "B", "H", "W"])
+@triton.jit(do_not_specialize=["R", "B", "H", "W"])
 def gather_kernel(
-    grad_output, source, K, H, W, windows, cell_bins, members, counts, levels, B, grads,
-    OF_ROI: tl.constexpr, OWED: tl.constexpr, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
+    grad_output, source, R, H, W, windows, cell_bins, members, counts, levels, B, grads,
+    OF_ROI: tl.constexpr, OWED: tl.constexpr, C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     GRAD_LAST: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
     MEMBERS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """What the cells y, x are owed: found = OF_ROI(source, k, y, x, width, channel, H, W, C, P, Q, LAST), then for each
-    bin of a cell OWED(found, p, q, H, W, C, P, Q, LAST, grad, bin_mask, real), where the bin's gradient is at grad; 0
-    where masked. K, H, W: see Tables. LAST: of each map."""
+    """What the cells y, x are owed: found = OF_ROI(source, k, y, x, width, channel, H, W, C, PH, PW, LAST), then for
+    each bin of a cell OWED(found, p, q, H, W, C, PH, PW, LAST, grad, bin_mask, real), where the bin's gradient is at
+    grad; 0 where masked. R, H, W: see Tables. LAST: of each map."""
     T: tl.constexpr = grads[0].dtype.element_ty
     groups: tl.constexpr = tl.cdiv(C, CHANNELS)
     program = tl.program_id(0)
@@ -107,13 +107,13 @@ def gather_kernel(
     real = channel < C
     y, x = top + cell // COLUMNS, left + cell % COLUMNS
     bottom, right = tl.minimum(top + ROWS, height) - 1, tl.minimum(left + COLUMNS, width) - 1
-    grad_channel: tl.constexpr = 1 if GRAD_LAST else P * Q
+    grad_channel: tl.constexpr = 1 if GRAD_LAST else PH * PW
     grad_bin: tl.constexpr = C if GRAD_LAST else 1
 
     group = level * B + image
     count = tl.load(counts + group)
-    members += group.to(tl.int64) * K
-    window_size = K.to(tl.int64)
+    members += group.to(tl.int64) * R
+    window_size = R.to(tl.int64)
     sums = tl.zeros((y + channel).shape, compute_type(T))
     base = 0
     while base < count:
@@ -140,15 +140,15 @@ def gather_kernel(
             p, first_q, last_q = rows & 0xFFFF, columns & 0xFFFF, columns >> 16
             q = first_q
             bins = tl.maximum((rows >> 16) - p + 1, 0) * tl.maximum(last_q - q + 1, 0)
-            values = grad_output + k * (C * P * Q) + channel * grad_channel
-            found = OF_ROI(source, k, y, x, width, channel, H, W, C, P, Q, LAST[0])
+            values = grad_output + k * (C * PH * PW) + channel * grad_channel
+            found = OF_ROI(source, k, y, x, width, channel, H, W, C, PH, PW, LAST[0])
             most = tl.max(bins)
             done = 0
             while done < most:
                 for i in tl.static_range(AT_ONCE):
-                    grad = values + (p * Q + q) * grad_bin
+                    grad = values + (p * PW + q) * grad_bin
                     left_over = done + i < bins if not mutant("gather_bins") else done + i < bins - 1
-                    sums += OWED(found, p, q, H, W, C, P, Q, LAST[0], grad, left_over, real)
+                    sums += OWED(found, p, q, H, W, C, PH, PW, LAST[0], grad, left_over, real)
                     wraps = q == last_q if not mutant("gather_wrap") else q > last_q
                     p = tl.where(wraps, p + 1, p)
                     q = tl.where(wraps, first_q, q + 1)
@@ -166,19 +166,19 @@ def gather_kernel(
 class Tables(NamedTuple):
     """What the first launch writes and the second reads."""
 
-    K: int
+    R: int
     H: int  # of the largest level
     W: int
-    windows: Tensor  # [4, K] first and last row, first and last column that the RoI touches; none: 0, -1
-    cell_bins: Tensor  # [K, H + W] which bins lie at a row or column within the window: first | last << 16
-    members: Tensor  # [levels * B, K] the RoIs of an image (of a level), ascending
+    windows: Tensor  # [4, R] first and last row, first and last column that the RoI touches; none: 0, -1
+    cell_bins: Tensor  # [R, H + W] which bins lie at a row or column within the window: first | last << 16
+    members: Tensor  # [levels * B, R] the RoIs of an image (of a level), ascending
     counts: Tensor  # [levels * B]
 
     @classmethod
     def empty(cls, rois: Tensor, grads: Sequence[Tensor]) -> "Tables":
-        K, (H, W), groups = rois.shape[0], largest(grads), len(grads) * grads[0].shape[0]
-        sizes = (4 * K, K * (H + W), groups * K, groups)
-        return cls(K, H, W, *(torch.empty(n, dtype=torch.int32, device=rois.device) for n in sizes))
+        R, (H, W), groups = rois.shape[0], largest(grads), len(grads) * grads[0].shape[0]
+        sizes = (4 * R, R * (H + W), groups * R, groups)
+        return cls(R, H, W, *(torch.empty(n, dtype=torch.int32, device=rois.device) for n in sizes))
 
 
 class CellTile(NamedTuple):
@@ -207,12 +207,12 @@ def gather(
     of_roi: Any, owed: Any, grad_output: Tensor, source: tuple[Any, ...], tables: Tables, grads: Sequence[Tensor]
 ) -> None:
     """Fills grads, a map a level; of_roi, owed, source: see gather_kernel."""
-    _, C, P, Q = grad_output.shape
+    _, C, PH, PW = grad_output.shape
     B, tile = grads[0].shape[0], CellTile.of(grads)
     tiles = sum(blocks_for(g.shape[2], tile.ROWS) * blocks_for(g.shape[3], tile.COLUMNS) for g in grads)
     launch(
         gather_kernel, (B * tiles * blocks_for(C, tile.CHANNELS),), grad_output, source, *tables, level_sides(grads), B,
-        tuple(grads), like=grad_output, OF_ROI=of_roi, OWED=owed, C=C, P=P, Q=Q,
+        tuple(grads), like=grad_output, OF_ROI=of_roi, OWED=owed, C=C, PH=PH, PW=PW,
         GRAD_LAST=is_channels_last(grad_output), LAST=tuple(map(is_channels_last, grads)), MEMBERS=MEMBERS,
         **tile._asdict(),
     )  # fmt: skip

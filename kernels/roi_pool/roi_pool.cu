@@ -14,12 +14,12 @@ __global__ void __launch_bounds__(256, 3)  // 80 registers: left to itself ptxas
   using U = Compute<T>;
   using Work = BinWork<kLast>;
   constexpr int n = Work::kChannels;
-  const Work work(blocks_per_roi, int32_t(s.C), s.P * s.Q);
+  const Work work(blocks_per_roi, int32_t(s.C), s.PH * s.PW);
   const U* roi = rois + work.roi * kRoiFields;
   const RoiBins<U> bins(s, roi, scale);
   const bool packed = kArgmax && packs(bins, s);  // by the whole warp: all of it has one RoI
   if (!work.any) return;
-  const BinCells cells(bins, work.bin / s.Q, work.bin % s.Q);
+  const BinCells cells(bins, work.bin / s.PW, work.bin % s.PW);
   const T* map = input + (bins.present ? int64_t(roi[0]) * s.C * s.H * s.W : 0);
   U best[n];
   int32_t order[n];
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(256, 3)  // 80 registers: left to itself ptxas
       },
       best, order);
   const int64_t first = work.bin * s.out.cell;
-  T* const to = output + work.roi * s.C * s.P * s.Q + first;
+  T* const to = output + work.roi * s.C * s.PH * s.PW + first;
   int32_t* const part = kArgmax ? part_of(argmax, s, work.roi) : nullptr;
 #pragma unroll
   for (int j = 0; j < n; ++j) {
@@ -55,13 +55,13 @@ Status pool(const RoiPoolShape& shape, const void* input, const void* rois, doub
     const auto kernel = argmax ? &pool_tile_kernel<T, true> : &pool_tile_kernel<T, false>;
     FF_TRY(allow_dynamic_shared(kernel, tile.bytes));
     FF_LAUNCH(kernel, dim3(unsigned(shape.B * tile.slices * tile.shares)), dim3(kTileThreads), tile.bytes, stream, s,
-              tile, int32_t(shape.K), from, boxes, U(scale), to, argmax);
+              tile, int32_t(shape.R), from, boxes, U(scale), to, argmax);
     return launched();
   }
-  const int64_t blocks = shape.channels_last ? BinWork<true>::blocks(shape.C, shape.P * shape.Q)
-                                             : BinWork<false>::blocks(shape.C, shape.P * shape.Q);
+  const int64_t blocks = shape.channels_last ? BinWork<true>::blocks(shape.C, shape.PH * shape.PW)
+                                             : BinWork<false>::blocks(shape.C, shape.PH * shape.PW);
   const auto launch = [&](auto kernel) {
-    FF_LAUNCH(kernel, dim3(unsigned(shape.K * blocks)), dim3(256), 0, stream, s, int32_t(blocks), from, boxes, U(scale),
+    FF_LAUNCH(kernel, dim3(unsigned(shape.R * blocks)), dim3(256), 0, stream, s, int32_t(blocks), from, boxes, U(scale),
               to, argmax);
   };
   if (shape.channels_last)
@@ -90,11 +90,11 @@ __global__ void __launch_bounds__(128)
   }
   const int64_t item = (int64_t(blockIdx.x) - s.B) * warps_per_block() + warp_id();
   const int64_t k = item / 2;
-  if (k >= tables.K) return;
+  if (k >= tables.R) return;
   const bool of_rows = item % 2 == 0;
   const RoiBins<U> roi(s, rois + k * kRoiFields, scale);
   const BinAxis<U> axis = of_rows ? roi.rows : roi.columns;
-  const int32_t bins = of_rows ? s.P : s.Q;
+  const int32_t bins = of_rows ? s.PH : s.PW;
   const int32_t begin = roi.present ? axis.begin(0) : 0, end = roi.present ? axis.end(bins - 1) : 0;
   if (lane_id() == 0) {
     int32_t* window = tables.windows + 4 * k + (of_rows ? 0 : 2);
@@ -129,13 +129,13 @@ struct ArgmaxSource {
   __device__ __forceinline__ void add(int64_t k, int32_t y, int32_t x, int32_t cell, int32_t channel0, int32_t step,
                                       U (&acc)[n]) const {
     const uint32_t rows = tables.row_bins[k * tables.H + y], columns = tables.column_bins[k * tables.W + x];
-    const int64_t start = k * s.C * s.P * s.Q;
+    const int64_t start = k * s.C * s.PH * s.PW;
     const PackedRoi<U>& roi = packed[k];  // one for the whole warp
     const uint8_t* const orders = reinterpret_cast<const uint8_t*>(argmax + start);
     for (uint32_t p = rows & 0xffffu; p <= rows >> 16; ++p) {
       const int32_t above = y - roi.rows.begin(int32_t(p));
       for (uint32_t q = columns & 0xffffu; q <= columns >> 16; ++q) {
-        const int32_t bin = int32_t(p) * s.Q + int32_t(q);
+        const int32_t bin = int32_t(p) * s.PW + int32_t(q);
         const int32_t left = roi.columns.begin(int32_t(q)), width = roi.columns.end(int32_t(q)) - left;
         const int32_t order = FF_MUTANT(roi_packed_row, above * width + (x - left), above + (x - left) * width);
         const T* values = grads + start + bin * from.cell;
@@ -164,10 +164,10 @@ struct ArgmaxSource {
 template <class U>
 struct BackwardWorkspace {
   RoiTables tables;
-  PackedRoi<U>* packed;  // [K]
+  PackedRoi<U>* packed;  // [R]
 
   BackwardWorkspace(WorkspaceArena& arena, const RoiPoolShape& s)
-      : tables(RoiTables::take(arena, s.B, s.K, s.H, s.W)), packed(arena.take<PackedRoi<U>>(s.K)) {}
+      : tables(RoiTables::take(arena, s.B, s.R, s.H, s.W)), packed(arena.take<PackedRoi<U>>(s.R)) {}
 };
 
 template <class T>
@@ -179,16 +179,16 @@ Status pool_backward(const RoiPoolShape& shape, const void* grad_output, bool gr
   WorkspaceArena arena(workspace);
   const BackwardWorkspace<U> memory(arena, shape);
   if (shape.B == 0) return kOk;
-  FF_LAUNCH(pool_tables_kernel<U>, dim3(unsigned(shape.B) + blocks_for(2 * shape.K, 4)), dim3(128), 0, stream, s,
+  FF_LAUNCH(pool_tables_kernel<U>, dim3(unsigned(shape.B) + blocks_for(2 * shape.R, 4)), dim3(128), 0, stream, s,
             static_cast<const U*>(rois), U(scale), argmax, memory.tables, memory.packed);
   const ArgmaxSource<T> source{s,
                                memory.tables,
                                memory.packed,
                                static_cast<const T*>(grad_output),
                                argmax,
-                               cell_strides(shape.C, shape.P * shape.Q, grad_output_channels_last)};
+                               cell_strides(shape.C, shape.PH * shape.PW, grad_output_channels_last)};
   GatherShape g{};
-  g.C = s.C, g.H = s.H, g.W = s.W, g.P = s.P, g.Q = s.Q, g.map = s.map;
+  g.C = s.C, g.H = s.H, g.W = s.W, g.PH = s.PH, g.PW = s.PW, g.map = s.map;
   return gather(g, shape.channels_last, shape.B, memory.tables, source, static_cast<T*>(grad_input), stream);
 }
 
@@ -196,8 +196,8 @@ Status check_shape(const RoiPoolShape& s) {
   if (s.H * s.W > INT32_MAX || s.C > INT32_MAX / 64)
     return invalid("input: a map of %lld channels of %lld x %lld cells is too large", (long long)s.C, (long long)s.H,
                    (long long)s.W);
-  if (s.P > kMaxBins || s.Q > kMaxBins || s.P * s.Q * s.C > INT32_MAX)
-    return invalid("output_size: %lld x %lld bins are too many", (long long)s.P, (long long)s.Q);
+  if (s.PH > kMaxBins || s.PW > kMaxBins || s.PH * s.PW * s.C > INT32_MAX)
+    return invalid("output_size: %lld x %lld bins are too many", (long long)s.PH, (long long)s.PW);
   return kOk;
 }
 
@@ -206,7 +206,7 @@ Status check_shape(const RoiPoolShape& s) {
 Status roi_pool_cuda(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale,
                      void* output, int32_t* argmax, Stream stream) {
   FF_TRY(check_shape(shape));
-  if (shape.K * shape.C == 0) return kOk;
+  if (shape.R * shape.C == 0) return kOk;
   return visit(dtype, [&](auto tag) {
     return pool<typename decltype(tag)::type>(shape, input, rois, scale, output, argmax, stream);
   });

@@ -15,9 +15,9 @@ namespace frcnn_fast::roi_pool {
 
 struct RoiPoolShape {
   int64_t B, C, H, W;  // the map
-  int64_t K;           // RoIs
-  int64_t P, Q;        // bins: rows and columns
-  bool channels_last;  // the map, and the output like it: [K, C, P, Q] stored as [K, P, Q, C]
+  int64_t R;           // RoIs
+  int64_t PH, PW;      // bins: rows and columns
+  bool channels_last;  // the map, and the output like it: [R, C, PH, PW] stored as [R, PH, PW, C]
 };
 
 template <class U>
@@ -54,7 +54,7 @@ FF_HD bool make_bins(U low, U high, U scale, int64_t bins, int64_t limit, BinAxi
   return is_finite(start) && is_finite(end);
 }
 
-// input: [B, C, H, W] in shape's layout; rois: [K, 5] in the compute type. Outputs: output [K, C, P, Q] in the same
+// input: [B, C, H, W] in shape's layout; rois: [R, 5] in the compute type. Outputs: output [R, C, PH, PW] in the same
 // layout; argmax the same, or null. CUDA packs most of it (roi_bins.cuh); its backward pass takes it packed or plain.
 size_t roi_pool_workspace_cpu(DType dtype, const RoiPoolShape& shape);
 Status roi_pool_cpu(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale,
@@ -62,7 +62,7 @@ Status roi_pool_cpu(DType dtype, const RoiPoolShape& shape, const void* input, c
 Status roi_pool_cuda(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale,
                      void* output, int32_t* argmax, Stream stream);
 
-// grad_output [K, C, P, Q] in either layout, argmax and grad_input in shape's.
+// grad_output [R, C, PH, PW] in either layout, argmax and grad_input in shape's.
 size_t roi_pool_backward_workspace_cpu(DType dtype, const RoiPoolShape& shape);
 Status roi_pool_backward_cpu(DType dtype, const RoiPoolShape& shape, const void* grad_output,
                              bool grad_output_channels_last, const int32_t* argmax, const void* rois, void* workspace,

@@ -22,7 +22,7 @@ template <class U>
 Plan make_plan(const RoiPoolShape& s, bool converted) {
   Plan plan{};
   plan.threads = max_threads();
-  plan.bins = s.P * s.Q;
+  plan.bins = s.PH * s.PW;
   plan.direct = s.channels_last && !converted && s.C % kBlockLanes == 0;
   if (plan.direct) return plan;
   const int64_t bytes = sizeof(U);
@@ -51,7 +51,7 @@ struct Workspace {
 
   Workspace(void* memory, const RoiPoolShape& s, const Plan& plan) {
     WorkspaceArena arena(memory);
-    groups = RoiGroups::take(arena, 1, s.B, s.K);
+    groups = RoiGroups::take(arena, 1, s.B, s.R);
     const size_t before = arena.used();
     scratch = take(arena, s, plan);
     per_thread = arena.used() - before;
@@ -63,8 +63,8 @@ struct Workspace {
     scratch.tile = arena.take<U>(plan.tile_size);
     scratch.best = arena.take<U>(plan.bins * lanes);
     scratch.argmax = arena.take<int32_t>(plan.bins * lanes);
-    int32_t* edges = arena.take<int32_t>(2 * (s.P + s.Q));
-    scratch.edges = {int32_t(s.P), int32_t(s.Q), edges, edges + s.P, edges + 2 * s.P, edges + 2 * s.P + s.Q};
+    int32_t* edges = arena.take<int32_t>(2 * (s.PH + s.PW));
+    scratch.edges = {int32_t(s.PH), int32_t(s.PW), edges, edges + s.PH, edges + 2 * s.PH, edges + 2 * s.PH + s.PW};
     return scratch;
   }
   Scratch<U> of(int64_t thread, const RoiPoolShape& s, const Plan& plan) const {
@@ -100,8 +100,8 @@ class Pool {
 
   Status run() {
     RoiGroups& groups = workspace_.groups;
-    FF_TRY(group_rois(rois_, s_.K, s_.B, 1, [](const U*) { return 0; }, &groups));
-    for (int64_t k = 0; k < s_.K; ++k)
+    FF_TRY(group_rois(rois_, s_.R, s_.B, 1, [](const U*) { return 0; }, &groups));
+    for (int64_t k = 0; k < s_.R; ++k)
       if (groups.group[k] < 0) clear(k);
     if (groups.grouped == 0 || s_.C == 0) return kOk;
     // Each number of the output is stored once and its bin read a few times.
@@ -123,10 +123,10 @@ class Pool {
   bool find_edges(int64_t k, BinEdges& edges) const {
     const U* roi = rois_ + k * kRoiFields;
     BinAxis<U> rows, columns;
-    if (!make_bins(roi[2], roi[4], scale_, s_.P, s_.H, &rows)) return false;
-    if (!make_bins(roi[1], roi[3], scale_, s_.Q, s_.W, &columns)) return false;
-    for (int32_t p = 0; p < edges.P; ++p) edges.row_begin[p] = rows.begin(p), edges.row_end[p] = rows.end(p);
-    for (int32_t q = 0; q < edges.Q; ++q)
+    if (!make_bins(roi[2], roi[4], scale_, s_.PH, s_.H, &rows)) return false;
+    if (!make_bins(roi[1], roi[3], scale_, s_.PW, s_.W, &columns)) return false;
+    for (int32_t p = 0; p < edges.PH; ++p) edges.row_begin[p] = rows.begin(p), edges.row_end[p] = rows.end(p);
+    for (int32_t q = 0; q < edges.PW; ++q)
       edges.column_begin[q] = columns.begin(q), edges.column_end[q] = columns.end(q);
     return true;
   }
@@ -137,8 +137,8 @@ class Pool {
     int64_t cells = 0;
     for (int64_t i = 0; i < workspace_.groups.grouped && cells < enough; ++i) {
       if (!find_edges(workspace_.groups.order[i], edges)) continue;
-      cells += int64_t(edges.row_end[edges.P - 1] - edges.row_begin[0]) *
-               std::max(kBlockLanes, edges.column_end[edges.Q - 1] - edges.column_begin[0]);
+      cells += int64_t(edges.row_end[edges.PH - 1] - edges.row_begin[0]) *
+               std::max(kBlockLanes, edges.column_end[edges.PW - 1] - edges.column_begin[0]);
     }
     return cells >= enough;
   }
@@ -188,9 +188,9 @@ class Pool {
       return;
     }
     const int64_t lanes = plan_.window_lanes;
-    const int32_t top = edges.row_begin[0], bottom = edges.row_end[edges.P - 1];
+    const int32_t top = edges.row_begin[0], bottom = edges.row_end[edges.PH - 1];
     // A run of cells is loaded whole vectors at a time.
-    const int32_t right = edges.column_end[edges.Q - 1], run = int32_t(std::min<int64_t>(kBlockLanes, s_.W));
+    const int32_t right = edges.column_end[edges.PW - 1], run = int32_t(std::min<int64_t>(kBlockLanes, s_.W));
     const int32_t left = std::min(edges.column_begin[0], int32_t(s_.W) - run), width = std::max(run, right - left);
     const int64_t rows = std::max<int64_t>(1, plan_.tile_size / std::max<int64_t>(1, width * lanes));
     for (int64_t c = 0; c < s_.C; c += lanes) {
@@ -237,7 +237,7 @@ class Pool {
   // channel; bin b's lanes are at b * stride.
   void repair(const T* map, int channels, int64_t stride, const BinEdges& edges, U* best, int32_t* argmax) const {
     for (int64_t bin = 0; bin < plan_.bins; ++bin) {
-      const int64_t p = bin / edges.Q, q = bin % edges.Q;
+      const int64_t p = bin / edges.PW, q = bin % edges.PW;
       if (edges.row_begin[p] >= edges.row_end[p] || edges.column_begin[q] >= edges.column_end[q]) continue;
       for (int c = 0; c < channels; ++c) {
         const int64_t at = bin * stride + c;
@@ -283,7 +283,7 @@ struct BackwardPlan {
     if (!plan.in_place) {
       plan.channels = block_lanes(s.C, cells, 2 * sizeof(U), s.B);
       plan.tile = cells * plan.channels;
-      plan.values = s.P * s.Q * plan.channels;
+      plan.values = s.PH * s.PW * plan.channels;
       return plan;
     }
     const int64_t fit = kTileBytes / 2 / std::max<int64_t>(1, cells * int64_t(sizeof(U)));
@@ -298,13 +298,13 @@ Status pool_backward(DType dtype, const RoiPoolShape& s, const T* grad_output, b
   using U = Compute<T>;
   const BackwardPlan plan = BackwardPlan::of<T>(s);
   WorkspaceArena arena(memory);
-  RoiGroups groups = RoiGroups::take(arena, 1, s.B, s.K);
-  FF_TRY(group_rois(static_cast<const U*>(rois), s.K, s.B, 1, [](const U*) { return 0; }, &groups));
+  RoiGroups groups = RoiGroups::take(arena, 1, s.B, s.R);
+  FF_TRY(group_rois(static_cast<const U*>(rois), s.R, s.B, 1, [](const U*) { return 0; }, &groups));
   U* tiles = arena.take<U>(plan.tile * plan.threads);
   U* staging = arena.take<U>(plan.values * plan.threads);
   int32_t* cells_of = arena.take<int32_t>(plan.values * plan.threads);
 
-  const int64_t cells = s.H * s.W, bins = s.P * s.Q;
+  const int64_t cells = s.H * s.W, bins = s.PH * s.PW;
   const CellStrides map = cell_strides(s.C, cells, s.channels_last), from = cell_strides(s.C, bins, s.channels_last);
   const CellStrides grads = cell_strides(s.C, bins, grad_output_channels_last);
   const int64_t blocks = ceil_div(s.C, plan.channels);
@@ -347,7 +347,7 @@ Status pool_backward(DType dtype, const RoiPoolShape& s, const T* grad_output, b
 Status check_shape(const RoiPoolShape& s) {
   if (s.H * s.W > INT32_MAX)
     return invalid("input: a map of %lld x %lld cells has more than 2^31 - 1", (long long)s.H, (long long)s.W);
-  if (s.K > INT32_MAX) return invalid("boxes: %lld rows, at most 2^31 - 1 are supported", (long long)s.K);
+  if (s.R > INT32_MAX) return invalid("boxes: %lld rows, at most 2^31 - 1 are supported", (long long)s.R);
   return kOk;
 }
 
@@ -368,7 +368,7 @@ Status roi_pool_cpu(DType dtype, const RoiPoolShape& shape, const void* input, c
 
 size_t roi_pool_backward_workspace_cpu(DType dtype, const RoiPoolShape& shape) {
   WorkspaceArena arena(nullptr);
-  RoiGroups::take(arena, 1, shape.B, shape.K);
+  RoiGroups::take(arena, 1, shape.B, shape.R);
   visit(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const BackwardPlan plan = BackwardPlan::of<T>(shape);

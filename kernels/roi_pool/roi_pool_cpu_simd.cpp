@@ -55,14 +55,14 @@ bool pool_all(const Tile<const U>& tile, const BinEdges& edges, int64_t W, int64
               int32_t* argmax, int64_t stride) {
   constexpr int n = kLanes<U>;
   Mask<U> unset = {};
-  for (int32_t p = 0; p < edges.P; ++p) {
+  for (int32_t p = 0; p < edges.PH; ++p) {
     const bool no_rows = edges.row_begin[p] >= edges.row_end[p];
     const int32_t top = edges.row_begin[p] > tile.row0 ? edges.row_begin[p] : tile.row0;
     const int32_t bottom = edges.row_end[p] < tile.row1 ? edges.row_end[p] : tile.row1;
-    for (int32_t q = 0; q < edges.Q; ++q) {
+    for (int32_t q = 0; q < edges.PW; ++q) {
       const int32_t left = edges.column_begin[q], right = edges.column_end[q];
-      U* bin_best = best + (int64_t(p) * edges.Q + q) * stride;
-      int32_t* bin_argmax = kArgmax ? argmax + (int64_t(p) * edges.Q + q) * stride : nullptr;
+      U* bin_best = best + (int64_t(p) * edges.PW + q) * stride;
+      int32_t* bin_argmax = kArgmax ? argmax + (int64_t(p) * edges.PW + q) * stride : nullptr;
       if (no_rows || left >= right) {
         for (int64_t s = 0; s < lanes; s += n) {
           store_vec(bin_best + s, Vector<U>{});

@@ -53,8 +53,8 @@ struct alignas(kQuad * sizeof(T) > 16 ? 16 : kQuad * sizeof(T)) Quad {
 // more than it saves.
 inline TilePlan choose_tile(const RoiPoolShape& s, size_t element) {
   constexpr int64_t kWorthLoading = 16;  // RoIs an image
-  if (s.channels_last || s.K < kWorthLoading * s.B || s.K > INT32_MAX - kWarp) return {};
-  if (s.P > kWarp || s.Q > kWarp || s.H > 0xffff || s.W > 0xffff) return {};  // edges have no room
+  if (s.channels_last || s.R < kWorthLoading * s.B || s.R > INT32_MAX - kWarp) return {};
+  if (s.PH > kWarp || s.PW > kWarp || s.H > 0xffff || s.W > 0xffff) return {};  // edges have no room
   const int64_t plane = s.H * s.W * int64_t(kQuad * element), quads = (s.C + kQuad - 1) / kQuad;
   const int64_t room = int64_t(max_dynamic_shared()) - FF_MUTANT(roi_tile_room, kCounterBytes, 0);
   const int64_t most = plane > 0 ? minimum(minimum(room / plane, kMostTileQuads), quads) : 0;
@@ -63,10 +63,10 @@ inline TilePlan choose_tile(const RoiPoolShape& s, size_t element) {
   plan.slices = int32_t((quads + most - 1) / most);
   plan.quads = int32_t((quads + plan.slices - 1) / plan.slices);
   const int64_t blocks = s.B * plan.slices;
-  const int64_t warps = kTileThreads / kWarp, useful = (s.K / s.B + warps - 1) / warps;
+  const int64_t warps = kTileThreads / kWarp, useful = (s.R / s.B + warps - 1) / warps;
   plan.shares = int32_t(maximum(int64_t(1), minimum(int64_t(multiprocessors()) / blocks, useful)));
   plan.by_quads = Divisor::of(plan.quads);
-  plan.by_columns = Divisor::of(maximum(s.Q, int64_t(1)));
+  plan.by_columns = Divisor::of(maximum(s.PW, int64_t(1)));
   plan.bytes = size_t(plane * plan.quads);
   return plan;
 }
@@ -79,7 +79,7 @@ __device__ __forceinline__ void pool_roi(const PoolShape& s, const TilePlan& pla
   using U = Compute<T>;
   const RoiBins<U> bins(s, roi, scale);
   const bool packed = kArgmax && packs(bins, s);
-  const int32_t size = s.P * s.Q, items = size * plan.quads;
+  const int32_t size = s.PH * s.PW, items = size * plan.quads;
   T* const to = output + (k * s.C + c0) * size;
   int32_t* const part = kArgmax ? part_of(argmax, s, k) : nullptr;
   if (packed && c0 == 0 && lane_id() == 0) *mark_of(part, s) = kPackedPart;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void pool_roi(const PoolShape& s, const TilePlan& pla
   for (int32_t first = 0; first < items; first += kWarp) {
     const int32_t item = minimum(first + lane_id(), items - 1);  // beyond the last: found again, not stored
     const int32_t bin = plan.by_quads.divide(item), quad = item - bin * plan.quads, c = quad * kQuad;
-    const int32_t p = plan.by_columns.divide(bin), q = bin - p * s.Q;
+    const int32_t p = plan.by_columns.divide(bin), q = bin - p * s.PW;
     const BinCells cells(__shfl_sync(kFullMask, my_row, p), __shfl_sync(kFullMask, my_column, q));
     U best[kQuad];
     int32_t order[kQuad];
@@ -111,7 +111,7 @@ __device__ __forceinline__ void pool_roi(const PoolShape& s, const TilePlan& pla
 
 template <class T, bool kArgmax>
 __global__ void __launch_bounds__(kTileThreads, 1)
-    pool_tile_kernel(PoolShape s, TilePlan plan, int32_t K, const T* __restrict__ input,
+    pool_tile_kernel(PoolShape s, TilePlan plan, int32_t R, const T* __restrict__ input,
                      const Compute<T>* __restrict__ rois, Compute<T> scale, T* __restrict__ output,
                      int32_t* __restrict__ argmax) {
   FF_DYN_SHARED(Quad<T>, tile);
@@ -141,12 +141,12 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     return share + plan.shares * __shfl_sync(kFullMask, mine, 0);
   };
   int32_t wanted = claim(), seen = 0;
-  for (int32_t base = 0; base < K; base += kWarp) {
+  for (int32_t base = 0; base < R; base += kWarp) {
     const int32_t candidate = base + lane_id();
     // RoIs of no image are empty; the first image's blocks write them.
-    const int64_t of = candidate < K ? roi_image(rois + int64_t(candidate) * kRoiFields, s.B) : -1;
+    const int64_t of = candidate < R ? roi_image(rois + int64_t(candidate) * kRoiFields, s.B) : -1;
     const bool mine = FF_MUTANT(roi_tile_empty, of < 0 ? image == 0 : of == image, of == image);
-    const bool here = candidate < K && mine;
+    const bool here = candidate < R && mine;
     const unsigned all = __ballot_sync(kFullMask, here);
     const int32_t rank = seen + __popc(all & lanes_below());
     for (seen += __popc(all); wanted < seen; wanted = claim()) {

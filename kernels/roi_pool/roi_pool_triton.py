@@ -59,31 +59,31 @@ def bin_edges(start, size, bin, limit):
 
 
 @triton.jit
-def load_bins(rois, k, K, scale, B, P: tl.constexpr, Q: tl.constexpr):
+def load_bins(rois, k, R, scale, B, PH: tl.constexpr, PW: tl.constexpr):
     """(image, start and size of the rows' and of the columns' bins) of RoIs; image -1 where a RoI has none."""
-    image, x1, y1, x2, y2 = load_roi(rois, k, k < K)
+    image, x1, y1, x2, y2 = load_roi(rois, k, k < R)
     scale = scalar(scale, x1.dtype)
-    start_y, size_y, finite_y = make_bins(y1, y2, scale, P)
-    start_x, size_x, finite_x = make_bins(x1, x2, scale, Q)
+    start_y, size_y, finite_y = make_bins(y1, y2, scale, PH)
+    start_x, size_x, finite_x = make_bins(x1, x2, scale, PW)
     finite = finite_y & finite_x if not mutant("roi_finite_bins") else finite_y
     return tl.where(finite, roi_image(image, B), -1), start_y, size_y, start_x, size_x
 
 
-@triton.jit(do_not_specialize=["scale", "B", "K", "H", "W"])
+@triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
 def pool_kernel(
-    input, rois, scale, B, K, H, W, output, argmax,
-    C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr,
+    input, rois, scale, B, R, H, W, output, argmax,
+    C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LAST: tl.constexpr,
     ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """A program owns a bin_tile. argmax: pointer or None."""
     T: tl.constexpr = output.dtype.element_ty
-    k, bin, channel = bin_tile(P * Q, C, LAST, ROIS, BINS, CHANNELS)
-    image, start_y, size_y, start_x, size_x = load_bins(rois, k, K, scale, B, P, Q)
-    top, bottom = bin_edges(start_y, size_y, bin // Q, H)
-    left, right = bin_edges(start_x, size_x, bin % Q, W)
-    real = bin < P * Q
+    k, bin, channel = bin_tile(PH * PW, C, LAST, ROIS, BINS, CHANNELS)
+    image, start_y, size_y, start_x, size_x = load_bins(rois, k, R, scale, B, PH, PW)
+    top, bottom = bin_edges(start_y, size_y, bin // PW, H)
+    left, right = bin_edges(start_x, size_x, bin % PW, W)
+    real = bin < PH * PW
     if ROIS > 1:  # else every program has a RoI
-        real &= k < K
+        real &= k < R
     # Not image >= 0 & ...: it may be a scalar, and of that and a block the interpreter makes integers.
     present = tl.where(image >= 0, real & (top < bottom) & (left < right), False)
     height, width = tl.where(present, bottom - top, 0), tl.where(present, right - left, 0)
@@ -112,49 +112,49 @@ def pool_kernel(
         row += W
         i += 1
 
-    step: tl.constexpr = 1 if LAST else P * Q
+    step: tl.constexpr = 1 if LAST else PH * PW
     bin_step: tl.constexpr = C if LAST else 1
-    target = k * (C * P * Q) + bin * bin_step + channel * step
+    target = k * (C * PH * PW) + bin * bin_step + channel * step
     tl.store(output + target, narrow(best, T), mask=real & (channel < C))
     if argmax is not None:
         tl.store(argmax + target, place, mask=real & (channel < C))
 
 
-@triton.jit(do_not_specialize=["scale", "B", "K", "H", "W"])
+@triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
 def tables_kernel(
-    rois, scale, B, K, H, W, windows, cell_bins, members, counts,
-    P: tl.constexpr, Q: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr,
+    rois, scale, B, R, H, W, windows, cell_bins, members, counts,
+    PH: tl.constexpr, PW: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr,
     MEMBERS: tl.constexpr,
 ):  # fmt: skip
     """The first programs list the RoIs of an image each; then one owns the rows, or the columns, of ROIS RoIs."""
     program = tl.program_id(0)
     if program < B:
-        list_members(rois, (), B, K, program, members, counts, MEMBERS)
+        list_members(rois, (), B, R, program, members, counts, MEMBERS)
     else:
         k, bin, of_rows = axis_tile(program - B, ROIS, BINS)
-        image, start_y, size_y, start_x, size_x = load_bins(rois, k, K, scale, B, P, Q)
+        image, start_y, size_y, start_x, size_x = load_bins(rois, k, R, scale, B, PH, PW)
         begin, end = bin_edges(
             tl.where(of_rows, start_y, start_x), tl.where(of_rows, size_y, size_x), bin, tl.where(of_rows, H, W)
         )
-        present = (image >= 0) & (bin < tl.where(of_rows, P, Q))
-        store_bins(k, bin, begin, tl.where(present, end, 0) - 1, of_rows, K, H, W, windows, cell_bins, CELLS)
+        present = (image >= 0) & (bin < tl.where(of_rows, PH, PW))
+        store_bins(k, bin, begin, tl.where(present, end, 0) - 1, of_rows, R, H, W, windows, cell_bins, CELLS)
 
 
 @triton.jit
 def argmax_of_roi(
-    source, k, y, x, width, channel, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr
+    source, k, y, x, width, channel, H, W, C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
     """See gather_kernel; source: argmax."""
-    step: tl.constexpr = 1 if LAST else P * Q
-    return source[0] + k * (C * P * Q) + channel * step, y * width + x
+    step: tl.constexpr = 1 if LAST else PH * PW
+    return source[0] + k * (C * PH * PW) + channel * step, y * width + x
 
 
 @triton.jit
 def owed_to_argmax(
-    found, p, q, H, W, C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, grad, bin_mask, real
+    found, p, q, H, W, C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LAST: tl.constexpr, grad, bin_mask, real
 ):  # fmt: skip
     bin_step: tl.constexpr = C if LAST else 1
-    place = tl.load(found[0] + (p * Q + q) * bin_step, mask=bin_mask & real, other=-1)
+    place = tl.load(found[0] + (p * PW + q) * bin_step, mask=bin_mask & real, other=-1)
     return tl.where(place == found[1], widen(tl.load(grad, mask=bin_mask & real, other=0.0)), 0.0)
 
 
@@ -163,13 +163,13 @@ def roi_pool(
     output: Tensor, argmax: Tensor,
 ) -> None:  # fmt: skip
     B, C, H, W = input.shape
-    K, _, P, Q = output.shape
-    check_size({"input": input}, P, Q)
-    if K * C:
+    R, _, PH, PW = output.shape
+    check_size({"input": input}, PH, PW)
+    if R * C:
         tile = BinTile.of(output)
         launch(
-            pool_kernel, (tile.programs(output),), input, rois, double_bits(spatial_scale), B, K, H, W, output,
-            argmax if with_argmax else None, like=input, C=C, P=P, Q=Q, LAST=is_channels_last(input),
+            pool_kernel, (tile.programs(output),), input, rois, double_bits(spatial_scale), B, R, H, W, output,
+            argmax if with_argmax else None, like=input, C=C, PH=PH, PW=PW, LAST=is_channels_last(input),
             **tile._asdict(),
         )  # fmt: skip
 
@@ -178,14 +178,14 @@ def roi_pool_backward(
     grad: Tensor, argmax: Tensor, rois: Tensor, input_shape: Sequence[int], channels_last: bool, spatial_scale: float,
     grad_input: Tensor,
 ) -> None:  # fmt: skip
-    K, _, P, Q = grad.shape
+    R, _, PH, PW = grad.shape
     B = grad_input.shape[0]
-    check_size({"input": grad_input}, P, Q)
+    check_size({"input": grad_input}, PH, PW)
     if grad_input.numel():
         tables = Tables.empty(rois, [grad_input])
-        tile = AxisTile.of(rois, P, Q)
+        tile = AxisTile.of(rois, PH, PW)
         launch(
-            tables_kernel, (B + tile.programs(K),), rois, double_bits(spatial_scale), B, *tables,
-            like=rois, P=P, Q=Q, MEMBERS=MEMBERS, **tile._asdict(),
+            tables_kernel, (B + tile.programs(R),), rois, double_bits(spatial_scale), B, *tables,
+            like=rois, PH=PH, PW=PW, MEMBERS=MEMBERS, **tile._asdict(),
         )  # fmt: skip
         gather(argmax_of_roi, owed_to_argmax, grad, (argmax,), tables, [grad_input])

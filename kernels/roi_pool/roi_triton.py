@@ -123,13 +123,13 @@ class AxisTile(NamedTuple):
     registers: int  # see launch
 
     @classmethod
-    def of(cls, rois: Tensor, P: int, Q: int) -> "AxisTile":
-        bins = triton.next_power_of_2(max(P, Q))
+    def of(cls, rois: Tensor, PH: int, PW: int) -> "AxisTile":
+        bins = triton.next_power_of_2(max(PH, PW))
         double = rois.element_size() == 8  # divisions are calls with much to save
         return cls(max(1, 128 // bins), bins, 4 if double else 8, 128 if double else 0)
 
-    def programs(self, K: int) -> int:
-        return 2 * blocks_for(K, self.ROIS)
+    def programs(self, R: int) -> int:
+        return 2 * blocks_for(R, self.ROIS)
 
 
 class BinTile(NamedTuple):
@@ -143,16 +143,16 @@ class BinTile(NamedTuple):
 
     @classmethod
     def of(cls, output: Tensor) -> "BinTile":
-        _, C, P, Q = output.shape
+        _, C, PH, PW = output.shape
         few = 32 * 4 // max(output.element_size(), 4)
-        bins, channels = min(BINS, triton.next_power_of_2(P * Q)), min(few, triton.next_power_of_2(C))
+        bins, channels = min(BINS, triton.next_power_of_2(PH * PW)), min(few, triton.next_power_of_2(C))
         rois = max(1, min(BINS, 1024 // channels) // bins)  # more numbers have no room beside each RoI's edges
         # With few channels it would take so few registers that it spills.
         return cls(rois, bins, channels, 255 if rois > 1 else 0 if channels == few else 128)
 
     def programs(self, output: Tensor) -> int:
-        K, C, P, Q = output.shape
-        return blocks_for(K, self.ROIS) * blocks_for(C, self.CHANNELS) * blocks_for(P * Q, self.BINS)
+        R, C, PH, PW = output.shape
+        return blocks_for(R, self.ROIS) * blocks_for(C, self.CHANNELS) * blocks_for(PH * PW, self.BINS)
 
 
 def level_sides(maps: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -160,13 +160,13 @@ def level_sides(maps: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...
     return tuple(odd(m.shape[2]) for m in maps), tuple(odd(m.shape[3]) for m in maps)
 
 
-def check_size(maps: Mapping[str, Tensor], P: int, Q: int) -> None:
+def check_size(maps: Mapping[str, Tensor], PH: int, PW: int) -> None:
     """ValueError for what no block and no 32-bit offset holds. maps: by the names that the user knows."""
     C = next(iter(maps.values())).shape[1]
-    if max(P, Q) > MAX_BINS:
-        raise ValueError(f"output_size: expected at most {MAX_BINS} bins a side, got {P} x {Q}")
-    if C * P * Q >= 2**31:
-        raise ValueError(f"output_size: expected fewer than 2^31 numbers a RoI, got {P} x {Q} bins of {C} channels")
+    if max(PH, PW) > MAX_BINS:
+        raise ValueError(f"output_size: expected at most {MAX_BINS} bins a side, got {PH} x {PW}")
+    if C * PH * PW >= 2**31:
+        raise ValueError(f"output_size: expected fewer than 2^31 numbers a RoI, got {PH} x {PW} bins of {C} channels")
     for name, m in maps.items():
         H, W = m.shape[2:]
         if H * W >= 2**31:

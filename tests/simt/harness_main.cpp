@@ -128,7 +128,7 @@ int check() {
   int unused = 0;
   expect(empty_grid(&unused) == 9, "a launch of no blocks is refused");
   expect(too_much_dynamic(&unused) == 1, "more dynamic shared memory than allowed is refused");
-  expect(empty_grid(&unused) == 9, "the status is told once");
+  expect(empty_grid(&unused) == 9, "asking clears the status");
   std::printf("%lld launches, %d wrong\n", static_cast<long long>(simt::launches()), failures);
   return failures != 0;
 }

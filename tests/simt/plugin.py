@@ -27,7 +27,7 @@ def parameter(item: pytest.Item, name: str) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the conformance cases, keeps those that exercise compiled code: the small ones, on "cpu", "simt", "simt80"."""
+    """Keeps those conformance cases that exercise compiled code: the small ones, on "cpu", "simt", "simt80"."""
     keep, drop = [], []
     for item in items:
         backend, case = parameter(item, "backend"), parameter(item, "case")

@@ -67,7 +67,7 @@ void yield(Where where);
 void* shared_array(const void* tag, size_t bytes, Where where);
 void* dynamic_shared();
 
-// Of a thread of a kernel that may overlap the launch before: has it waited? The second reports the one that has not.
+// A thread of a kernel that may overlap the launch before must have waited; the second reports one that has not.
 void mark_waited();
 void require_waited();
 

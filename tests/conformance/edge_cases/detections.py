@@ -76,7 +76,7 @@ DETECTIONS = (
         _detect([[0, 0], [0, 0]], APART[:2], max_detections=2) | {"counts": ints(1)},
         f32([[APART[0], PAD]]), f32([[0.5, 0]]), i64([[1, -1]]), i64([1]),
     ),
-    # Of the class-agnostic kind: dx = 10 / 10 moves by one width.
+    # Class-agnostic: dx = 10 / 10 moves by one width.
     edge(
         "detections",
         "agnostic",
