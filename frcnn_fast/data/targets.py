@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn_fast._text import printable
+from frcnn_fast.data.images import printable
 
 Target = dict[str, Any]
 

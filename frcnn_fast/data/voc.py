@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from frcnn_fast._text import printable
 from frcnn_fast.data.datasets import errors_of
-from frcnn_fast.data.images import ImageHeader, read_header, read_image
+from frcnn_fast.data.images import ImageHeader, printable, read_header, read_image
 from frcnn_fast.data.layout import Folder, find_image, find_split
 from frcnn_fast.data.targets import Target, checked_class_names
 from frcnn_fast.data.transforms import Sample
