@@ -29,7 +29,10 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("kernels, reference", ("frcnn_fast.kernels", "frcnn_fast.reference")),
     (
         "helpers",
-        ("frcnn_fast._C", "frcnn_fast._extension", "frcnn_fast._extras", "frcnn_fast._options", "frcnn_fast.io"),
+        (
+            *("frcnn_fast._C", "frcnn_fast._extension", "frcnn_fast._extras", "frcnn_fast._options", "frcnn_fast.io"),
+            *("frcnn_fast._names", "frcnn_fast._settings"),
+        ),
     ),
     ("ops", ("frcnn_fast.ops",)),
     ("model", ("frcnn_fast.model",)),
