@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from frcnn_fast import _command
+from frcnn_fast._names import checked_class_names, printable
 from frcnn_fast._options import add_options, chosen
 from frcnn_fast.data import voc
 from frcnn_fast.data.datasets import class_names_of, errors_of, quick_target
-from frcnn_fast.data.images import printable, read_image
+from frcnn_fast.data.images import read_image
 from frcnn_fast.data.layout import find_split, split_names
-from frcnn_fast.data.targets import TargetError, check_target, checked_class_names, checked_image, image_name
+from frcnn_fast.data.targets import TargetError, check_target, checked_image, image_name
 from frcnn_fast.data.transforms import resized_shape
 from frcnn_fast.data.voc_xml import VocAnnotation, read_annotation
 from frcnn_fast.model.config import DetectorConfig, preset

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from frcnn_fast import _command
 from frcnn_fast._device import choose_device
+from frcnn_fast._names import printable
 from frcnn_fast.data import Collate, boxes_to_original, read_image, resize
-from frcnn_fast.data.images import IMAGE_SUFFIXES, printable
+from frcnn_fast.data.images import IMAGE_SUFFIXES
 from frcnn_fast.io import append_jsonl, read_jsonl, write_json
 from frcnn_fast.model import FasterRCNN, load_detector
 from frcnn_fast.visualize import draw_boxes, save_image

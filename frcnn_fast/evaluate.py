@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from frcnn_fast import _command
 from frcnn_fast._device import choose_device
+from frcnn_fast._names import printable
 from frcnn_fast._progress import progress_bar
 from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView, boxes_to_original, class_names_of
-from frcnn_fast.data.images import printable
 from frcnn_fast.data.targets import Target, checked_sample
 from frcnn_fast.data.transforms import Sample
 from frcnn_fast.evaluation import VocEvaluator, VocResult

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from frcnn_fast._extras import require
-from frcnn_fast.data.images import printable
+from frcnn_fast._names import printable
 
 PathLike = str | os.PathLike[str]
 

@@ -14,11 +14,12 @@ perhaps `image_size(index)`), is checked whole in no time. `torch.utils.data.Sub
 `ConcatDataset` of such data sets will do.
 """
 
+from frcnn_fast._names import checked_class_names
 from frcnn_fast.data.batch import Batch, Collate
 from frcnn_fast.data.datasets import check_dataset, check_datasets, class_names_of
 from frcnn_fast.data.digits import DigitsDetection
 from frcnn_fast.data.images import read_image
-from frcnn_fast.data.targets import check_target, checked_class_names, checked_target
+from frcnn_fast.data.targets import check_target, checked_target
 from frcnn_fast.data.transforms import (
     DetectionDataset,
     DetectionView,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset, Subset
 
+from frcnn_fast._names import checked_class_names
 from frcnn_fast.data.targets import (
     Target,
-    checked_class_names,
     checked_sample,
     checked_target,
     cut_warning,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from frcnn_fast._extras import require
+from frcnn_fast._names import printable
 
 PathLike = str | os.PathLike[str]
 
@@ -163,12 +164,3 @@ def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if low == high:
         return np.zeros(values.shape, dtype=np.uint8)
     return np.rint((values - low) / (high - low) * 255).astype(np.uint8)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with what a console cannot print (control characters, bytes that are not UTF-8) escaped."""
-    if text.isprintable():
-        return text
-    with contextlib.suppress(UnicodeEncodeError):
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

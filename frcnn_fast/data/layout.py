@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from frcnn_fast.data.images import IMAGE_SUFFIXES, printable
+from frcnn_fast._names import printable
+from frcnn_fast.data.images import IMAGE_SUFFIXES
 from frcnn_fast.data.text import decode_list
 
 # Folders by their names in lower case.

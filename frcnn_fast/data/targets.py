@@ -6,22 +6,20 @@ update, `frcnn-fast check-data` to list all that breaks them at once, and the ev
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn_fast.data.images import printable
+from frcnn_fast._names import printable
 
 Target = dict[str, Any]
 
 # Beyond the image's edge by no more than this is the rounding of whoever made the box: cut without a word.
 _ROUNDING = 0.01
-_BACKGROUND = {"__background__", "_background_"}
 
 
 class TargetError(ValueError):
@@ -148,32 +146,6 @@ def checked_sample(
     image = checked_image(sample[0], image_name(sample[1], name))
     size = (int(image.shape[1]), int(image.shape[2]))
     return image, checked_target(sample[1], size, num_classes, name=name, cut=cut)
-
-
-def checked_class_names(class_names: Any, name: str = "class_names") -> list[str]:
-    """The names of the classes 1..K as a list of strings, in Unicode's composed form.
-
-    Raises:
-        ValueError: not a sequence of names, empty, a name twice or empty, or the background among them.
-    """
-    if isinstance(class_names, (str, bytes, Mapping)) or not isinstance(class_names, Iterable):
-        raise ValueError(f"{name}: got {class_names!r}, expected a list of different names, one a class")
-    given = list(class_names)
-    if any(isinstance(item, bool) or not isinstance(item, (str, int, np.integer)) for item in given):
-        raise ValueError(f"{name}: got {given!r}, expected a list of different names (strings)")
-    names = [unicodedata.normalize("NFC", str(item)) for item in given]
-    if not names or not all(item.strip() for item in names):
-        raise ValueError(f"{name}: got {given!r}, expected a list of different names, at least one and none empty")
-    twice = sorted({item for item in names if names.count(item) > 1}) if len(set(names)) != len(names) else []
-    if twice:
-        raise ValueError(f"{name}: got {', '.join(twice)} more than once, expected a list of different names")
-    background = sorted(_BACKGROUND.intersection(names))
-    if background:
-        raise ValueError(
-            f"{name}: got {background[0]!r} among the classes; leave it out: label 0 is the background, label k is "
-            f"{name}[k - 1]"
-        )
-    return names
 
 
 def image_id(target: Any, default: Any = None) -> str:
@@ -345,6 +317,11 @@ def _placed(
     if not len(boxes):
         return boxes, []
     low, high = boxes[:, :2], boxes[:, 2:]
+    if image_size is not None and not inclusive:
+        # The usual case in few operations: this looks at every image of a training.
+        limit = boxes.new_tensor([image_size[1], image_size[0]])
+        if bool(((low >= 0) & (low < high) & (high <= limit)).all()) and bool((boxes[:, 2:] > 1.5).any()):
+            return boxes, []
     finite = boxes.isfinite().all(1)
     extent = ((low <= high) if inclusive else (low < high)).all(1)
     sound = finite & extent

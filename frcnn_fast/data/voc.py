@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from frcnn_fast._names import checked_class_names, printable
 from frcnn_fast.data.datasets import errors_of
-from frcnn_fast.data.images import ImageHeader, printable, read_header, read_image
+from frcnn_fast.data.images import ImageHeader, read_header, read_image
 from frcnn_fast.data.layout import Folder, find_image, find_split
-from frcnn_fast.data.targets import Target, checked_class_names
+from frcnn_fast.data.targets import Target
 from frcnn_fast.data.transforms import Sample
 from frcnn_fast.data.voc_xml import VocAnnotation, VocObject, read_annotation
 

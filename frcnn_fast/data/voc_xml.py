@@ -9,7 +9,7 @@ import re
 import unicodedata
 from xml.parsers import expat
 
-from frcnn_fast.data.images import printable
+from frcnn_fast._names import printable
 from frcnn_fast.data.text import decode_xml
 
 _YES = {"1", "true", "yes", "y", "t"}

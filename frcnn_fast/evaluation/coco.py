@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_fast._extras import require
-from frcnn_fast.data.targets import checked_class_names
+from frcnn_fast._names import checked_class_names
 from frcnn_fast.evaluation.inputs import as_array, found_of, objects_of
 
 # In the order in which the API gives them.

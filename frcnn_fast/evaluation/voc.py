@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from frcnn_fast.data.targets import checked_class_names
+from frcnn_fast._names import checked_class_names
 from frcnn_fast.evaluation.inputs import found_of, objects_of
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast import ops
-from frcnn_fast.data.targets import checked_class_names
+from frcnn_fast._names import checked_class_names
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.head import RoIHead, TwoLayerHead
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES, head_losses, rpn_losses
