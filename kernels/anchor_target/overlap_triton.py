@@ -43,7 +43,7 @@ def is_negative(best, negative_iou):
 def overlap_of(box, box_area, other, LEGACY: tl.constexpr):
     """IoU; 0/0 counts as 0."""
     found = iou(*box, box_area, *other, area(*other, LEGACY), LEGACY)
-    return tl.where(found > 0.0, found, 0.0) if not mutant("target_no_area") else found
+    return tl.where(found > 0.0, found, 0.0)
 
 
 @triton.jit

@@ -24,6 +24,10 @@ def _scores(B: int, N: int, n: int, kind: str = "random", dtype: torch.dtype = t
         "ascending": lambda: np.broadcast_to(np.arange(N, dtype=np.float64), (B, N)),
         # All within one bit pattern's neighbourhood: a radix select that looks at the high bits alone cannot decide.
         "close": lambda: 1.0 + g.integers(0, 4096, (B, N)) * 2.0**-23,
+        # From the smallest to the largest magnitudes.
+        "wide": lambda: g.choice([-1.0, 1.0], (B, N)) * 10.0 ** g.uniform(-30, 30, (B, N)),
+        # The best four, and then far below them the rest.
+        "four": lambda: np.where(np.arange(N) % (N // 4) == 1, 100.0, g.uniform(1, 1.1, (B, N))),
     }
     return {"scores": tensor(values[kind](), dtype), "n": n}
 
@@ -47,6 +51,9 @@ def _cases() -> Iterator[Case]:
     yield Case("N7500-n7000", lambda: _scores(1, 7500, 7000, "odd"), small=True)
     for kind in ("random", "tied", "odd", "equal", "close"):
         yield Case(f"{kind}-N7000", lambda k=kind: _scores(1, 7000, 5200, k), small=True)
+    # What leaves out early those that cannot be among the best: magnitudes beyond its steps, and one step too few.
+    yield Case("wide-N2100", lambda: _scores(1, 2100, 500, "wide"), small=True)
+    yield Case("four-N2100", lambda: _scores(1, 2100, 5, "four"), small=True)
     for name, dtype in DTYPES.items():
         for kind in ("random", "odd"):
             yield Case(f"{name}-{kind}", lambda d=dtype, k=kind: _scores(2, 500, 100, k, d), small=True)

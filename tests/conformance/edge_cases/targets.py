@@ -70,6 +70,11 @@ ASSIGN = (
     edge("assign_anchors", "no-room-for-objects", _assign([TEN, FAR], []), i8([[0, 0]]), i32([[-1, -1]])),
     # With no objects an anchor is background even where no IoU is below the threshold.
     edge("assign_anchors", "no-objects-negative-0", _assign([TEN], [], negative_iou=0.0), i8([[0]]), i32([[-1]])),
+    # Nor where the only object is not finite: it takes no part.
+    edge(
+        "assign_anchors", "odd-object-negative-0", _assign([TEN], [[0, 0, INF, 10]], negative_iou=0.0),
+        i8([[0]]), i32([[-1]]),
+    ),
     # Only 0.0 >= positive_iou: an IoU of 0 is never positive; nor is it < 0, so that it is ignored.
     edge(
         "assign_anchors",
