@@ -46,5 +46,6 @@ PYBIND11_MODULE(_C, m) {
   using namespace frcnn_fast::bindings;
   m.def("build_info", &build_info);
   m.def("uses_cuda", &uses_cuda, "tensor"_a);
+  m.def("mark_forked", &frcnn_fast::mark_forked);
   for (const Registrar::Register add : Registrar::all()) add(m);
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import time
 from types import ModuleType
 
 _C: ModuleType | None
@@ -15,6 +18,27 @@ try:
 except ImportError as error:
     _C = None
     missing_reason = f"frcnn_fast._C could not be imported ({error}); build it with `pip install -e .`"
+
+
+def _forked_before() -> bool:
+    """Whether this process is a fork (without exec) of one that had imported `logging`, as torch does, before.
+
+    Then OpenMP's threads, if the parent had any, are not here. The import was before this process began; its time is
+    on record. Linux tells when a process began, in hundredths of a second; elsewhere the answer is no.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            began = int(file.read().rsplit(b")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, ValueError, IndexError, AttributeError):
+        return False
+    imported: float = logging._startTime  # type: ignore[attr-defined]
+    imported = imported / 1e9 if imported > 1e15 else imported  # nanoseconds from Python 3.13 on
+    return time.time() - imported > age + 0.02
+
+
+if _C is not None and _forked_before():
+    _C.mark_forked()
 
 
 def extension() -> ModuleType:

@@ -88,6 +88,28 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells when a process began")
+def test_a_process_forked_before_the_import_ends() -> None:
+    """torch's threads, which work in the parent, are not there; torch's own parallel ops hang."""
+    code = (
+        "import os, sys, time\n"
+        "import torch\n"
+        "torch.set_num_threads(2)\n"
+        "boxes, scores = torch.zeros(4, 20000, 4), torch.zeros(4, 20000)\n"
+        "time.sleep(0.1)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    from frcnn_fast import ops, _C\n"
+        "    ops.nms_padded(boxes, scores, 0.5, 10)\n"
+        "    ops.top_n(scores, 100)\n"
+        "    os._exit(0 if _C.build_info()['threads'] == 1 else 3)\n"
+        "from frcnn_fast import _C\n"
+        "_, status = os.waitpid(child, 0)\n"
+        "sys.exit(status or (0 if _C.build_info()['threads'] == 2 else 4))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_can_use_the_ops() -> None:
     """As DataLoader workers do; OpenMP's threads do not survive the fork."""

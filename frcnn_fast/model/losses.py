@@ -39,13 +39,19 @@ def rpn_losses(
     """
     batch = logits.shape[0]
     rows = indices.clamp(min=0)
-    logits = logits.gather(1, rows).float()
+    logits = _selected(logits.gather(1, rows).float(), labels >= 0)
     deltas = deltas.gather(1, rows[..., None].expand(-1, -1, 4)).float()
     positive = labels == 1
     objectness = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
-    objectness = (objectness * (labels >= 0)).sum() / (batch * n_cls)
+    objectness = _selected(objectness, labels >= 0).sum() / (batch * n_cls)
+    deltas = _selected(deltas, positive[..., None])
     boxes = F.smooth_l1_loss(deltas, targets.float(), beta=beta, reduction="none").sum(-1)
-    return objectness, (boxes * positive).sum() * (weight / (batch * n_reg))
+    return objectness, _selected(boxes, positive).sum() * (weight / (batch * n_reg))
+
+
+def _selected(values: Tensor, where: Tensor) -> Tensor:
+    """0 elsewhere, in the gradient too. A product would make NaN of an infinity that does not count."""
+    return values.where(where, values.new_zeros(()))
 
 
 def head_losses(
@@ -65,11 +71,13 @@ def head_losses(
     """
     labels = labels.flatten()
     sampled = (labels >= 0).sum().clamp(min=1)
-    logits = class_logits.flatten(0, 1).float()
+    logits = _selected(class_logits.flatten(0, 1).float(), labels[:, None] >= 0)
     classes = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / sampled
     deltas = box_deltas.reshape(labels.numel(), -1, 4).float()
     if deltas.shape[1] > 1:
         row = labels.clamp(min=0)[:, None, None].expand(-1, 1, 4)
         deltas = deltas.gather(1, row)
-    boxes = F.smooth_l1_loss(deltas[:, 0], targets.flatten(0, 1).float(), beta=beta, reduction="none").sum(-1)
-    return classes, (boxes * (labels > 0)).sum() / sampled
+    positive = labels > 0
+    chosen = _selected(deltas[:, 0], positive[:, None])
+    boxes = F.smooth_l1_loss(chosen, targets.flatten(0, 1).float(), beta=beta, reduction="none").sum(-1)
+    return classes, _selected(boxes, positive).sum() / sampled

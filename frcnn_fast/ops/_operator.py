@@ -14,7 +14,7 @@ from frcnn_fast import reference
 from frcnn_fast._extension import extension
 from frcnn_fast.ops._backends import asked_for, choose, triton_launcher, use_backend
 from frcnn_fast.ops._schema import Schema
-from frcnn_fast.ops._torch_private import PLAIN_TENSORS, can_bypass_dispatcher
+from frcnn_fast.ops._torch_private import PLAIN_TENSORS, can_bypass_dispatcher, carries_tangent
 
 LIBRARY = torch.library.Library("frcnn_fast", "DEF")
 
@@ -81,6 +81,10 @@ class Operator:
                     plain = False
                 if t.requires_grad:
                     needs_grad = True
+        if self.backward is not None and carries_tangent(tensors):
+            raise NotImplementedError(
+                f"{self.name}: there is no forward-mode derivative; use reverse mode (backward, torch.func.vjp)"
+            )
         needs_grad = needs_grad and torch.is_grad_enabled()
         if needs_grad and self.backward is None:
             # The results carry no gradient; the dispatcher need not wonder how to differentiate.
@@ -147,11 +151,28 @@ class Operator:
     def _gradients(self, ctx: Any, grads: tuple[Any, ...]) -> dict[str, Any]:
         assert self.backward is not None
         with use_backend(ctx.backend):
-            return self.backward(ctx, *grads)
+            found = self.backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        # create_graph: whoever differentiates the gradient again is told that it cannot be done, not given zeros.
+        sources = [t for t in (*grads, *ctx.saved_tensors) if isinstance(t, Tensor) and t.requires_grad]
+        return {name: self._differentiable_once(gradient, sources) for name, gradient in found.items()}
+
+    def _differentiable_once(self, gradient: Any, sources: Sequence[Tensor]) -> Any:
+        if isinstance(gradient, (list, tuple)):
+            return [self._differentiable_once(one, sources) for one in gradient]
+        if gradient is None or not sources:
+            return gradient
+        return _NoSecondDerivative.apply(self.name, gradient, *sources)
 
     def _library_backward(self, ctx: Any, *grads: Any) -> Any:
         found = self._gradients(ctx, grads)
         return (*[found.get(name) for name in self.schema.arguments], None)
+
+
+def contiguous_saved(ctx: Any) -> list[Tensor]:
+    """What setup_context saved, all of it contiguous there. Hooks on saved tensors may restore other strides."""
+    return [t.contiguous() for t in ctx.saved_tensors]
 
 
 class _EagerFunction(torch.autograd.Function):
@@ -168,7 +189,6 @@ class _EagerFunction(torch.autograd.Function):
         return result
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         op: Operator = ctx.op
         found, names = op._gradients(ctx, grads), op.schema.arguments
@@ -176,6 +196,24 @@ class _EagerFunction(torch.autograd.Function):
         for i in op._lists:
             flat += found[names[i]]
         return (None, None, None, *flat)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """A gradient that depends on the sources in a way that nobody has worked out."""
+
+    @staticmethod
+    def forward(name: str, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise NotImplementedError(
+            f"{ctx.name}: there is no second derivative; differentiate once, without create_graph"
+        )
 
 
 def _detached(a: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,12 +84,3 @@ def empty_maps(shape: Sequence[int], dtype: torch.dtype, like: Tensor, channels_
     if not channels_last:
         return like.new_empty(*shape, dtype=dtype)
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def no_second_derivative(op: str) -> Callable[..., Any]:
-    """The backward of a backward."""
-
-    def refuse(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError(f"{op}: there is no second derivative; differentiate once, without create_graph")
-
-    return refuse

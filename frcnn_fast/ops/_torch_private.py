@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,6 +57,14 @@ PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 def plain_eager(tensors: Iterable[Tensor]) -> bool:
     """Whether an op may skip the dispatcher: nobody watches, and these are tensors and nothing more."""
     return can_bypass_dispatcher() and all(type(t) in PLAIN_TENSORS for t in tensors)
+
+
+def carries_tangent(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether one of them is a dual number of forward-mode differentiation (torch.func.jvp, forward_ad)."""
+    # The level is -1 where there is no such differentiation; a torch without the name is asked tensor by tensor.
+    if is_compiling() or getattr(forward_ad, "_current_level", 0) < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def constant_when_compiled(function: F) -> F:

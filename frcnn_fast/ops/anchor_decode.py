@@ -22,7 +22,7 @@ from frcnn_fast.ops._checks import (
     image_scales_tensor,
     image_sizes_tensor,
 )
-from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops._operator import Operator, contiguous_saved
 from frcnn_fast.ops.anchors import AnchorGrids, AnchorSource, check_grid_size, check_stride, grid_anchors_operator
 from frcnn_fast.ops.results import DecodedBoxes
 
@@ -195,7 +195,7 @@ def _decode_setup(ctx: Any, a: Any, output: Any) -> None:
 
 
 def _decode_gradient(ctx: Any, grad_boxes: Tensor, grad_valid: Any) -> dict[str, Tensor]:
-    deltas, anchors, image_sizes = ctx.saved_tensors
+    deltas, anchors, image_sizes = contiguous_saved(ctx)
     grad_boxes = grad_boxes.contiguous()
     return {"deltas": _decode_clip_backward(grad_boxes, deltas, anchors, *ctx.grid, image_sizes, *ctx.scalars)}
 

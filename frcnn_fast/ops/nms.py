@@ -10,7 +10,7 @@ from torch import Tensor
 from frcnn_fast import reference
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
-from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops._operator import Operator, contiguous_saved
 from frcnn_fast.ops.results import PaddedKeep, SoftKeep
 
 # box_iou
@@ -23,7 +23,7 @@ def _box_iou_setup(ctx: Any, a: Any, output: Tensor) -> None:
 
 
 def _box_iou_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
-    boxes1, boxes2 = ctx.saved_tensors
+    boxes1, boxes2 = contiguous_saved(ctx)
     grad, found = grad.contiguous(), {}
     if ctx.wanted[0]:
         found["boxes1"] = _box_iou_backward(grad, boxes1, boxes2, False, ctx.legacy)
@@ -173,19 +173,29 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, backend: str | N
     return _nms(boxes.contiguous(), scores.contiguous(), threshold, backend=backend)
 
 
+def _class_ids(idxs: Tensor) -> Tensor:
+    """As int64. ValueError for floats that are not whole; on a GPU, where looking would wait for it, they are cut."""
+    if idxs.is_floating_point() and idxs.device.type == "cpu" and not torch.compiler.is_compiling():
+        odd = (idxs != idxs.trunc()) | ~idxs.isfinite()
+        if odd.any():
+            raise ValueError(f"idxs: expected whole numbers, got {idxs[odd][0].item()!r}; number the classes")
+    return idxs.long()
+
+
 @accepts_arrays
 def batched_nms(
     boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, *, backend: str | None = None
 ) -> Tensor:
     """nms within each class: boxes suppress only boxes of the same id. Indices int64 [kept], by descending score.
 
-    idxs [N] holds integer class ids of any value (compared as integers: coordinates are not shifted, so no precision is
+    idxs [N] holds class ids of any value, integers, bools or whole floats (compared as integers: coordinates are not
+    shifted, so no precision is
     lost). Otherwise as `nms`, also for an empty input, errors and complexity (a box meets the kept boxes of its own
     class alone), and as torchvision's batched_nms.
     """
     _check_boxes_and_scores(boxes, scores)
-    if isinstance(idxs, Tensor) and idxs.dtype in _checks.INTEGERS:
-        idxs = idxs.long()
+    if isinstance(idxs, Tensor):
+        idxs = _class_ids(idxs)
     _checks.check_int("idxs", idxs, "[N]", boxes.shape[:1])
     _checks.check_same("idxs", idxs, "boxes", boxes, dtype=False)
     threshold = _checks.check_threshold("iou_threshold", iou_threshold)

@@ -12,12 +12,11 @@ from torch import Tensor
 from frcnn_fast import reference
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
-from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops._operator import Operator, contiguous_saved
 from frcnn_fast.ops._rois import (
     dense,
     empty_maps,
     is_channels_last,
-    no_second_derivative,
     output_pair,
     roi_tensor,
 )
@@ -39,13 +38,18 @@ def _pool_outputs(a: Any) -> tuple[Tensor, Tensor]:
 def _pool_setup(ctx: Any, a: Any, output: tuple[Tensor, Tensor]) -> None:
     ctx.with_argmax, ctx.spatial_scale = a.with_argmax, a.spatial_scale
     ctx.layout = a.input.shape, is_channels_last(a.input)
-    ctx.save_for_backward(a.rois, output[1])
+    # In the order of memory, and so contiguous: what restores a saved tensor (save_on_cpu, checkpoints) keeps its
+    # values and shape, but not its strides.
+    argmax = output[1]
+    ctx.save_for_backward(a.rois, argmax.permute(0, 2, 3, 1) if a.with_argmax and ctx.layout[1] else argmax)
 
 
 def _pool_gradient(ctx: Any, grad: Tensor, _: Tensor) -> dict[str, Tensor]:
     if not ctx.with_argmax:
         raise RuntimeError("roi_pool: called without argmax, which the gradient needs; pass with_argmax=True")
-    rois, argmax = ctx.saved_tensors
+    rois, argmax = contiguous_saved(ctx)
+    if ctx.layout[1]:
+        argmax = argmax.permute(0, 3, 1, 2)
     return {"input": _pool_backward(dense(grad), argmax, rois, *ctx.layout, ctx.spatial_scale)}
 
 
@@ -77,8 +81,6 @@ _pool_backward = Operator(
     workspace=lambda C, a: C.roi_pool_backward_workspace(a.grad, a.rois, a.input_shape, a.channels_last),
     oracle=_pool_backward_oracle,
     triton="roi_pool.roi_pool_triton:roi_pool_backward",
-    setup_context=lambda ctx, a, output: None,
-    backward=no_second_derivative("roi_pool"),
 )
 
 
@@ -124,7 +126,7 @@ def _align_setup(ctx: Any, a: Any, output: Tensor) -> None:
 
 
 def _align_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
-    (rois,) = ctx.saved_tensors
+    (rois,) = contiguous_saved(ctx)
     return {"input": _align_backward(dense(grad), rois, *ctx.layout, *ctx.scalars)}
 
 
@@ -146,8 +148,6 @@ _align_backward = Operator(
     workspace=lambda C, a: C.roi_align_backward_workspace(*a),
     oracle=reference.roi_align_backward,
     triton="roi_pool.roi_align_triton:roi_align_backward",
-    setup_context=lambda ctx, a, output: None,
-    backward=no_second_derivative("roi_align"),
 )
 
 

@@ -12,12 +12,11 @@ from torch import Tensor
 from frcnn_fast import reference
 from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
 from frcnn_fast.ops import _checks
-from frcnn_fast.ops._operator import Operator
+from frcnn_fast.ops._operator import Operator, contiguous_saved
 from frcnn_fast.ops._rois import (
     dense,
     empty_maps,
     is_channels_last,
-    no_second_derivative,
     output_pair,
     roi_tensor,
 )
@@ -37,7 +36,7 @@ def _setup(ctx: Any, a: Any, output: Tensor) -> None:
 
 
 def _gradient(ctx: Any, grad: Tensor) -> dict[str, list[Tensor]]:
-    (rois,) = ctx.saved_tensors
+    (rois,) = contiguous_saved(ctx)
     return {"features": _multiscale_backward(dense(grad), rois, ctx.shapes, ctx.layouts, *ctx.scalars)}
 
 
@@ -68,8 +67,6 @@ _multiscale_backward = Operator(
     workspace=lambda C, a: C.multiscale_roi_align_backward_workspace(*a),
     oracle=reference.multiscale_roi_align_backward,
     triton="roi_pool.roi_align_triton:multiscale_roi_align_backward",
-    setup_context=lambda ctx, a, output: None,
-    backward=no_second_derivative("multiscale_roi_align"),
 )
 
 

@@ -145,6 +145,8 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
 def _box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Any:
     if not (fmt == "xyxy" and _served(boxes1, boxes2) and _are_boxes(boxes1, boxes2)):
         return NotImplemented
+    if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
+        return NotImplemented  # torchvision's has second derivatives
     return ops.box_iou(boxes1, boxes2)
 
 

@@ -41,4 +41,6 @@ Isa isa() {
 
 bool forked() { return was_forked; }
 
+void mark_forked() { was_forked = true; }
+
 }  // namespace frcnn_fast

@@ -19,8 +19,10 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 // The widest set that the CPU has and the build carries; FRCNN_FAST_ISA=baseline|avx2|avx512 lowers it (read once).
 Isa isa();
 
-// True in a process forked after this library was loaded: OpenMP's threads did not survive the fork.
+// True in a process forked after this library was loaded, or marked as forked before: OpenMP's threads did not survive
+// the fork, and the first parallel region would wait for them for ever.
 bool forked();
+void mark_forked();
 
 inline int max_threads() {
 #if defined(_OPENMP)
