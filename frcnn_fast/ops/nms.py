@@ -179,7 +179,7 @@ def _class_ids(idxs: Tensor) -> Tensor:
         odd = (idxs != idxs.trunc()) | ~idxs.isfinite()
         if odd.any():
             raise ValueError(f"idxs: expected whole numbers, got {idxs[odd][0].item()!r}; number the classes")
-    return idxs.long()
+    return idxs if idxs.is_complex() else idxs.long()  # complex ids are refused as no integers
 
 
 @accepts_arrays
