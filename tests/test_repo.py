@@ -43,7 +43,7 @@ def text(path: Path) -> str:
 
 
 def sources(*patterns: str) -> list[Path]:
-    return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
 
 
 def launcher_names(op: str) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -28,7 +29,11 @@ def kernels(op: Op, target: str) -> list:
     """The kernels that the op's cases launch, large ones too: in the long run every form of every kernel, else one form
     of each, found by whichever op comes first."""
     known = None if LONG else KNOWN.setdefault(target, set())
-    with compiling(TARGETS[target], known) as found:
+    # Nothing runs that would fill the results, and the number of rows that nms keeps is read from one of them.
+    with (
+        compiling(TARGETS[target], known) as found,
+        mock.patch.object(torch.Tensor, "new_empty", torch.Tensor.new_zeros),
+    ):
         for case in op.cases:
             if case.as_if is None:
                 op.call({name: to_device(value, "cpu") for name, value in inputs(case).items()})
@@ -85,9 +90,9 @@ def test_roi_limits_of_gradients(op: str) -> None:
         function = getattr(torch.ops.frcnn_fast, f"{op}_backward").default
         with compiling(TARGETS["sm_90"]):
             if op == "roi_pool":
-                function(grad, grad.int(), rois, *shape, False, 1.0, "triton")
+                function(grad, grad.int(), rois, shape, False, 1.0, "triton")
             elif op == "roi_align":
-                function(grad, rois, *shape, False, *scalars, "triton")
+                function(grad, rois, shape, False, *scalars, "triton")
             else:
                 function(grad, rois, shape, (False,), (1.0,), *scalars[1:], 224.0, 4, "triton")
 

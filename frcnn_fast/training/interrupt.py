@@ -44,7 +44,15 @@ def exit_status(number: signal.Signals) -> int:
 def ignore_signals(worker: int) -> None:
     """For DataLoader workers: a signal often reaches the whole process group, but only the training loop answers it.
 
-    A worker that dies makes torch raise an exception in the middle of whatever the loop is doing.
+    A worker that dies makes torch raise an exception in the middle of whatever the loop is doing. But one that nobody
+    has shut down is sent SIGTERM when Python exits, which then waits for it: it lingers for a minute at most, and a
+    second SIGTERM ends it.
     """
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _linger)
+
+
+def _linger(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 60.0)  # SIGALRM, whose default ends the process
