@@ -10,7 +10,7 @@ import math
 import os
 import pickle
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,19 @@ def write_json(path: PathLike, value: Any) -> None:
 
 def append_jsonl(path: PathLike, record: Mapping[str, Any]) -> None:
     """Append one record as one line of JSON and hand it to the system at once. NaN and ±Inf become null."""
-    line = _encoded(json.dumps(_plain(dict(record)), ensure_ascii=False) + "\n")
+    line = _line(record)
     with open(path, "ab") as file:
         file.write(line)
+
+
+def write_jsonl(path: PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of records anew, atomically."""
+    with atomic_path(path) as beside:
+        beside.write_bytes(b"".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return _encoded(json.dumps(_plain(dict(record)), ensure_ascii=False) + "\n")
 
 
 def _encoded(text: str) -> bytes:

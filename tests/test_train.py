@@ -309,15 +309,6 @@ class TestCommands:
         with pytest.raises(ValueError, match=r"dataset: its classes are \['square'\], expected the detector's"):
             evaluate.evaluate(run.detector, type("Squares", (), {"class_names": ["square"]})())
 
-    def test_detect_wants_pixels(self, run):
-        with pytest.raises(ValueError, match=r"image: got torch.float32 with shape \(3, 8, 8\)"):
-            detect.detect(run.detector, torch.zeros(3, 8, 8))
-        with pytest.raises(ValueError, match=r"image: got torch.uint8 with shape \(3, 0, 8\)"):
-            detect.detect(run.detector, torch.zeros(3, 0, 8, dtype=torch.uint8))
-        assert set(detect.detect(run.detector, torch.zeros(3, 1, 1, dtype=torch.uint8))) == {
-            "boxes", "scores", "labels",
-        }  # fmt: skip
-
     def test_the_list_of_commands(self, capsys):
         assert cli.main([]) == cli.main(["--help"]) == 0
         assert cli.main(["fly"]) == 2
