@@ -255,7 +255,7 @@ class TestCommands:
         assert detect.main(arguments) == 0
         records = json.loads((tmp_path / "found/detections.json").read_text())
         assert [record["drawing"] for record in records] == [
-            "4.png", "0.png", "1.png", "2.png", "3.png", "4-2.png", "5.png",
+            "4.png", "0.png", "1.png", "2.png", "3.png", "5.png",
         ]  # fmt: skip
         assert all((tmp_path / "found" / record["drawing"]).is_file() for record in records)
         assert (records[0]["width"], records[0]["height"]) == (SIZE[1], SIZE[0])
