@@ -191,9 +191,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("source", metavar="SOURCE", help=f"a run's folder or checkpoint, or {', '.join(SEARCHES)}")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="proposals by image id: .npz or .json")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE where it is there already")
-    _command.add_dataset_arguments(parser, "the one of the run")
+    _command.add_dataset_arguments(parser, "those of the run")
     parser.add_argument(
-        "--split", nargs="+", metavar="NAME", help="splits to propose for (default: those to train and to test on)"
+        "--on",
+        choices=("both", "train", "test"),
+        default="both",
+        help="which images (default: %(default)s)",
     )
     add_proposing_arguments(parser)
     args = parser.parse_args(argv)
@@ -202,22 +205,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             raise ValueError(f"--out: {printable(args.out)} is there already; choose another file or --overwrite it")
         if not args.out.lower().endswith((".npz", ".json")):
             raise ValueError(f"--out: got {printable(args.out)}, expected a name that ends in .npz or .json")
-        notes = {} if args.source in SEARCHES else _command.notes_of(load_checkpoint(args.source).extra)
-        _command.fill_in(args, notes)
-        proposals = ProposalSet({})
-        for name in args.split or default_splits(args, notes):
-            proposals |= proposals_of(args.source, _command.open_dataset(args, name), **proposing(args))
+        notes = None if args.source in SEARCHES else load_checkpoint(args.source).extra.get("data")
+        data, proposals = _command.data_config(args, notes), ProposalSet({})
+        if args.on != "test":
+            proposals |= proposals_of(args.source, data.open_train(), **proposing(args))
+        test = None if args.on == "train" else data.open_test()
+        if test is None and args.on == "test":
+            raise ValueError(f"test_split: {data.without_test()}")
+        if test is not None:
+            proposals |= proposals_of(args.source, test, **proposing(args))
         write_proposals(args.out, proposals)
         mean = sum(map(len, proposals.values())) / max(1, len(proposals))
         print(f"{printable(args.out)}: {len(proposals)} images, {mean:.0f} proposals each on average")
     return 0
-
-
-def default_splits(args: argparse.Namespace, notes: Any) -> list[str]:
-    """The splits that a run trains and tests on, or would by default."""
-    train = "train" if args.dataset == "digits" else str(notes.get("train_split") or "trainval")
-    test = args.test_split or "test"
-    return [train] if test == _command.NO_SPLIT else [train, test]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -59,9 +58,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         if args.out and os.path.lexists(args.out) and not args.overwrite:
             raise ValueError(f"--out: {printable(args.out)} is there already; choose another file or --overwrite it")
         runs = [source for source in args.sources if source not in SEARCHES and not is_proposals(source)]
-        notes: Mapping[str, Any] = _command.notes_of(load_checkpoint(runs[0]).extra) if runs else {}
-        _command.fill_in(args, notes)
-        dataset = _command.open_dataset(args, args.test_split or "test")
+        data = _command.data_config(args, load_checkpoint(runs[0]).extra.get("data") if runs else None)
+        dataset = data.open_test()
+        if dataset is None:
+            raise ValueError(f"test_split: {data.without_test()}")
         results = {source: recall(proposals_of(source, dataset, **proposing(args)), dataset) for source in args.sources}
         print(recall_table(results))
         if args.out:

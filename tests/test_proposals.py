@@ -300,15 +300,13 @@ class TestPropose:
     def test_the_command(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         save_detector("run/model.safetensors", tiny())
-        monkeypatch.setattr(
-            "frcnn_fast._command.DigitsDetection",
-            lambda split: DigitsDetection(split, length=3 if split == "train" else 2),
-        )
+        short = {"train": DigitsDetection("train", length=3), "test": DigitsDetection("test", length=2)}
+        monkeypatch.setattr("frcnn_fast.data.config.DigitsDetection", short.get)
         assert cli.main(["propose", "run", "-o", "p.npz", "--count", "7"]) == 0
         assert capsys.readouterr().out == "p.npz: 5 images, 7 proposals each on average\n"
         found = read_proposals("p.npz")
         assert {len(boxes) for boxes in found.values()} == {7}
-        assert cli.main(["propose", "run", "-o", "p.json", "--split", "test"]) == 0
+        assert cli.main(["propose", "run", "-o", "p.json", "--on", "test"]) == 0
         assert len(read_proposals("p.json")) == 2
         assert cli.main(["evaluate", "--checkpoint", "run", "--proposals", "p.json"]) == 0
         capsys.readouterr()

@@ -116,14 +116,13 @@ def test_it_is_the_coco_apis() -> None:
     for image in range(1, 13):
         corners = random.integers(0, 200, (9, 2))
         boxes = np.concatenate([corners, corners + random.integers(8, 150, (9, 2))], 1).astype(float)
-        crowd, area = random.random(9) < 0.2, random.uniform(100, 20000, 9)
+        crowd, sizes = random.random(9) < 0.2, random.uniform(100, 20000, 9)
         near = boxes[random.integers(0, 9, 1100)] + random.integers(-9, 9, (1100, 4))
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
         proposals = near[: random.integers(1, 1101)]
-        evaluator.add(proposals, {"boxes": boxes, "labels": [1] * 9, "difficult": crowd, "area": area})
+        evaluator.add(proposals, {"boxes": boxes, "labels": [1] * 9, "difficult": crowd, "area": sizes})
         images.append({"id": image})
-        for box, is_crowd, size in zip(boxes, crowd, area, strict=True):
-            x1, y1, x2, y2 = box.tolist()
+        for (x1, y1, x2, y2), is_crowd, size in zip(boxes.tolist(), crowd, sizes, strict=True):
             objects.append(
                 {
                     "id": len(objects) + 1, "image_id": image, "category_id": 1, "area": size,
@@ -131,8 +130,8 @@ def test_it_is_the_coco_apis() -> None:
                 }
             )  # fmt: skip
         for rank, (x1, y1, x2, y2) in enumerate(proposals.tolist()):
-            box = [x1, y1, x2 - x1, y2 - y1]
-            results.append({"image_id": image, "category_id": 1, "bbox": box, "score": 1 - rank / 2000})
+            place = [x1, y1, x2 - x1, y2 - y1]
+            results.append({"image_id": image, "category_id": 1, "bbox": place, "score": 1 - rank / 2000})
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco.COCO()
         truth.dataset = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "a"}]}
