@@ -109,7 +109,8 @@ def propose(
     for samples in _read_in_batches(items, batch_size, workers, progress, "proposing"):
         batch = collate(samples)
         moved = batch.to(device, non_blocking=True)
-        rpn = detector.rpn(detector.features(moved.images))
+        size = (moved.images.shape[2], moved.images.shape[3])
+        rpn = detector.rpn(detector.features(moved.images), size)
         found = detector.propose(rpn, moved.image_sizes, moved.image_scales, most)
         counts = found.counts.tolist()
         for b, image in enumerate(batch.image_ids):

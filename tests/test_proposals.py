@@ -43,6 +43,10 @@ def batch_of(dataset: Any, config: Any, proposals: Any = None, *, flips: bool = 
     return Collate(config.preprocess)([view[index] for index in range(len(view))])
 
 
+def rpn_of(detector: Any, batch: Any) -> Any:
+    return detector.rpn(detector.features(batch.images), tuple(batch.images.shape[2:]))
+
+
 def arguments(batch: Any) -> tuple[Any, ...]:
     truth = batch.gt_boxes, batch.gt_labels, batch.gt_counts, batch.crowd
     return batch.images, batch.image_sizes, *truth, batch.image_scales
@@ -197,14 +201,14 @@ class TestDetector:
         losses = detector(*arguments(batch))
         detector.seed(0)
         with torch.no_grad():
-            own = detector.propose(detector.rpn(detector.features(batch.images)), batch.image_sizes, batch.image_scales)
+            own = detector.propose(rpn_of(detector, batch), batch.image_sizes, batch.image_scales)
         given = detector(*arguments(batch), proposals=own.boxes, proposal_counts=own.counts)
         assert list(losses) == list(given)
         assert all(torch.equal(losses[name], given[name]) for name in losses)
 
         detector.eval()
         with torch.no_grad():
-            own = detector.propose(detector.rpn(detector.features(batch.images)), batch.image_sizes, batch.image_scales)
+            own = detector.propose(rpn_of(detector, batch), batch.image_sizes, batch.image_scales)
             found = detector(batch.images, batch.image_sizes, image_scales=batch.image_scales)
             again = detector(batch.images, batch.image_sizes, proposals=own.boxes, proposal_counts=own.counts)
         assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
@@ -268,7 +272,7 @@ class TestPropose:
         found = propose(detector, data, count=20, batch_size=2, progress=False)
         assert list(found) == [data[index][1]["image_id"] for index in range(3)]
         batch = batch_of(DigitsDetection("train", length=1), detector.config)
-        rpn = detector.rpn(detector.features(batch.images))
+        rpn = rpn_of(detector, batch)
         own = ops.rpn_proposals(
             rpn.logits.detach(), rpn.deltas.detach(), rpn.anchors, batch.image_sizes,
             pre_nms_top_n=detector.config.proposals_train[0], post_nms_top_n=20,
