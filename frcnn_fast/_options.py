@@ -23,10 +23,12 @@ def check_choices(settings: Any) -> None:
             raise ValueError(f"{field.name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
 
 
-def add_options(group: argparse._ArgumentGroup, settings: type) -> None:
+def add_options(group: argparse._ArgumentGroup, settings: type, leave_out: Sequence[str] = ()) -> None:
     """Add --name for every field of a dataclass; what is not given is absent from the result."""
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
+        if field.name in leave_out:
+            continue
         name, hint, text = "--" + field.name.replace("_", "-"), hints[field.name], field.metadata["help"]
         kind = next(a for a in typing.get_args(hint) if a is not type(None)) if _is_union(hint) else hint
         absent: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         options = recipe(name, **chosen(args, TrainOptions))
         training = data.open_train()
         test = data.open_test(training.class_names)
+        print(data.described(training, test), file=sys.stderr)
         if test is None and asked.test_split == AUTO:
             print(f"no evaluation: {data.without_test()}", file=sys.stderr)
         out = args.out or f"runs/{data.dataset}"
