@@ -23,7 +23,7 @@ from frcnn_fast.data.images import read_image
 from frcnn_fast.data.records import Box, Place, Source, place_of, placed, refuse_size, trust_swapped
 from frcnn_fast.data.targets import TargetError, check_target, checked_image, image_name
 from frcnn_fast.data.transforms import resized_shape
-from frcnn_fast.model.config import DetectorConfig, preset
+from frcnn_fast.model import DetectorConfig, preset
 
 FEW_OBJECTS = 10
 _SHAPE_IOU = 0.3  # below it no anchor is positive but as the object's best
