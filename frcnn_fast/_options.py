@@ -39,7 +39,7 @@ def add_options(group: argparse._ArgumentGroup, settings: type) -> None:
                 name,
                 nargs="+" if others == [Ellipsis] else 1 + len(others),
                 type=_comma_separated(typing.get_args(of)[0]) if nested else of,
-                metavar="A,B" if nested else "N",
+                metavar="A,B" if nested else _metavar(field, of),
                 **absent,
             )
         else:

@@ -110,8 +110,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         if args.out and os.path.lexists(args.out) and not args.overwrite:
             raise ValueError(f"--out: {printable(args.out)} is there already; choose another file or --overwrite it")
         detector = load_detector(args.checkpoint, device=choose_device(args.device))
-        _command.fill_in(args, _command.notes_of(load_checkpoint(args.checkpoint).extra))
-        dataset = _command.open_dataset(args, args.test_split or "test", detector.class_names)
+        data = _command.data_config(args, load_checkpoint(args.checkpoint).extra.get("data"))
+        dataset = data.open_test(detector.class_names)
+        if dataset is None:
+            raise ValueError(f"test_split: {data.without_test()}")
         result = evaluate(detector, dataset, iou_threshold=args.iou, batch_size=args.batch_size, workers=args.workers)
         print(result.table())
         if args.out:

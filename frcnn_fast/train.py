@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from frcnn_fast import _command
 from frcnn_fast._device import choose_device
 from frcnn_fast._options import add_options, chosen
+from frcnn_fast.data.config import AUTO, DataConfig
 from frcnn_fast.model import DetectorConfig, preset
 from frcnn_fast.training import TrainOptions, recipe
 from frcnn_fast.training.folder import RunFolder, free_folder
@@ -31,9 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     )
     parser.add_argument("--weights", metavar="FILE", help="ImageNet weights to start from: .safetensors, .npz, .pth")
     parser.add_argument("--drawings", type=int, default=8, help="test images to draw (default: %(default)s)")
-    _command.add_dataset_arguments(parser, "digits")
-    parser.add_argument("--train-split", default="trainval", help="VOC split to train on (default: %(default)s)")
-    parser.add_argument("--class-names", nargs="+", metavar="NAME", help="default: all names in the VOC annotations")
+    _command.add_dataset_arguments(parser)
     add_options(parser.add_argument_group("training (default: what suits the backbone)"), TrainOptions)
     add_options(parser.add_argument_group("detector (default: what suits the backbone)"), DetectorConfig)
     args = parser.parse_args(argv)
@@ -62,15 +61,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _begin(args: argparse.Namespace) -> TrainResult:
-    _command.fill_in(args, {})
+    asked = _command.data_config(args)
+    data = asked.resolved()
     settings = chosen(args, DetectorConfig)
-    name = settings.pop("backbone", "small" if args.dataset == "digits" else "vgg16")
+    name = settings.pop("backbone", "small" if data.dataset == "digits" else "vgg16")
     config = preset(name, **settings)
     options = recipe(name, **chosen(args, TrainOptions))
-    train_split = "train" if args.dataset == "digits" else args.train_split
-    training = _command.open_dataset(args, train_split, args.class_names)
-    test = _command.open_test(args, training.class_names)
-    out = args.out or f"runs/{args.dataset}"
+    training = data.open_train()
+    test = data.open_test(training.class_names)
+    if test is None and asked.test_split == AUTO:
+        print(f"no evaluation: {data.without_test()}", file=sys.stderr)
+    out = args.out or f"runs/{data.dataset}"
     folder = RunFolder(out) if args.overwrite else free_folder(out)
     print(
         f"{name}, {len(training.class_names)} classes, {len(training)} images: {options.iterations} iterations "
@@ -86,20 +87,22 @@ def _begin(args: argparse.Namespace) -> TrainResult:
         weights=args.weights,
         test=test,
         drawings=args.drawings,
-        notes={"data": {**_command.data_notes(args), "train_split": train_split}},
+        notes={"data": data.to_dict()},
     )
 
 
 def _resume(args: argparse.Namespace) -> TrainResult:
-    if args.out or args.overwrite or args.weights or args.dataset or args.data_root or chosen(args, DetectorConfig):
+    if args.out or args.overwrite or args.weights or chosen(args, DataConfig) or chosen(args, DetectorConfig):
         raise ValueError("--resume: the run has its own folder, data, detector and weights; leave these options out")
     start = resumed(args.resume, None)
-    assert start.config is not None and start.options is not None
+    assert start.config is not None
+    assert start.options is not None
     options = dataclasses.replace(start.options, **chosen(args, TrainOptions))
-    notes = _command.notes_of(start.notes)
-    _command.fill_in(args, notes)
-    training = _command.open_dataset(args, str(notes.get("train_split", "train")), start.class_names)
-    test = _command.open_test(args, training.class_names)
+    data = dataclasses.replace(
+        DataConfig.from_dict(start.notes.get("data", {})), class_names=tuple(start.class_names or ())
+    )
+    training = data.open_train()
+    test = data.open_test(training.class_names)
     done = start.state.done if start.state else 0
     print(f"{start.config.backbone}, resumed after {done} of {options.iterations} iterations", file=sys.stderr)
     return train(training, resume=args.resume, options=options, test=test, drawings=args.drawings)

@@ -245,8 +245,8 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["train", "--dataset", "voc"], "--data-root: got nothing"),
-            (["train", "--dataset", "digits", "--data-root", "x"], "--data-root: is for --dataset voc"),
+            (["train", "--dataset", "voc"], "data_root: got nothing"),
+            (["train", "--dataset", "digits", "--data-root", "x"], "data_root: got 'x', expected nothing"),
             (["train", "--data-root", "nowhere"], "nowhere: no PASCAL VOC data"),
             (["train", "--lr", "-1"], "lr: got -1.0"),
             (["train", "--backbone", "resnet"], "backbone: got 'resnet'"),

@@ -16,6 +16,7 @@ perhaps `image_size(index)`), is checked whole in no time. `torch.utils.data.Sub
 
 from frcnn_fast._names import checked_class_names
 from frcnn_fast.data.batch import Batch, Collate
+from frcnn_fast.data.config import DataConfig
 from frcnn_fast.data.datasets import check_dataset, check_datasets, class_names_of
 from frcnn_fast.data.digits import DigitsDetection
 from frcnn_fast.data.images import read_image
@@ -33,6 +34,7 @@ from frcnn_fast.data.voc import VocDetection
 __all__ = [
     "Batch",
     "Collate",
+    "DataConfig",
     "DetectionDataset",
     "DetectionView",
     "DigitsDetection",

@@ -204,18 +204,18 @@ class _MeanLosses:
         losses = {name: float(total) / len(self.steps) for name, total in self.sums.items()}
         loss = sum(losses.values())
         if not math.isfinite(loss):
-            self._diverged(done, lr)
+            self._diverged(done)
         rate = self.images / (time.perf_counter() - self.since)
         self._begin()
         return {"iteration": done, "loss": loss, **losses, "lr": lr, "images_per_second": rate}
 
-    def _diverged(self, done: int, lr: float) -> None:
+    def _diverged(self, done: int) -> None:
         before = done - len(self.steps)
         for place, (loss, image_ids) in enumerate(self.steps, start=1):
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss is {float(loss)} at iteration {before + place} on the images {', '.join(image_ids)}: "
-                    f"training diverged; lower the learning rate (now {lr}) or clip the gradient (now "
+                    f"training diverged; lower the learning rate (now {self.options.lr}) or clip the gradient (now "
                     f"{self.options.clip or 'off'}), or look at these images"
                 )
         raise FloatingPointError(f"the losses up to iteration {done} have no finite mean: lower the learning rate")

@@ -53,10 +53,11 @@ def resumed(path: str | os.PathLike[str], options: TrainOptions | None) -> Start
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in training.items()}
     weights = settings.pop("weights")
     names = settings.pop("class_names")
+    config = DetectorConfig.from_dict(detector)
     notes = {name: value for name, value in settings.items() if name != "versions"}
     state = read_state(file) if file else Checkpoints(folder.checkpoints).load()
     return Start(
-        DetectorConfig.from_dict(detector),
+        config,
         _changed(TrainOptions(**values), options),
         weights,
         notes,
