@@ -22,7 +22,7 @@ from frcnn_fast.data.layout import find_split, split_names
 from frcnn_fast.data.targets import TargetError, check_target, checked_image, image_name
 from frcnn_fast.data.transforms import resized_shape
 from frcnn_fast.data.voc_xml import VocAnnotation, read_annotation
-from frcnn_fast.model.config import DetectorConfig, preset
+from frcnn_fast.model import DetectorConfig, preset
 
 FEW_OBJECTS = 10
 _SHAPE_IOU = 0.3  # below it no anchor is positive but as the object's best

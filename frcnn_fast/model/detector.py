@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from frcnn_fast import ops
 from frcnn_fast._names import checked_class_names
 from frcnn_fast.model.config import DetectorConfig
-from frcnn_fast.model.head import RoIHead, TwoLayerHead
+from frcnn_fast.model.head import RoIHead, build_head
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES, head_losses, rpn_losses
 from frcnn_fast.model.protocol import backbone_shape, feature_maps
 from frcnn_fast.model.rpn import RegionProposalNetwork, RpnOutput
@@ -49,8 +49,8 @@ class FasterRCNN(nn.Module):
         backbone: any module with `out_channels` and `strides` (see `frcnn_fast.model.Backbone`).
         num_classes: classes including the background, K + 1.
         config: settings; the defaults are the paper's.
-        head: module from pooled features [R, C, pool, pool] to [R, head.out_features]; default: two fully connected
-            layers of config.head_channels.
+        head: module from pooled features [R, C, pool, pool] to [R, head.out_features]; default: what config.head
+            names.
         class_names: label k is class_names[k - 1]; default: the label itself.
 
     In training mode `forward` returns the four losses, at test `Detections`. `rng` (int64 [2]: seed, step) drives the
@@ -82,7 +82,7 @@ class FasterRCNN(nn.Module):
         self.backbone = backbone
         self.shape = shape = backbone_shape(backbone)
         if head is None:
-            head = TwoLayerHead(shape.channels * config.pool_size**2, config.head_channels, config.dropout)
+            head = build_head(backbone, shape.channels, config)
         self.rpn = RegionProposalNetwork(shape.channels, shape.rpn_strides, config)
         self.roi_head = RoIHead(head, shape, num_classes, config)
         self.register_buffer("rng", torch.zeros(2, dtype=torch.int64), persistent=False)
@@ -122,7 +122,7 @@ class FasterRCNN(nn.Module):
         features = feature_maps(self.backbone, images.contiguous(memory_format=torch.channels_last), self.shape)
         if self.config.feature_scale != 1.0:
             features = tuple(feature * self.config.feature_scale for feature in features)
-        rpn = self.rpn(features)
+        rpn = self.rpn(features, (images.shape[2], images.shape[3]))
         proposals, _, _, counts = self.propose(rpn, image_sizes, image_scales)
         if not self.training:
             return self.detect(features, proposals, counts, image_sizes)
@@ -139,7 +139,7 @@ class FasterRCNN(nn.Module):
         """Proposals as constants: boxes [B, P, 4], logits [B, P], anchor indices [B, P], counts [B]."""
         config = self.config
         before, after = config.proposals_train if self.training else config.proposals_test
-        return ops.rpn_proposals(
+        found = ops.rpn_proposals(
             rpn.logits.detach(),
             rpn.deltas.detach(),
             rpn.anchors,
@@ -151,6 +151,18 @@ class FasterRCNN(nn.Module):
             image_scales=image_scales,
             filter_order=config.filter_order,
         )
+        if config.proposal_score_threshold > 0:
+            # A box of a lower score never drops one of a higher: what is left out may have taken part.
+            enough = found.scores.sigmoid() >= config.proposal_score_threshold
+            counts = torch.minimum(found.counts, enough.sum(1))
+            rows = torch.arange(after, device=counts.device) < counts[:, None]
+            return (
+                found.boxes.where(rows[..., None], 0.0),
+                found.scores.where(rows, 0.0),
+                found.indices.where(rows, -1),
+                counts,
+            )
+        return found
 
     def rpn_loss(
         self, rpn: RpnOutput, gt_boxes: Tensor, gt_counts: Tensor, crowd: Tensor | None, image_sizes: Tensor
@@ -205,6 +217,7 @@ class FasterRCNN(nn.Module):
             negative_iou_high=config.roi_negative_iou_high,
             negative_iou_low=config.roi_negative_iou_low,
             crowd=crowd,
+            weights=config.box_weights,
         )
         logits, deltas = self.roi_head(features, rois, sampled.sum(1))
         classes, boxes = head_losses(logits, deltas, labels, targets, beta=config.roi_beta)
@@ -226,5 +239,7 @@ class FasterRCNN(nn.Module):
                 score_threshold=config.score_threshold,
                 iou_threshold=config.detection_iou,
                 max_detections=config.max_detections,
+                min_size=config.detection_min_size,
+                weights=config.box_weights,
             )
         )

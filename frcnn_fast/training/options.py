@@ -68,8 +68,22 @@ def recipe(backbone: str, **changes: Any) -> TrainOptions:
 
 _CUSTOM: dict[str, Any] = {"iterations": 5000, "batch_size": 2, "lr": 0.005, "schedule": "cosine", "clip": 10.0}
 
+# Fine-tuning from ImageNet's weights: the learning rate of 16 images, 0.02, for two.
+_RESNET: dict[str, Any] = {
+    "iterations": 20_000,
+    "batch_size": 2,
+    "lr": 0.0025,
+    "weight_decay": 1e-4,
+    "warmup": 500,
+    "schedule": "cosine",
+    "clip": 10.0,
+}
+
 _RECIPES: dict[str, dict[str, Any]] = {
     "vgg16": {},
+    "zf": {},
+    **{f"resnet{depth}_{kind}": _RESNET for depth in (18, 34, 50, 101) for kind in ("c4", "fpn")},
+    "mobilenet_v3_large_fpn": _RESNET,
     "squeezenet1_0": {"iterations": 600, "batch_size": 2, "lr": 0.004, "schedule": "cosine"},
     "small": {
         "iterations": 2000,

@@ -24,7 +24,7 @@ from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
 from frcnn_fast.io import append_jsonl, load_weights, write_json
 from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, save_detector
-from frcnn_fast.model.config import config_for
+from frcnn_fast.model.presets import config_for
 from frcnn_fast.model.protocol import freeze_stages
 from frcnn_fast.training.batches import TrainingBatches
 from frcnn_fast.training.checkpoints import Checkpoints
