@@ -40,6 +40,9 @@ def train_step(
     minimised: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """One update of the weights. Returns the losses named in `minimised` (default: all), still on the device."""
+    chosen: dict[str, Any] = {} if minimised is None else {"losses": minimised}
+    if batch.proposals is not None:
+        chosen |= {"proposals": batch.proposals, "proposal_counts": batch.proposal_counts}
     losses = detector(
         batch.images,
         batch.image_sizes,
@@ -48,9 +51,8 @@ def train_step(
         batch.gt_counts,
         batch.crowd,
         batch.image_scales,
+        **chosen,
     )
-    if minimised is not None:
-        losses = {name: losses[name] for name in minimised}
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(losses.values())).sum().backward()
     if clip:
