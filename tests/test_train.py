@@ -216,7 +216,7 @@ class TestCommands:
         assert detect.main(arguments) == 0
         records = json.loads((tmp_path / "found/detections.json").read_text())
         assert [record["drawing"] for record in records] == [
-            "4.png", "0.png", "1.png", "2.png", "3.png", "4-2.png", "5.png",
+            "4.png", "0.png", "1.png", "2.png", "3.png", "5.png",
         ]  # fmt: skip
         assert all((tmp_path / "found" / record["drawing"]).is_file() for record in records)
         assert (records[0]["width"], records[0]["height"]) == (SIZE[1], SIZE[0])
@@ -269,15 +269,6 @@ class TestCommands:
     def test_classes_of_another_data_set_are_refused(self, run):
         with pytest.raises(ValueError, match=r"dataset: its classes are \['square'\], expected the detector's"):
             evaluate.evaluate(run.detector, type("Squares", (), {"class_names": ["square"]})())
-
-    def test_detect_wants_pixels(self, run):
-        with pytest.raises(ValueError, match=r"image: got torch.float32 with shape \(3, 8, 8\)"):
-            detect.detect(run.detector, torch.zeros(3, 8, 8))
-        with pytest.raises(ValueError, match=r"image: got torch.uint8 with shape \(3, 0, 8\)"):
-            detect.detect(run.detector, torch.zeros(3, 0, 8, dtype=torch.uint8))
-        assert set(detect.detect(run.detector, torch.zeros(3, 1, 1, dtype=torch.uint8))) == {
-            "boxes", "scores", "labels",
-        }  # fmt: skip
 
     def test_the_list_of_commands(self, capsys):
         assert cli.main([]) == cli.main(["--help"]) == 0

@@ -19,9 +19,9 @@ from frcnn_fast._progress import losses_in_short, progress_bar
 from frcnn_fast.data import Batch, DetectionDataset, check_datasets, class_names_of
 from frcnn_fast.data.sheet import with_sheet
 from frcnn_fast.data.targets import checked_sample
-from frcnn_fast.detect import detect
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
+from frcnn_fast.inference import Detector
 from frcnn_fast.io import append_jsonl, load_weights, write_json
 from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, save_detector
 from frcnn_fast.model.presets import config_for
@@ -181,10 +181,13 @@ def train(
 
 def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
     """Detections beside the truth, for the first `count` images."""
+    finder = Detector(detector)
     for index in range(min(count, len(dataset))):
         try:
             image, target = checked_sample(dataset[index], name=index, cut=[])
-            drawing = side_by_side(image, detect(detector, image), target, detector.class_names)
+            found = finder(image)
+            detections = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+            drawing = side_by_side(image, detections, target, detector.class_names)
             name = target["image_id"].replace(os.sep, "_")[:80]
             save_image(folder / f"{name}.png", drawing)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # a drawing is not worth the run's result
