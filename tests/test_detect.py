@@ -111,7 +111,7 @@ class TestNames:
             (tmp_path / "in" / name).write_text("no image")
         assert call(run, tmp_path / "out", tmp_path / "in") == 0
         assert len(found(tmp_path / "out")) == 1
-        with pytest.raises(ValueError, match=r"c\.jpg: no image files in this folder"):
+        with pytest.raises(ValueError, match=r"c\.jpg: no images or videos in this folder"):
             input_files([str(tmp_path / "in/c.jpg")])
 
 
