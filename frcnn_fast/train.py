@@ -102,6 +102,7 @@ def _begin(args: argparse.Namespace) -> TrainResult | None:
     asked, data = config.data, config.data.resolved()
     training = data.open_train()
     test = data.open_test(training.class_names)
+    print(data.described(training, test), file=sys.stderr)
     if test is None and asked.test_split == AUTO:
         print(f"no evaluation: {data.without_test()}", file=sys.stderr)
     if config.run.anchors == "auto":

@@ -256,7 +256,7 @@ class TestCommands:
         [
             (["train", "--dataset", "voc"], "data_root: got nothing"),
             (["train", "--dataset", "digits", "--data-root", "x"], "data_root: got 'x', expected nothing"),
-            (["train", "--data-root", "nowhere"], "nowhere: no PASCAL VOC data"),
+            (["train", "--data-root", "nowhere"], "nowhere: no data set"),
             (["train", "--lr", "-1"], "lr: got -1.0"),
             (["train", "--backbone", "resnet"], "backbone: got 'resnet'"),
             (["train", "--weights", "nowhere.npz"], "nowhere.npz: no such file"),

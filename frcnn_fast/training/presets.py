@@ -14,6 +14,7 @@ PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     },
     # The schedule that detection libraries call 1x: 12 passes over COCO's 118,000 training images.
     "r50-fpn-coco": {
+        "data": {"dataset": "coco"},
         "detector": {"backbone": "resnet50_fpn"},
         "training": {
             "iterations": 90_000,
