@@ -12,7 +12,7 @@ from typing import Any
 
 from frcnn_fast._options import add_options, chosen
 from frcnn_fast.data.config import AUTO, NONE, DataConfig
-from frcnn_fast.evaluation import VocResult
+from frcnn_fast.evaluation import CocoResult, VocResult
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 
@@ -68,6 +68,6 @@ def data_config(args: argparse.Namespace, notes: Any = None) -> DataConfig:
     return DataConfig(**given)
 
 
-def last_line(result: VocResult) -> str:
+def last_line(result: VocResult | CocoResult) -> str:
     """The figure that scripts read."""
-    return f"VOC07 mAP {result.map07:.4f}"
+    return f"COCO AP {result.ap:.4f}" if isinstance(result, CocoResult) else f"VOC07 mAP {result.map07:.4f}"
