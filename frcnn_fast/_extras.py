@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-contrib-python-headless"}
 
 
 def require(module: str, extra: str) -> Any:

@@ -20,6 +20,8 @@ from frcnn_fast.data.config import DataConfig
 from frcnn_fast.data.datasets import check_dataset, check_datasets, class_names_of
 from frcnn_fast.data.digits import DigitsDetection
 from frcnn_fast.data.images import read_image
+from frcnn_fast.data.proposals import ProposalSet, read_proposals, write_proposals
+from frcnn_fast.data.selective_search import selective_search
 from frcnn_fast.data.targets import check_target, checked_target
 from frcnn_fast.data.transforms import (
     DetectionDataset,
@@ -39,6 +41,7 @@ __all__ = [
     "DetectionView",
     "DigitsDetection",
     "Preprocess",
+    "ProposalSet",
     "VocDetection",
     "boxes_to_original",
     "check_dataset",
@@ -49,5 +52,8 @@ __all__ = [
     "class_names_of",
     "horizontal_flip",
     "read_image",
+    "read_proposals",
     "resize",
+    "selective_search",
+    "write_proposals",
 ]

@@ -65,6 +65,11 @@ class DetectorConfig:
     proposal_score_threshold: float = option(0.0, "proposals score at least this")
     min_size: float = option(16.0, "smallest side of a proposal in pixels of the original image")
 
+    parts: str = option(
+        "both",
+        "which networks are trained and so of use: both, rpn or roi_head (set by --scheme)",
+        ("both", "rpn", "roi_head"),
+    )
     pooling: str = option("roi_pool", "region pooling; several levels need roi_align", ("roi_pool", "roi_align"))
     pool_size: int = option(7, "its output is this many cells high and wide")
     sampling_ratio: int = option(2, "samples of roi_align in a cell, along each axis")

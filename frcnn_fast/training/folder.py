@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from frcnn_fast.io import PathLike, write_json
+from frcnn_fast._names import printable
+from frcnn_fast.io import PathLike, read_jsonl, write_json, write_jsonl
 
 
 class RunFolder:
@@ -24,15 +26,39 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.sheet = self.path / "train_batch.jpg"
         self.drawings = self.path / "drawings"
+        self.checkpoints = self.path / "checkpoints"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return self.settings, self.metrics, self.weights, self.losses, self.evaluation, self.sheet, self.drawings
+        pictures = self.losses, self.sheet, self.drawings
+        return self.settings, self.metrics, self.weights, self.evaluation, self.checkpoints, *pictures
 
     @property
     def is_free(self) -> bool:
         """Whether it has no file of a run; other files do not matter."""
         return not any(file.exists() for file in self.files)
+
+
+def old_run(path: PathLike) -> tuple[RunFolder, dict[str, Any]]:
+    """The folder of a run that began earlier, and its settings. ValueError where there is none."""
+    folder = RunFolder(path)
+    try:
+        settings = json.loads(folder.settings.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"resume: {printable(os.fspath(path))} has no run that began ({folder.settings.name}: {error}); give the "
+            "folder of one, or begin anew without it"
+        ) from error
+    return folder, settings
+
+
+def cut_back(metrics: Path, done: int, evaluated: int) -> None:
+    """Remove the records after iteration `done` from a file of records, those of evaluations after iteration
+    `evaluated`, and a last line that was not finished."""
+    if metrics.exists():
+        last = {"iteration": done, "evaluated": evaluated}
+        records = read_jsonl(metrics)
+        write_jsonl(metrics, [r for r in records if all(r.get(key, 0) <= most for key, most in last.items())])
 
 
 def free_folder(out: PathLike) -> RunFolder:

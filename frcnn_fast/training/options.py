@@ -37,13 +37,14 @@ class TrainOptions:
     workers: int = option(0, "processes that prepare images; 0: this one does")
     log_every: int = option(20, "iterations between two records of metrics.jsonl")
     checkpoint_every: int = option(500, "iterations between two checkpoints")
+    keep: int = option(1, "checkpoints before the last one that stay")
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
 
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("iterations", "batch_size", "log_every", "checkpoint_every"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers"):
+        for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers", "keep"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("lr", self.lr, self.lr > 0, "a positive learning rate")
 

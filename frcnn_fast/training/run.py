@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,22 @@ from torch import nn
 import frcnn_fast
 from frcnn_fast._device import choose_device
 from frcnn_fast._progress import losses_in_short, progress_bar
-from frcnn_fast.data import DetectionDataset, check_datasets, class_names_of
+from frcnn_fast.data import Batch, DetectionDataset, check_datasets, class_names_of
 from frcnn_fast.data.sheet import with_sheet
 from frcnn_fast.data.targets import checked_sample
-from frcnn_fast.detect import detect
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import VocResult
+from frcnn_fast.inference import Detector
 from frcnn_fast.io import append_jsonl, load_weights, write_json
 from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, save_detector
 from frcnn_fast.model.presets import config_for
 from frcnn_fast.model.protocol import freeze_stages
 from frcnn_fast.training.batches import TrainingBatches
-from frcnn_fast.training.folder import new_run
-from frcnn_fast.training.loop import fit
+from frcnn_fast.training.checkpoints import Checkpoints
+from frcnn_fast.training.folder import cut_back, new_run
+from frcnn_fast.training.loop import Training, fit
 from frcnn_fast.training.options import TrainOptions, recipe
+from frcnn_fast.training.start import Start, resumed
 from frcnn_fast.visualize import plot_losses, save_image, side_by_side
 
 
@@ -48,7 +50,8 @@ class TrainResult:
 def train(
     dataset: DetectionDataset,
     *,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     backbone: nn.Module | None = None,
     head: nn.Module | None = None,
@@ -64,18 +67,22 @@ def train(
     """Train a detector on any map-style data set (see `frcnn_fast.data` for its items).
 
     The run's folder receives config.json (all settings), train_batch.jpg (the first batches with their boxes),
-    metrics.jsonl, loss.png and model.safetensors, and with `test` evaluation.json and drawings/. A checkpoint is
-    written beside its place and renamed, so that the one before stays whole until then. Targets are checked before the
-    first update (see `frcnn_fast.data.check_dataset`).
+    metrics.jsonl, loss.png, model.safetensors and checkpoints/, and with `test` evaluation.json and drawings/. Files
+    are written beside their places and renamed, so that the ones before stay whole until then. Targets are checked
+    before the first update (see `frcnn_fast.data.check_dataset`).
 
     Args:
         dataset: training images. One that cannot be read (ValueError or OSError) is left out with a warning.
         out: the run's folder. Where it has a run already, the new one goes to `out`-2, `out`-3, ...
+        resume: instead of `out`, the folder of a run that was interrupted, in whatever way, or one of the files in its
+            checkpoints/. It goes on from there with its own settings; on a processor the weights become the same, to
+            the bit, as those of a run that was never interrupted. Records of later iterations are removed.
         overwrite: delete the run in `out` instead.
         backbone: one of your own (see `frcnn_fast.model.Backbone`). Default: the one that config.backbone names.
         head: a head of your own (see `FasterRCNN`).
         config: the detector's settings; default: those that suit the backbone.
-        options: how to train; default: what suits the backbone.
+        options: how to train; default: what suits the backbone. When resuming only those of `CHANGEABLE` may differ
+            from the run's.
         weights: file of published classifier weights to start from (.safetensors, .npz, .pth).
         test: images to evaluate on at the end.
         drawings: how many of them to draw.
@@ -86,48 +93,81 @@ def train(
     Ctrl-C and SIGTERM end the iteration in progress, save the checkpoint and return with `stopped_by` set.
 
     Raises:
-        ValueError: the data, the settings or the weights do not fit each other.
+        ValueError: the data, the settings or the weights do not fit each other; a checkpoint is corrupt (the last good
+            one is named).
         FloatingPointError: training diverged; the last checkpoint stays.
     """
-    suits = config_for(backbone) if backbone is not None else config or DetectorConfig()
-    config, options = config or suits, options or recipe(suits.backbone)
+    if resume is None:
+        if out is None:
+            raise ValueError("out: got nothing, expected the folder of the run (or resume=)")
+        start = Start(config, options, weights, notes or {})
+    else:
+        if out is not None or config is not None or weights is not None or overwrite:
+            raise ValueError("out, config, weights, overwrite: a resumed run has its own; leave them out")
+        start = resumed(resume, options)
+    suits = config_for(backbone) if backbone is not None else start.config or DetectorConfig()
+    config, options = start.config or suits, start.options or recipe(suits.backbone)
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
     detector = build_detector(class_names_of(dataset), config, backbone=backbone, head=head)
-    if weights is not None:
-        load_pretrained(detector, load_weights(weights), source=os.fspath(weights))
-    frozen = options.freeze
-    if frozen is None:
-        frozen = getattr(detector.backbone, "frozen_stages", 0) if weights is not None else 0
-    freeze_stages(detector.backbone, frozen)
+    if start.weights is not None and start.state is None:
+        load_pretrained(detector, load_weights(start.weights), source=os.fspath(start.weights))
+    if options.freeze is None:
+        frozen = getattr(detector.backbone, "frozen_stages", 0) if start.weights is not None else 0
+        options = dataclasses.replace(options, freeze=frozen)
+    freeze_stages(detector.backbone, options.freeze or 0)
     detector.seed(options.seed)
     detector.to(device)
-    batches = TrainingBatches(dataset, config, options, pin_memory=device.type == "cuda")
     check_datasets(dataset, test)
+    training = Training(detector, options, device)
 
-    settings = {
-        "versions": {"frcnn_fast": frcnn_fast.__version__, "torch": torch.__version__},
-        "class_names": detector.class_names,
-        "detector": detector.config.to_dict(),
-        "training": {**dataclasses.asdict(options), "device": str(device), "freeze": frozen},
-        "weights": weights,
-        **(notes or {}),
-    }
-    folder = new_run(out, settings, overwrite)
-    with progress_bar(batches.total * options.batch_size, smoothing=0.05, disable=not progress) as bar:
+    if start.folder is None:
+        settings = {
+            "versions": {"frcnn_fast": frcnn_fast.__version__, "torch": torch.__version__},
+            "class_names": detector.class_names,
+            "detector": detector.config.to_dict(),
+            "training": {**dataclasses.asdict(options), "device": str(device)},
+            "weights": start.weights,
+            **start.notes,
+        }
+        folder = new_run(out or "", settings, overwrite)
+    else:
+        folder = start.folder
+    checkpoints = Checkpoints(folder.checkpoints, options.keep)
+    if start.folder is not None:
+        if start.state is not None:
+            training.restore(start.state)
+        checkpoints.cut_back(training.done)
+        cut_back(folder.metrics, training.done, evaluated=0)
+
+    unreadable: dict[str, None] = {}
+    with progress_bar(training.total * options.batch_size, smoothing=0.05, disable=not progress) as bar:
+        bar.update(training.done * options.batch_size)
+
+        def batches(done: int, left: int) -> Iterable[Batch]:
+            pinned = device.type == "cuda"
+            found: Iterable[Batch] = TrainingBatches(
+                dataset, config, options, pinned, total=left, start=done, unreadable=unreadable
+            )
+            return found if done else with_sheet(found, folder.sheet, detector.class_names, config.preprocess)
 
         def log(record: dict[str, Any]) -> bool | None:
             append_jsonl(folder.metrics, record)
             bar.set_postfix_str(losses_in_short(record), refresh=False)
             return callback(record) if callback else None
 
-        def save(iteration: int) -> None:
-            save_detector(folder.weights, detector, extra={**(notes or {}), "iteration": iteration})
+        def save_weights() -> None:
+            save_detector(folder.weights, detector, extra={**start.notes, "iteration": training.done})
 
-        seen = with_sheet(batches, folder.sheet, detector.class_names, config.preprocess)
-        fitted = fit(detector, seen, options, log=log, save=save, device=device, advance=bar.update)
+        def save() -> None:
+            checkpoints.save(training.state())
+            save_weights()
+
+        if start.state is not None:
+            save_weights()  # it may have been interrupted between the two
+        fitted = fit(training, batches, log=log, save=save, advance=bar.update)
     detector.eval()
-    result = TrainResult(detector, folder.path, *fitted, evaluation=None, unreadable=list(batches.unreadable))
+    result = TrainResult(detector, folder.path, *fitted, evaluation=None, unreadable=list(unreadable))
     plot_losses(folder.metrics, folder.losses)
     if fitted.stopped_by or test is None:
         return result
@@ -141,10 +181,13 @@ def train(
 
 def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
     """Detections beside the truth, for the first `count` images."""
+    finder = Detector(detector)
     for index in range(min(count, len(dataset))):
         try:
             image, target = checked_sample(dataset[index], name=index, cut=[])
-            drawing = side_by_side(image, detect(detector, image), target, detector.class_names)
+            found = finder(image)
+            detections = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+            drawing = side_by_side(image, detections, target, detector.class_names)
             name = target["image_id"].replace(os.sep, "_")[:80]
             save_image(folder / f"{name}.png", drawing)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # a drawing is not worth the run's result
