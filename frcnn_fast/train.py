@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or a file in its checkpoints/"
     )
     parser.add_argument("--weights", metavar="FILE", help="ImageNet weights to start from: .safetensors, .npz, .pth")
+    parser.add_argument(
+        "--proposals",
+        nargs="+",
+        metavar="FILE",
+        help="for --scheme fast-rcnn: proposals of the training and test images, in files, folders or runs",
+    )
     parser.add_argument("--drawings", type=int, default=8, help="test images to draw (default: %(default)s)")
     _command.add_dataset_arguments(parser)
     add_options(parser.add_argument_group("training (default: what suits the backbone)"), TrainOptions)
@@ -51,6 +58,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 file=sys.stderr,
             )
             return exit_status(result.stopped_by)
+        if result.recall is not None:
+            print(result.recall.table())
+            print(f"proposals, curves and weights: {result.out}")
+            return 0
         if result.evaluation is None:
             print(f"curves and weights: {result.out}")
             return 0
@@ -86,13 +97,15 @@ def _begin(args: argparse.Namespace) -> TrainResult:
         options=options,
         weights=args.weights,
         test=test,
+        proposals=_command.open_proposals(args.proposals),
         drawings=args.drawings,
-        notes={"data": data.to_dict()},
+        notes={"data": data.to_dict(), "proposals": [os.path.abspath(file) for file in args.proposals or ()]},
     )
 
 
 def _resume(args: argparse.Namespace) -> TrainResult:
-    if args.out or args.overwrite or args.weights or chosen(args, DataConfig) or chosen(args, DetectorConfig):
+    own = args.out, args.overwrite, args.weights, args.proposals, chosen(args, DataConfig), chosen(args, DetectorConfig)
+    if any(own):
         raise ValueError("--resume: the run has its own folder, data, detector and weights; leave these options out")
     start = resumed(args.resume, None)
     assert start.config is not None
@@ -105,7 +118,8 @@ def _resume(args: argparse.Namespace) -> TrainResult:
     test = data.open_test(training.class_names)
     done = start.state.done if start.state else 0
     print(f"{start.config.backbone}, resumed after {done} of {options.iterations} iterations", file=sys.stderr)
-    return train(training, resume=args.resume, options=options, test=test, drawings=args.drawings)
+    proposals = _command.open_proposals(None, start.notes.get("proposals"))
+    return train(training, resume=args.resume, options=options, test=test, proposals=proposals, drawings=args.drawings)
 
 
 if __name__ == "__main__":

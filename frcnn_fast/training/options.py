@@ -18,7 +18,7 @@ class TrainOptions:
     """
 
     scheme: str = option("approximate-joint", "what is trained when", tuple(SCHEMES))
-    iterations: int = option(80_000, "mini-batches")
+    iterations: int = option(80_000, "mini-batches; of each stage, where the scheme has several")
     batch_size: int = option(1, "images in one")
     optimizer: str = option("sgd", "sgd (with momentum) or adamw", ("sgd", "adamw"))
     lr: float = option(1e-3, "learning rate after the warm-up")

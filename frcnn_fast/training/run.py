@@ -11,26 +11,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import frcnn_fast
 from frcnn_fast._device import choose_device
 from frcnn_fast._progress import losses_in_short, progress_bar
-from frcnn_fast.data import Batch, DetectionDataset, check_datasets, class_names_of
+from frcnn_fast.data import (
+    Batch,
+    DetectionDataset,
+    ProposalSet,
+    check_datasets,
+    class_names_of,
+    read_proposals,
+    write_proposals,
+)
 from frcnn_fast.data.sheet import with_sheet
-from frcnn_fast.data.targets import checked_sample
-from frcnn_fast.evaluate import evaluate
-from frcnn_fast.evaluation import VocResult
+from frcnn_fast.data.targets import Target, checked_sample
+from frcnn_fast.data.transforms import Sample
+from frcnn_fast.evaluate import detect_all, evaluate
+from frcnn_fast.evaluation import RecallResult, VocResult
 from frcnn_fast.inference import Detector
 from frcnn_fast.io import append_jsonl, load_weights, write_json
 from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, save_detector
 from frcnn_fast.model.presets import config_for
 from frcnn_fast.model.protocol import freeze_stages
+from frcnn_fast.propose import propose
+from frcnn_fast.recall import recall
 from frcnn_fast.training.batches import TrainingBatches
 from frcnn_fast.training.checkpoints import Checkpoints
 from frcnn_fast.training.folder import cut_back, new_run
 from frcnn_fast.training.loop import Training, fit
 from frcnn_fast.training.options import TrainOptions, recipe
+from frcnn_fast.training.schemes import CHECKPOINT, FROM_FILES, FROM_RPN, PROPOSALS, Stage, given_proposals
 from frcnn_fast.training.start import Start, resumed
 from frcnn_fast.visualize import plot_losses, save_image, side_by_side
 
@@ -43,8 +55,9 @@ class TrainResult:
     out: Path  # the run's folder
     iterations: int
     stopped_by: signal.Signals | None  # Ctrl-C or SIGTERM; None where the training came to its end
-    evaluation: VocResult | None
+    evaluation: VocResult | None  # None without a test set, and where only the RPN was trained
     unreadable: list[str]  # errors of the images that were left out
+    recall: RecallResult | None = None  # where only the RPN was trained
 
 
 def train(
@@ -59,6 +72,7 @@ def train(
     options: TrainOptions | None = None,
     weights: str | os.PathLike[str] | None = None,
     test: DetectionDataset | None = None,
+    proposals: Mapping[str, Any] | None = None,
     drawings: int = 8,
     callback: Callable[[dict[str, Any]], bool | None] | None = None,
     notes: Mapping[str, Any] | None = None,
@@ -69,7 +83,8 @@ def train(
     The run's folder receives config.json (all settings), train_batch.jpg (the first batches with their boxes),
     metrics.jsonl, loss.png, model.safetensors and checkpoints/, and with `test` evaluation.json and drawings/. Files
     are written beside their places and renamed, so that the ones before stay whole until then. Targets are checked
-    before the first update (see `frcnn_fast.data.check_dataset`).
+    before the first update (see `frcnn_fast.data.check_dataset`). Schemes of several stages keep weights and proposals
+    of each in stages/; where only the RPN is trained, its proposals and their recall take the evaluation's place.
 
     Args:
         dataset: training images. One that cannot be read (ValueError or OSError) is left out with a warning.
@@ -85,6 +100,8 @@ def train(
             from the run's.
         weights: file of published classifier weights to start from (.safetensors, .npz, .pth).
         test: images to evaluate on at the end.
+        proposals: boxes [N, 4] by image id, in pixels of the image, of the training and test images: for the scheme
+            "fast-rcnn", when resuming too (`frcnn_fast.data.read_proposals`).
         drawings: how many of them to draw.
         callback: called with every record of metrics.jsonl; returning True ends the training early.
         notes: kept in config.json and in the checkpoint (`frcnn_fast.io.load_checkpoint(out).extra`), in JSON's types.
@@ -107,10 +124,13 @@ def train(
         start = resumed(resume, options)
     suits = config_for(backbone) if backbone is not None else start.config or DetectorConfig()
     config, options = start.config or suits, start.options or recipe(suits.backbone)
+    stages = options.stages()
+    given = given_proposals(proposals, options.scheme, stages, dataset, test)
+    config = dataclasses.replace(config, parts=stages[-1].parts)
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
     detector = build_detector(class_names_of(dataset), config, backbone=backbone, head=head)
-    if start.weights is not None and start.state is None:
+    if start.weights is not None and (start.state is None or any(stage.anew for stage in stages)):
         load_pretrained(detector, load_weights(start.weights), source=os.fspath(start.weights))
     if options.freeze is None:
         frozen = getattr(detector.backbone, "frozen_stages", 0) if start.weights is not None else 0
@@ -146,8 +166,11 @@ def train(
 
         def batches(done: int, left: int) -> Iterable[Batch]:
             pinned = device.type == "cuda"
+            source, boxes = stages[training.stage].proposals, given
+            if source not in (FROM_RPN, FROM_FILES):
+                boxes = read_proposals(folder.of_stage(source).proposals)
             found: Iterable[Batch] = TrainingBatches(
-                dataset, config, options, pinned, total=left, start=done, unreadable=unreadable
+                dataset, config, options, pinned, total=left, start=done, unreadable=unreadable, proposals=boxes
             )
             return found if done else with_sheet(found, folder.sheet, detector.class_names, config.preprocess)
 
@@ -163,30 +186,60 @@ def train(
             checkpoints.save(training.state())
             save_weights()
 
+        def finish(stage: Stage) -> None:
+            kept = folder.of_stage(stage.name)
+            if CHECKPOINT in stage.keeps:
+                save_detector(kept.weights, detector, extra={**start.notes, "iteration": training.done})
+            if PROPOSALS in stage.keeps:
+                write_proposals(kept.proposals, propose(detector, dataset, workers=options.workers, progress=progress))
+
         if start.state is not None:
             save_weights()  # it may have been interrupted between the two
-        fitted = fit(training, batches, log=log, save=save, advance=bar.update)
+        fitted = fit(training, batches, log=log, save=save, finish=finish, advance=bar.update)
     detector.eval()
     result = TrainResult(detector, folder.path, *fitted, evaluation=None, unreadable=list(unreadable))
     plot_losses(folder.metrics, folder.losses)
     if fitted.stopped_by or test is None:
         return result
-    result.evaluation = evaluate(detector, test, workers=options.workers, progress=progress)
+    if detector.config.parts == "rpn":
+        found = propose(detector, test, workers=options.workers, progress=progress)
+        write_proposals(folder.test_proposals, found)
+        result.recall = recall(found, test)
+        write_json(folder.recall, result.recall.to_dict())
+        return result
+    result.evaluation = evaluate(detector, test, workers=options.workers, progress=progress, proposals=given)
     write_json(folder.evaluation, result.evaluation.to_dict())
     figures = {"map07": result.evaluation.map07, "map_area": result.evaluation.map_area}
     append_jsonl(folder.metrics, {"evaluated": fitted.iterations, **figures})
-    _draw(detector, test, folder.drawings, drawings)
+    _draw(detector, test, folder.drawings, drawings, given)
     return result
 
 
-def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int) -> None:
+class _One:
+    """A data set of one image."""
+
+    def __init__(self, image: Tensor, target: Target, class_names: list[str]) -> None:
+        self.sample, self.class_names = (image, target), class_names
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample
+
+
+def _draw(detector: FasterRCNN, dataset: DetectionDataset, folder: Path, count: int, given: ProposalSet | None) -> None:
     """Detections beside the truth, for the first `count` images."""
     finder = Detector(detector)
     for index in range(min(count, len(dataset))):
         try:
             image, target = checked_sample(dataset[index], name=index, cut=[])
-            found = finder(image)
-            detections = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+            if given is None:
+                found = finder(image)
+                detections = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+            else:
+                one = _One(image, target, detector.class_names)
+                detections = next(detect_all(detector, one, given, progress=False))
             drawing = side_by_side(image, detections, target, detector.class_names)
             name = target["image_id"].replace(os.sep, "_")[:80]
             save_image(folder / f"{name}.png", drawing)
