@@ -1,113 +1,135 @@
-"""Find objects in image files: draws them and writes JSON."""
+"""Find objects in images and videos: draws them and writes JSON."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from frcnn_fast import _command
 from frcnn_fast._names import printable
 from frcnn_fast._progress import progress_bar
+from frcnn_fast._ranks import ranks
 from frcnn_fast.inference import Detector, Result
-from frcnn_fast.inference.ahead import ahead
-from frcnn_fast.inference.folder import ResultFolder
-from frcnn_fast.inference.inputs import input_files
-from frcnn_fast.inference.sources import try_load
+from frcnn_fast.inference.files import detect_images, detect_video
+from frcnn_fast.inference.folder import Plan, ResultFolder
+from frcnn_fast.inference.inputs import input_files, is_video
 from frcnn_fast.model import FasterRCNN
-from frcnn_fast.visualize import save_image
-
-
-class Seen(NamedTuple):
-    """An image that was looked at."""
-
-    name: str
-    result: Result | Exception  # what was found, or why not
-    drawing: str | Exception | None  # the file in the result's folder, or why there is none
-
-
-def detect_files(
-    detector: Detector,
-    drawings: dict[str, str],
-    out: ResultFolder,
-    *,
-    batch: int | None = None,
-    score_threshold: float | None = None,
-    draw: bool = True,
-    threads: int = 0,
-) -> Iterator[Seen]:
-    """Look at image files and draw what is found, in order. One bad file does not cost the others their detections.
-
-    Args:
-        drawings: {image file: the file name of its drawing in the folder `out`}.
-        batch, score_threshold: as `Detector` takes them.
-        draw: False saves no drawings.
-        threads: that read files and draw; 0 does it between the forward passes.
-    """
-
-    def drawn(item: tuple[str, Result | Exception]) -> Seen:
-        name, result = item
-        if isinstance(result, Exception) or not draw:
-            return Seen(name, result, None)
-        try:
-            save_image(out.path / drawings[name], result.plot())
-            return Seen(name, result, drawings[name])
-        except (ValueError, RuntimeError, MemoryError, OSError) as error:
-            return Seen(name, result, error)
-
-    loaded = ahead(try_load, drawings, threads)
-    results = detector.outcomes(loaded, batch=batch, score_threshold=score_threshold)
-    yield from ahead(drawn, zip(drawings, results), threads)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = _parser(prog)
     args = parser.parse_args(argv)
-    with _command.errors(parser):
+    with _command.errors(parser), ranks() as among:
         _check(args)
-        detector = Detector(args.checkpoint, device=args.device)
-        on_gpu = detector.device.type == "cuda"
-        threads = args.workers if args.workers is not None else (4 if on_gpu else 0)
-        out, broken = ResultFolder(args.out), 0
-        settings = {"detector": fingerprint(detector.model), "score_threshold": args.score_threshold}
-        plan = out.begin(input_files(args.images), settings, overwrite=args.overwrite, resume=args.resume)
+        detector = Detector(args.checkpoint, device=among.device(args.device))
+        out = ResultFolder(args.out, among.rank if among.count > 1 else None)
+
+        def begin() -> Plan:
+            settings = {"detector": fingerprint(detector.model), "score_threshold": args.score_threshold}
+            return out.begin(input_files(args.images), settings, overwrite=args.overwrite, resume=args.resume)
+
+        plan = among.made_by_first(begin)
         out.own_lines.touch()  # a folder that cannot be written to is found out now
-        todo = plan.drawings
-        # Not a line every ten seconds as well: every image has its own.
-        with progress_bar(len(todo), desc="detecting", disable=not sys.stderr.isatty()) as bar:
-            for name, result, drawing in detect_files(
-                detector,
-                todo,
-                out,
-                batch=args.batch_size,
-                score_threshold=args.score_threshold,
-                draw=args.drawings,
-                threads=threads,
-            ):
-                bar.update()
-                for error in (result, drawing):
-                    if isinstance(error, Exception):
-                        broken += 1
-                        bar.write(_complaint(parser.prog, name, error), file=sys.stderr)
-                if isinstance(result, Result):
-                    file = None if isinstance(drawing, Exception) else drawing
-                    out.add({**result.to_dict(), "drawing": file})
-                    place = "not drawn" if file is None else printable(os.fspath(out.path / file))
-                    bar.write(f"{printable(name)}: {len(result)} objects, {place}", file=sys.stdout)
-        out.finish(plan.files)
+        mine = dict(list(plan.drawings.items())[among.rank :: among.count])
+        broken = _Command(args, parser.prog, detector, out, show_bars=among.is_first and sys.stderr.isatty()).run(mine)
+        among.wait_for_all()
+        if among.is_first:
+            out.finish(plan.files)
     return 1 if broken else 0
+
+
+class _Command:
+    """Looks at the files of this process, tells of each, and writes the records."""
+
+    def __init__(
+        self, args: argparse.Namespace, prog: str, detector: Detector, out: ResultFolder, show_bars: bool
+    ) -> None:
+        self.args, self.prog, self.detector, self.out, self.show_bars = args, prog, detector, out, show_bars
+        self.settings = {"batch": args.batch_size, "score_threshold": args.score_threshold}
+        self.broken = 0
+
+    def run(self, drawings: Mapping[str, str]) -> int:
+        """How many of the files (each with the name of its drawing) could not be looked at or drawn."""
+        # Only on a terminal: elsewhere, a line for each image is enough.
+        with progress_bar(len(drawings), desc="detecting", disable=not self.show_bars) as self.bar:
+            # In order, and as many images as there are in a row together.
+            for videos, names in itertools.groupby(drawings, key=is_video):
+                part = {name: drawings[name] for name in names}
+                self._videos(part) if videos else self._images(part)
+        return self.broken
+
+    def _images(self, drawings: Mapping[str, str]) -> None:
+        on_gpu = self.detector.device.type == "cuda"
+        threads = self.args.workers if self.args.workers is not None else (4 if on_gpu else 0)
+        places = {name: self.out.path / file for name, file in drawings.items()}
+        for name, result, drawing in detect_images(
+            self.detector, places, draw=self.args.drawings, threads=threads, **self.settings
+        ):
+            self.bar.update()
+            for error in (result, drawing):
+                if isinstance(error, Exception):
+                    self._complain(name, error)
+            if isinstance(result, Result):
+                file = drawings[name] if drawing is True else None
+                self.out.add({**result.to_dict(), "drawing": file})
+                self._tell(name, f"{len(result)} objects", file)
+
+    def _videos(self, drawings: Mapping[str, str]) -> None:
+        for name, planned in drawings.items():
+            try:
+                self._video(name, planned if self.args.drawings else None)
+            except (ValueError, ImportError, RuntimeError, MemoryError, OSError) as error:
+                self._complain(name, error)
+            self.bar.update()
+
+    def _video(self, name: str, file: str | None) -> None:
+        known = self.out.first_frames(name) if self.args.resume else []
+        place = None if file is None else self.out.path / file
+        count, objects = len(known), sum(len(record["detections"]) for record in known)
+        last: dict[str, Any] | None = None
+        try:
+            for frame, result in detect_video(
+                self.detector, name, place, known=known, progress=self.show_bars, **self.settings
+            ):
+                count += 1
+                if isinstance(result, Exception):
+                    self._complain(f"{name}, frame {frame.number}", result)
+                    continue
+                if last is not None:
+                    self.out.add(last)
+                objects += len(result)
+                last = {"image": name, "frame": frame.number, "time": frame.time, **result.to_dict(), "drawing": file}
+        except BaseException:
+            if last is not None:
+                self.out.add(last)
+            raise
+        if last is not None:  # the video is whole, and so is its drawing
+            self.out.add({**last, "last": True})
+        self._tell(name, f"{count} frames, {objects} objects", file)
+
+    def _tell(self, name: str, found: str, file: str | None) -> None:
+        place = "not drawn" if file is None else printable(os.fspath(self.out.path / file))
+        self.bar.write(f"{printable(name)}: {found}, {place}", file=sys.stdout)
+
+    def _complain(self, name: str, error: Exception) -> None:
+        self.broken += 1
+        text, shown = printable(str(error) or type(error).__name__), printable(name)
+        line = text if text.startswith(shown) else f"{shown}: {text}"
+        self.bar.write(f"{self.prog}: error: {line}", file=sys.stderr)
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.detect", description=__doc__)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help='image files, folders of them, or patterns ("photos/**/*.jpg")'
+        "images", nargs="+", metavar="IMAGE", help='images, videos, folders of them, or patterns ("photos/**/*.jpg")'
     )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run's folder or model.safetensors")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for drawings and detections.jsonl")
@@ -145,12 +167,6 @@ def fingerprint(model: FasterRCNN) -> str:
         digest.update(name.encode())
         digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
-
-
-def _complaint(prog: str, name: str, error: Exception) -> str:
-    text = printable(str(error) or type(error).__name__)
-    shown = printable(name)
-    return f"{prog}: error: {text if text.startswith(shown) else f'{shown}: {text}'}"
 
 
 if __name__ == "__main__":

@@ -149,10 +149,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             raise ValueError(f"--out: {printable(args.out)} is there already; choose another file or --overwrite it")
         detector = load_detector(args.checkpoint, device=choose_device(args.device))
         notes = load_checkpoint(args.checkpoint).extra
-        data = _command.data_config(args, notes.get("data"))
+        data = _command.data_config(args, notes.get("data")).resolved()
         dataset = data.open_test(detector.class_names)
         if dataset is None:
             raise ValueError(f"test_split: {data.without_test()}")
+        print(data.described(test=dataset), file=sys.stderr)
         result = evaluate(
             detector,
             dataset,

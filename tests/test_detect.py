@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from frcnn_fast import cli, detect, evaluate
-from frcnn_fast.inference import Detector, Result, sources
+from frcnn_fast.inference import Detector, Result, files, sources
 from frcnn_fast.inference.inputs import input_files
 from frcnn_fast.io import read_jsonl
 from frcnn_fast.model import FasterRCNN, build_detector, load_detector, preset, save_detector
@@ -111,7 +111,7 @@ class TestNames:
             (tmp_path / "in" / name).write_text("no image")
         assert call(run, tmp_path / "out", tmp_path / "in") == 0
         assert len(found(tmp_path / "out")) == 1
-        with pytest.raises(ValueError, match=r"c\.jpg: no image files in this folder"):
+        with pytest.raises(ValueError, match=r"c\.jpg: no images or videos in this folder"):
             input_files([str(tmp_path / "in/c.jpg")])
 
 
@@ -121,7 +121,7 @@ class TestBadItems:
         for name in "abcdef":
             image_file(tmp_path / "in" / f"{name}.png")
         (tmp_path / "in/b.png").write_bytes((tmp_path / "in/b.png").read_bytes()[:80])
-        right_forward, right_plot, right_save = FasterRCNN.forward, Result.plot, detect.save_image
+        right_forward, right_plot, right_save = FasterRCNN.forward, Result.plot, files.save_image
         asked: list[str] = []
 
         def no_memory(*args: Any, **kwargs: Any) -> Any:
@@ -142,7 +142,7 @@ class TestBadItems:
 
         monkeypatch.setattr(FasterRCNN, "forward", no_memory)
         monkeypatch.setattr(Result, "plot", no_drawing)
-        monkeypatch.setattr(detect, "save_image", no_space)
+        monkeypatch.setattr(files, "save_image", no_space)
         assert call(run, tmp_path / "out", tmp_path / "in") == 1
         records = found(tmp_path / "out")
         assert [(Path(record["image"]).stem, record["drawing"]) for record in records] == [

@@ -97,7 +97,7 @@ def _endless(folder, workers):
     """In a child process: begin the run, or go on with it."""
     torch.set_num_threads(1)
     options = dataclasses.replace(quick(iterations=24), workers=workers)
-    if (folder / "config.json").exists():
+    if (folder / "config.toml").exists():
         train.train(Speckled(), resume=folder, options=options, progress=False)
     else:
         train.train(Speckled(), out=folder, config=CONFIG, options=options, progress=False)
@@ -342,7 +342,7 @@ def test_the_command(tmp_path, capsys):
     records = read_jsonl(tmp_path / "run/metrics.jsonl")
     assert train.main(["--resume", str(tmp_path / "run/checkpoints/000000001.safetensors"), "--workers", "1"]) == 0
     output, errors = capsys.readouterr()
-    assert "small, resumed after 1 of 2 iterations" in errors
+    assert "resumed after 1 of 2 iterations" in errors
     assert output.splitlines()[-1] == last
     again = load_checkpoint(tmp_path / "run")
     assert again.config["rpn_channels"] == 8

@@ -115,7 +115,7 @@ def alternated(tmp_path_factory: pytest.TempPathFactory) -> train.TrainResult:
     """The four steps on ten images."""
     return train.train(
         digits("train", 10), out=tmp_path_factory.mktemp("run"), config=tiny(), options=quick("alternating"),
-        test=digits("test", 3), drawings=1, progress=False, notes={"mine": 1},
+        test=digits("test", 3), drawings=1, progress=False,
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ class TestAlternating:
         parts = [load_checkpoint(alternated.out / "stages" / step).config["parts"] for step in self.STEPS]
         assert parts == ["rpn", "roi_head", "both", "both"]
         extra = load_checkpoint(alternated.out / "stages" / "2-fast-rcnn").extra
-        assert extra == {"mine": 1, "iteration": 6}
+        assert extra == {"iteration": 6}
 
     def test_the_convolutions_are_shared_at_the_end(self, alternated):
         step = {name: self.weights(alternated, name) for name in self.STEPS}
@@ -194,9 +194,7 @@ class TestAlternating:
 
         def run(resume=None, **more):
             place = {"resume": resume} if resume else {"out": tmp_path / "run", "config": tiny()}
-            return train.train(
-                digits("train", 10), **place, options=quick("alternating"), progress=False, notes=None, **more
-            )
+            return train.train(digits("train", 10), **place, options=quick("alternating"), progress=False, **more)
 
         stopped = run(callback=lambda record: record["iteration"] == 5)
         assert stopped.iterations == 5

@@ -17,13 +17,14 @@ from torch import nn
 
 from frcnn_fast import _command, cli, detect, doctor, evaluate, train
 from frcnn_fast.io import read_jsonl
-from frcnn_fast.model import DetectorConfig, build_detector, load_detector, preset, save_detector
+from frcnn_fast.model import build_detector, load_detector, preset, save_detector
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
 from frcnn_fast.training import Training, TrainOptions, fit, recipe
 from frcnn_fast.training.batches import ShuffledForever, TrainingBatches
 from frcnn_fast.training.folder import free_folder, new_run
 from frcnn_fast.training.interrupt import StopOnSignal
 from frcnn_fast.training.schemes import SCHEMES, Stage
+from frcnn_fast.training.start import resumed
 from tests.small_data import SIZE, OneClass, digits, write_voc_tree
 
 
@@ -98,7 +99,15 @@ class TestTraining:
     def test_it_leaves_its_results(self, run):
         names = {str(path.relative_to(run.out)) for path in run.out.rglob("*") if path.is_file()}
         drawings = {"drawings/digits-test-0-0.png", "drawings/digits-test-0-1.png"}
-        files = {"config.json", "metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json", "train_batch.jpg"}
+        files = {
+            "config.toml",
+            "metrics.jsonl",
+            "train.log",
+            "model.safetensors",
+            "loss.png",
+            "evaluation.json",
+            "train_batch.jpg",
+        }
         files.add("checkpoints/000000100.safetensors")
         assert names == files | drawings
         written = json.loads((run.out / "evaluation.json").read_text())
@@ -247,7 +256,7 @@ class TestCommands:
         [
             (["train", "--dataset", "voc"], "data_root: got nothing"),
             (["train", "--dataset", "digits", "--data-root", "x"], "data_root: got 'x', expected nothing"),
-            (["train", "--data-root", "nowhere"], "nowhere: no PASCAL VOC data"),
+            (["train", "--data-root", "nowhere"], "nowhere: no data set"),
             (["train", "--lr", "-1"], "lr: got -1.0"),
             (["train", "--backbone", "resnet"], "backbone: got 'resnet'"),
             (["train", "--weights", "nowhere.npz"], "nowhere.npz: no such file"),
@@ -351,8 +360,9 @@ class TestFolders:
         # Its weights were never worth keeping; the older run's must not pass for them.
         assert {path.name for path in tmp_path.iterdir()} <= {
             "notes.txt",
-            "config.json",
+            "config.toml",
             "metrics.jsonl",
+            "train.log",
             "train_batch.jpg",
         }
         assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -361,20 +371,17 @@ class TestFolders:
         (tmp_path / "run").mkdir()
         (tmp_path / "run/notes.txt").touch()
         assert free_folder(tmp_path / "run").path == tmp_path / "run"
-        assert new_run(f"{tmp_path}/run/", {"a": 1}).path == tmp_path / "run"
-        assert json.loads((tmp_path / "run/config.json").read_text()) == {"a": 1}
+        assert new_run(f"{tmp_path}/run/", "a = 1").path == tmp_path / "run"
+        assert (tmp_path / "run/config.toml").read_text() == "a = 1"
         assert free_folder(f"{tmp_path}/run/").path == tmp_path / "run-2"
 
     def test_the_settings_are_kept(self, run):
-        settings = json.loads((run.out / "config.json").read_text())
-        assert DetectorConfig.from_dict(settings["detector"]) == run.detector.config
-        kept = {**settings["training"], "milestones": tuple(settings["training"]["milestones"])}
-        assert TrainOptions(**kept) == recipe(
-            "small", iterations=100, log_every=10, warmup=10, lr=2e-3, device="cpu", freeze=0
-        )
-        assert settings["class_names"] == ["digit"]
-        assert settings["weights"] is None
-        assert settings["versions"]["torch"] == torch.__version__
+        config = resumed(run.out).config
+        assert config.detector == run.detector.config
+        expected = recipe("small", iterations=100, log_every=10, warmup=10, lr=2e-3, freeze=0)
+        assert config.training == expected
+        assert (config.data, config.run.weights, config.run.drawings) == (None, None, 2)
+        assert f"torch {torch.__version__})" in (run.out / "config.toml").read_text().splitlines()[0]
 
     def test_the_command_finds_a_folder_of_its_own(self, voc_tree, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
@@ -382,9 +389,8 @@ class TestFolders:
         assert train.main(arguments) == train.main(arguments) == 0
         assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["voc", "voc-2"]
         assert "results in runs/voc-2" in capsys.readouterr().err
-        settings = json.loads((tmp_path / "runs/voc-2/config.json").read_text())
-        assert settings["data"]["data_root"] == str(voc_tree)
-        assert settings["data"]["train_split"] == "trainval"
+        data = resumed(tmp_path / "runs/voc-2").config.data
+        assert (data.data_root, data.train_split, data.class_names) == (str(voc_tree), "trainval", ("digit",))
         assert train.main([*arguments, "--overwrite"]) == 0
         assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["voc", "voc-2"]
 
@@ -506,7 +512,8 @@ class TestSignals:
         assert b"VOC07" not in output
         assert load_detector(tmp_path).class_names == [str(digit) for digit in range(10)]
         assert {path.name for path in tmp_path.iterdir()} == {
-            "config.json", "metrics.jsonl", "model.safetensors", "loss.png", "train_batch.jpg", "checkpoints",
+            "config.toml", "metrics.jsonl", "model.safetensors", "loss.png", "train_batch.jpg", "checkpoints",
+            "train.log",
         }  # fmt: skip
 
     @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frcnn_fast._names import printable
+from frcnn_fast.inference.inputs import is_video
 from frcnn_fast.io import append_jsonl, read_jsonl, write_json, write_jsonl
 
 Record = dict[str, Any]
@@ -74,7 +76,7 @@ class ResultFolder:
         taken = {entry.name for entry in os.scandir(self.path)} | set(planned.values())
         for name in files:
             if name not in planned:
-                planned[name] = _free_name(name, taken)
+                planned[name] = _free_name(name, ".mp4" if is_video(name) else ".png", taken)
         write_json(self.plan, {**settings, "drawings": planned})
         return Plan(list(files), {name: planned[name] for name in files if name not in done})
 
@@ -85,9 +87,14 @@ class ResultFolder:
         """Bring the records of every process into the order of `files` and write detections.json."""
         place = {name: number for number, name in enumerate(files)}
         # What an earlier run found in inputs that are not named now comes first.
-        records = sorted(self._records(), key=lambda record: place.get(record["image"], -1))
+        records = sorted(self._records(), key=lambda record: (place.get(record["image"], -1), record.get("frame", 0)))
         self._write_lines(records)
         write_json(self.whole, records)
+
+    def first_frames(self, video: str) -> list[Record]:
+        """The records of a video's first frames, as far as they are without a gap, from an earlier run."""
+        frames = {r["frame"]: r for r in self._records() if r["image"] == video and "frame" in r}
+        return [frames[number] for number in itertools.takewhile(frames.__contains__, itertools.count())]
 
     def _parts(self) -> list[Path]:
         """Every file of records that is there."""
@@ -100,7 +107,7 @@ class ResultFolder:
             for number, record in enumerate(read_jsonl(file), start=1):
                 if not isinstance(record.get("image"), str):
                     raise ValueError(f"{printable(os.fspath(file))}: record {number} names no image; remove its line")
-                records.setdefault(record["image"], record)
+                records.setdefault((record["image"], record.get("frame")), record)
         return list(records.values())
 
     def _write_lines(self, records: Sequence[Record]) -> None:
@@ -139,15 +146,15 @@ class ResultFolder:
 
 def _done(record: Record) -> str | None:
     """The input that this record says is done."""
-    return record["image"]
+    return record["image"] if "frame" not in record or record.get("last") else None
 
 
-def _free_name(image: str, taken: set[str]) -> str:
+def _free_name(image: str, suffix: str, taken: set[str]) -> str:
     """A file name for an image's drawing that nothing in the folder has, so not the image itself either."""
     stem = Path(image).stem
-    name, number = f"{stem}.png", 1
+    name, number = f"{stem}{suffix}", 1
     while name in taken:
         number += 1
-        name = f"{stem}-{number}.png"
+        name = f"{stem}-{number}{suffix}"
     taken.add(name)
     return name

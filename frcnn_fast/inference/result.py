@@ -135,6 +135,28 @@ class Result:
             ],
         }
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], class_names: Sequence[str], image: Tensor | None = None) -> Result:
+        """The result whose `to_dict` is `record`, to the bit.
+
+        Raises:
+            ValueError: the record lacks something, or a class is not among `class_names`.
+        """
+        try:
+            found = record["detections"]
+            labels = [class_names.index(item["class"]) + 1 for item in found]
+            return cls(
+                torch.tensor([item["box"] for item in found], dtype=torch.float32).reshape(-1, 4),
+                torch.tensor([item["score"] for item in found], dtype=torch.float32),
+                torch.tensor(labels, dtype=torch.int64),
+                class_names=class_names,
+                image_size=(record["height"], record["width"]),
+                path=record["image"],
+                image=image,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"record: not one of to_dict with classes of {list(class_names)} ({error})") from error
+
     def to_coco(
         self, image_id: int | str | None = None, category_ids: Mapping[str, int] | None = None
     ) -> list[dict[str, Any]]:

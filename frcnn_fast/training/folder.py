@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from frcnn_fast._names import printable
-from frcnn_fast.io import PathLike, read_jsonl, write_json, write_jsonl
+from frcnn_fast.io import PathLike, atomic_path, read_jsonl, write_jsonl
 
 
 class RunFolder:
@@ -19,8 +15,9 @@ class RunFolder:
 
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
-        self.settings = self.path / "config.json"
+        self.settings = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "train.log"
         self.weights = self.path / "model.safetensors"
         self.losses = self.path / "loss.png"
         self.evaluation = self.path / "evaluation.json"
@@ -36,7 +33,8 @@ class RunFolder:
     def files(self) -> tuple[Path, ...]:
         pictures = self.losses, self.sheet, self.drawings
         proposals = self.proposals, self.test_proposals, self.recall, self.stages
-        return self.settings, self.metrics, self.weights, self.evaluation, self.checkpoints, *proposals, *pictures
+        texts = self.settings, self.metrics, self.log, self.evaluation
+        return *texts, self.weights, self.checkpoints, *proposals, *pictures
 
     def of_stage(self, name: str) -> RunFolder:
         """Where the stage of that name keeps its weights and proposals; "": here."""
@@ -46,19 +44,6 @@ class RunFolder:
     def is_free(self) -> bool:
         """Whether it has no file of a run; other files do not matter."""
         return not any(file.exists() for file in self.files)
-
-
-def old_run(path: PathLike) -> tuple[RunFolder, dict[str, Any]]:
-    """The folder of a run that began earlier, and its settings. ValueError where there is none."""
-    folder = RunFolder(path)
-    try:
-        settings = json.loads(folder.settings.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"resume: {printable(os.fspath(path))} has no run that began ({folder.settings.name}: {error}); give the "
-            "folder of one, or begin anew without it"
-        ) from error
-    return folder, settings
 
 
 def cut_back(metrics: Path, done: int, evaluated: int) -> None:
@@ -77,12 +62,12 @@ def free_folder(out: PathLike) -> RunFolder:
     return next(folder for folder in map(RunFolder, names) if folder.is_free)
 
 
-def new_run(out: PathLike, settings: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
+def new_run(out: PathLike, settings: str, overwrite: bool = False) -> RunFolder:
     """Begin a run: its folder, with its settings in it.
 
     Args:
         out: the folder; where it has a run already, `free_folder` chooses another.
-        settings: written as config.json.
+        settings: the text of config.toml.
         overwrite: delete the run that is there instead.
     """
     if overwrite:
@@ -96,5 +81,6 @@ def new_run(out: PathLike, settings: Mapping[str, Any], overwrite: bool = False)
             open(folder.settings, "x").close()  # two runs that begin at once do not get the same folder
         except FileExistsError:
             continue
-        write_json(folder.settings, settings)
+        with atomic_path(folder.settings) as beside:
+            beside.write_text(settings, encoding="utf-8")
         return folder

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frcnn_fast.data import DetectionDataset, ProposalSet
+from frcnn_fast.data import DetectionDataset, ProposalSet, read_proposals
+from frcnn_fast.io import PathLike
 from frcnn_fast.model.detector import FasterRCNN
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
 
@@ -88,24 +89,30 @@ SCHEMES: dict[str, Callable[[int], list[Stage]]] = {
 
 
 def given_proposals(
-    proposals: Mapping[str, Any] | None, scheme: str, stages: Sequence[Stage], *datasets: DetectionDataset | None
+    proposals: Mapping[str, Any] | Sequence[PathLike] | None,
+    scheme: str,
+    stages: Sequence[Stage],
+    training: DetectionDataset,
+    test: DetectionDataset | None,
 ) -> ProposalSet | None:
-    """Checked proposals of these data sets. ValueError where the scheme needs some and there are none, or the reverse,
-    or an image has none."""
+    """The proposals of these data sets, given as boxes by image id or as files. ValueError where the scheme needs some
+    and there are none, or the reverse, or an image has none."""
     needed = any(stage.proposals == FROM_FILES for stage in stages)
     if needed and proposals is None:
         raise ValueError(
-            f"proposals: got none, but the scheme {scheme!r} trains on given ones; `frcnn-fast propose` writes "
-            "those of Selective Search or of another run into a file"
+            f"proposals: got none, but the scheme {scheme!r} trains on given ones; `frcnn-fast propose` writes those "
+            "of Selective Search or of another run into a file"
         )
     if proposals is None:
         return None
     if not needed:
         raise ValueError(f"proposals: got some, but the scheme {scheme!r} makes its own; leave them out")
+    if not isinstance(proposals, Mapping):
+        proposals = read_proposals(*proposals)
     given = proposals if isinstance(proposals, ProposalSet) else ProposalSet(proposals)
-    for dataset, name in zip(datasets, ("training set", "test set"), strict=True):
-        if dataset is not None:
-            given.require(dataset, name)
+    given.require(training, "training set")
+    if test is not None:
+        given.require(test, "test set")
     return given
 
 
