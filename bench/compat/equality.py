@@ -71,9 +71,9 @@ def compare(name: str, size: tuple[int, int], rounds: int = 3) -> dict[str, Any]
         theirs: dict[str, list[float]] = {"inference": [], "training": []}
         found: list[tuple[Any, Any]] = []
         for _ in range(rounds):
-            ours_now = _both(model, size, seconds)
+            ours_now = results(model, size, seconds)
             with torchvisions():
-                found.append((ours_now, _both(model, size, theirs)))
+                found.append((ours_now, results(model, size, theirs)))
     (detections, gradients), (wanted, wanted_gradients) = found[0]
     same = len(detections) == len(wanted) > 0 and torch.equal(detections.labels, wanted.labels)
     boxes = float((detections.bboxes - wanted.bboxes).abs().max()) if same else float("inf")
@@ -95,7 +95,7 @@ def compare(name: str, size: tuple[int, int], rounds: int = 3) -> dict[str, Any]
     }
 
 
-def _both(model: Any, size: tuple[int, int], seconds: dict[str, list[float]]) -> tuple[Any, dict[str, Tensor]]:
+def results(model: Any, size: tuple[int, int], seconds: dict[str, list[float]]) -> tuple[Any, dict[str, Tensor]]:
     """The detections of one image, and the gradients of the loss of two."""
 
     def timed(what: str, step: Callable[[], Any]) -> Any:

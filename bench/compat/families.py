@@ -5,10 +5,12 @@ A family has a process of its own: some leave settings behind, and one that ends
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,36 +19,8 @@ import frcnn_fast
 from bench.compat import models
 from frcnn_fast.mmcv.table import SERVED
 
-# The folder is the family's, and the file a model of it.
-FAMILIES = """
-faster_rcnn/faster-rcnn_r50_fpn_1x_coco faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco
-faster_rcnn/faster-rcnn_r50_fpn_soft-nms_1x_coco mask_rcnn/mask-rcnn_r50_fpn_1x_coco
-cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco
-libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco
-dcn/faster-rcnn_r50_fpn_dpool_1x_coco dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
-dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco double_heads/dh-faster-rcnn_r50_fpn_1x_coco
-dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco gn/mask-rcnn_r50_fpn_gn-all_2x_coco
-grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco groie/faste-rcnn_r50_fpn_groie_1x_coco
-ms_rcnn/ms-rcnn_r50-caffe_fpn_1x_coco point_rend/point-rend_r50-caffe_fpn_ms-1x_coco
-pisa/faster-rcnn_r50_fpn_pisa_1x_coco sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco
-queryinst/queryinst_r50_fpn_1x_coco tridentnet/tridentnet_r50-caffe_1x_coco
-detectors/detectors_cascade-rcnn_r50_1x_coco carafe/faster-rcnn_r50_fpn-carafe_1x_coco
-guided_anchoring/ga-faster-rcnn_r50-caffe_fpn_1x_coco
-cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco
-crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman reppoints/reppoints-moment_r50_fpn_1x_coco
-retinanet/retinanet_r50_fpn_1x_coco fcos/fcos_r50-caffe_fpn_gn-head_1x_coco atss/atss_r50_fpn_1x_coco
-gfl/gfl_r50_fpn_1x_coco vfnet/vfnet_r50_fpn_1x_coco tood/tood_r50_fpn_1x_coco
-yolo/yolov3_d53_8xb8-320-273e_coco yolox/yolox_s_8xb8-300e_coco rtmdet/rtmdet_tiny_8xb32-300e_coco
-rtmdet/rtmdet-ins_tiny_8xb32-300e_coco ssd/ssd300_coco detr/detr_r50_8xb2-150e_coco
-deformable_detr/deformable-detr_r50_16xb2-50e_coco dino/dino-4scale_r50_8xb2-12e_coco
-ddq/ddq-detr-4scale_r50_8xb2-12e_coco mask2former/mask2former_r50_8xb2-lsj-50e_coco
-solo/solo_r50_fpn_1x_coco solov2/solov2_r50_fpn_1x_coco condinst/condinst_r50_fpn_ms-poly-90k_coco_instance
-yolact/yolact_r50_1xb8-55e_coco centernet/centernet_r18_8xb16-crop512-140e_coco
-cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco nas_fpn/retinanet_r50_nasfpn_crop640-50e_coco
-yolof/yolof_r50-c5_8xb8-1x_coco paa/paa_r50_fpn_1x_coco foveabox/fovea_r50_fpn_4xb4-1x_coco
-ddod/ddod_r50_fpn_1x_coco dyhead/atss_r50_fpn_dyhead_1x_coco swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco
-htc/htc_r50_fpn_1x_coco
-""".split()  # fmt: skip
+# Configs of mmdetection: the folder is the family's, and the file a model of it.
+FAMILIES = Path(__file__).with_suffix(".txt").read_text().split()
 
 
 def count_calls() -> Counter[str]:
@@ -69,6 +43,7 @@ def count_calls() -> Counter[str]:
 
 def try_family(name: str, size: tuple[int, int]) -> dict[str, Any]:
     """ "ok", or the error, of inference and of training; and what was called, how often."""
+    logging.disable(logging.WARNING)  # every parameter's initialisation
     with frcnn_fast.stand_in_for_mmcv():
         calls = count_calls()
         found: dict[str, Any] = {"config": name}

@@ -23,10 +23,9 @@ def configs_folder() -> Path:
 
 def load_config(name: str) -> Any:
     """A config without files of weights."""
+    from mmdet.utils import register_all_modules
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
-
-    from mmdet.utils import register_all_modules
 
     register_all_modules()
     init_default_scope("mmdet")
@@ -67,15 +66,15 @@ def build(name: str, seed: int = 0, *, decided: bool = False) -> Any:
     for layer, module in model.named_modules() if decided else ():
         if layer.split(".")[-1] in ("fc_cls", "retina_cls", "rpn_cls"):
             torch.nn.init.normal_(module.weight, std=0.3)
+            torch.nn.init.zeros_(module.bias)
     return model
 
 
 def batch(size: tuple[int, int], images: int = 1, seed: int = 0, classes: int = 80) -> dict[str, Any]:
     """What a model's test_step and train_step take: noise with five objects an image, with masks."""
-    from mmengine.structures import InstanceData, PixelData
-
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
 
     g = torch.Generator().manual_seed(seed)
     height, width = size
@@ -91,7 +90,7 @@ def batch(size: tuple[int, int], images: int = 1, seed: int = 0, classes: int = 
             mask[top:bottom, left:right] = 1
         sample = DetDataSample(
             metainfo={
-                **{key: size for key in ("img_shape", "ori_shape", "pad_shape", "batch_input_shape")},
+                **dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size),
                 "scale_factor": (1.0, 1.0),
                 "img_id": image,
                 "img_path": "",
