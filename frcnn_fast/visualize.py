@@ -6,13 +6,13 @@ import colorsys
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from frcnn_fast._extras import require
-from frcnn_fast._lettering import Colour, captioned, draw_plates, font_of
+from frcnn_fast._lettering import Colour, captioned, draw_dashes, draw_plates, font_of, with_legend
 from frcnn_fast.io import PathLike, atomic_path, read_jsonl
 
 _SMALL_SIDE = 300  # images with a shorter side under this are enlarged ...
@@ -70,35 +70,11 @@ def draw_boxes(
     Returns:
         A PIL image.
     """
-    image_module = require("PIL.Image", "train")
-    image_draw = require("PIL.ImageDraw", "train")
-    drawing = _as_drawing(image)
-    factor = max(1, min(math.ceil(_SHORTER_SIDE / min(drawing.size)), _LONGER_SIDE // max(drawing.size)))
-    if min(drawing.size) >= _SMALL_SIDE:
-        factor = 1
-    if factor > 1:
-        drawing = drawing.resize((drawing.width * factor, drawing.height * factor), image_module.Resampling.BICUBIC)
-    shorter = min(drawing.size)
-    line = max(2, round(shorter / 220))
-    font = font_of(max(14, round(shorter / 34)))
-    draw = image_draw.Draw(drawing)
-
-    corners = np.asarray(_numbers(boxes), dtype=np.float64).reshape(-1, 4) * factor
-    order = np.argsort(_numbers(scores), kind="stable") if scores is not None else np.arange(len(corners))
-    plates: list[tuple[str, Colour, tuple[int, int, int, int]]] = []
-    for i in order.tolist():
-        if not np.isfinite(corners[i]).all():
-            continue
-        x1, y1, x2, y2 = np.rint(corners[i]).astype(int).tolist()
-        if x1 >= x2 or y1 >= y2:
-            continue
+    order = np.argsort(_numbers(scores), kind="stable") if scores is not None else range(len(boxes))
+    marks = []
+    for i in map(int, order):
         label = int(labels[i]) if labels is not None else 1
-        colour = class_colour(label)
         hard = difficult is not None and bool(difficult[i])
-        thickness = 1 if hard else line
-        # A dark rim keeps the line visible on a ground of its own colour.
-        draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0), width=thickness + 2)
-        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=thickness)
         words = []
         if labels is not None:
             words.append(class_names[label - 1] if class_names is not None else str(label))
@@ -106,10 +82,72 @@ def draw_boxes(
             words.append(f"{float(scores[i]):.2f}")
         if hard:
             words.append("difficult")
-        if words:
-            plates.append((" ".join(words), colour, (x1, y1, x2, y2)))
-    draw_plates(draw, font, plates, drawing.size)
-    return captioned(drawing, caption, font) if caption else drawing
+        marks.append(Mark(tuple(_numbers(boxes[i]).tolist()), class_colour(label), " ".join(words), thin=hard))
+    return draw_marks(image, marks, caption=caption)
+
+
+class Mark(NamedTuple):
+    """A box to draw, with what is written on the plate at it ("": no plate)."""
+
+    box: tuple[float, ...]  # x1, y1, x2, y2 in pixels of the image, half-open
+    colour: Colour
+    text: str = ""
+    thin: bool = False
+    dashed: bool = False
+
+
+def draw_marks(
+    image: Any,
+    marks: Sequence[Mark],
+    *,
+    caption: str = "",
+    legend: Sequence[tuple[Colour, str]] = (),
+    sparing: bool = False,
+) -> Any:
+    """`draw_boxes` with a colour and a text for each box; the last ones lie on top.
+
+    Args:
+        image, caption: as in `draw_boxes`.
+        marks: boxes with a NaN or without area are left out.
+        legend: colours and what they mean, written below the image.
+        sparing: leave out texts that would hide much of others; those of the last marks stay.
+
+    Returns:
+        A PIL image.
+    """
+    image_module = require("PIL.Image", "train")
+    image_draw = require("PIL.ImageDraw", "train")
+    drawing = _as_drawing(image)
+    factor = 1
+    if min(drawing.size) < _SMALL_SIDE:
+        factor = max(1, min(math.ceil(_SHORTER_SIDE / min(drawing.size)), _LONGER_SIDE // max(drawing.size)))
+        drawing = drawing.resize((drawing.width * factor, drawing.height * factor), image_module.Resampling.BICUBIC)
+    shorter = min(drawing.size)
+    line = max(2, round(shorter / 220))
+    font = font_of(max(14, round(shorter / 34)))
+    draw = image_draw.Draw(drawing)
+
+    plates: list[tuple[str, Colour, tuple[int, int, int, int]]] = []
+    for mark in marks:
+        corners = np.asarray(mark.box, dtype=np.float64) * factor
+        if not np.isfinite(corners).all():
+            continue
+        x1, y1, x2, y2 = np.rint(corners).astype(int).tolist()
+        if x1 >= x2 or y1 >= y2:
+            continue
+        thickness = 1 if mark.thin else line
+        # A dark rim keeps the line visible on a ground of its own colour.
+        draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0), width=thickness + 2)
+        if mark.dashed:
+            draw_dashes(draw, (x1, y1, x2 - 1, y2 - 1), mark.colour, thickness)
+        else:
+            draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=mark.colour, width=thickness)
+        if mark.text:
+            plates.append((mark.text, mark.colour, (x1, y1, x2, y2)))
+    draw_plates(draw, font, plates, drawing.size, sparing)
+    if caption:
+        drawing = captioned(drawing, caption, font)
+    return with_legend(drawing, legend, font) if legend else drawing
 
 
 def side_by_side(
