@@ -47,7 +47,7 @@ def run(root: Path, files: Sequence[str] = FILES) -> list[dict[str, Any]]:
                 text=True,
                 capture_output=True,
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")])},
+                env={**os.environ, "PYTHONPATH": str(project)},
             )
             counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
             if not counts:

@@ -192,7 +192,7 @@ optim_wrapper = dict(optimizer=dict(lr=1e-4))
 def run(*arguments: str) -> str:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+        "PYTHONPATH": str(ROOT),
         "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # the checkpoint is our own
     }
     done = subprocess.run(
