@@ -6,15 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from frcnn_fast import _command
 from frcnn_fast._device import choose_device
 from frcnn_fast._names import printable
 from frcnn_fast._progress import progress_bar
+from frcnn_fast._ranks import ranks
 from frcnn_fast.data import (
     Batch,
     Collate,
@@ -103,6 +105,8 @@ def evaluate(
 ) -> VocResult:
     """PASCAL VOC average precision per class, 11-point and area, on the original images' pixels.
 
+    Under torchrun, where all ranks call this, each detects in its share of the images, and each gets the result of all.
+
     Args:
         proposals: by image id, in pixels of the image, in the place of the RPN's.
 
@@ -114,9 +118,20 @@ def evaluate(
     if class_names != list(detector.class_names):
         raise ValueError(f"dataset: its classes are {class_names}, expected the detector's, {detector.class_names}")
     evaluator = VocEvaluator(class_names, iou_threshold=iou_threshold)
-    for detections, target in _found_and_true(detector, dataset, batch_size, workers, progress, proposals):
-        evaluator.add(detections, target)
+    with ranks() as job:
+        whole: Any = dataset
+        mine: Any = Subset(whole, range(job.rank, len(dataset), job.count)) if job.count > 1 else whole
+        found = _found_and_true(detector, mine, batch_size, workers, progress and job.is_first, proposals)
+        if job.count > 1:
+            shares = job.gathered([(_on_cpu(detections), target) for detections, target in found])
+            found = (shares[index % job.count][index // job.count] for index in range(len(dataset)))
+        for detections, target in found:
+            evaluator.add(detections, target)
     return evaluator.result()
+
+
+def _on_cpu(detections: Target) -> Target:
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in detections.items()}
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

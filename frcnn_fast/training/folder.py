@@ -19,6 +19,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "train.log"
         self.weights = self.path / "model.safetensors"
+        self.best = self.path / "best.safetensors"
         self.losses = self.path / "loss.png"
         self.evaluation = self.path / "evaluation.json"
         self.sheet = self.path / "train_batch.jpg"
@@ -28,7 +29,16 @@ class RunFolder:
     @property
     def files(self) -> tuple[Path, ...]:
         pictures = self.losses, self.sheet, self.drawings
-        return self.settings, self.metrics, self.log, self.weights, self.evaluation, self.checkpoints, *pictures
+        return (
+            self.settings,
+            self.metrics,
+            self.log,
+            self.weights,
+            self.best,
+            self.evaluation,
+            self.checkpoints,
+            *pictures,
+        )
 
     @property
     def is_free(self) -> bool:
