@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from frcnn_fast._options import add_options, chosen
+from frcnn_fast.data import ProposalSet, read_proposals
 from frcnn_fast.data.config import AUTO, NONE, DataConfig
 from frcnn_fast.evaluation import VocResult
 
@@ -66,6 +67,12 @@ def data_config(args: argparse.Namespace, notes: Any = None) -> DataConfig:
             test_split = AUTO if noted.test_split == NONE else noted.test_split
             return dataclasses.replace(noted, **{"test_split": test_split, **given})
     return DataConfig(**given)
+
+
+def open_proposals(files: Any, notes: Any = None) -> ProposalSet | None:
+    """The proposals in the files that the command line names, or else in those of a run's notes, if any."""
+    noted = notes if isinstance(notes, list) and all(isinstance(file, str) for file in notes) else []
+    return read_proposals(*(files or noted)) if files or noted else None
 
 
 def last_line(result: VocResult) -> str:

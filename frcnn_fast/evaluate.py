@@ -24,7 +24,6 @@ from frcnn_fast.data import (
     DetectionView,
     boxes_to_original,
     class_names_of,
-    read_proposals,
 )
 from frcnn_fast.data.targets import Target, checked_sample
 from frcnn_fast.data.transforms import Sample
@@ -86,10 +85,19 @@ def _found_and_true(
 
 
 def detect_all(
-    detector: FasterRCNN, dataset: DetectionDataset, *, batch_size: int = 8, workers: int = 0, progress: bool = True
+    detector: FasterRCNN,
+    dataset: DetectionDataset,
+    proposals: Mapping[str, Tensor] | None = None,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: bool = True,
 ) -> Iterator[Target]:
-    """Detections of every image, in order: boxes [D, 4] in pixels of the original image, scores, labels."""
-    for detections, _ in _found_and_true(detector, dataset, batch_size, workers, progress):
+    """Detections of every image, in order: boxes [D, 4] in pixels of the original image, scores, labels.
+
+    proposals: as in `evaluate`.
+    """
+    for detections, _ in _found_and_true(detector, dataset, batch_size, workers, progress, proposals):
         yield detections
 
 
@@ -139,7 +147,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run's folder or model.safetensors")
     _command.add_dataset_arguments(parser, "the one of the run")
     parser.add_argument(
-        "--proposals", nargs="+", metavar="FILE", help="files of proposals, in the place of those of the RPN"
+        "--proposals",
+        nargs="+",
+        metavar="FILE",
+        help="proposals in the place of the RPN's (default: the files that the run was trained on)",
     )
     parser.add_argument("--iou", type=float, default=0.5, help="overlap that a right detection must exceed")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -152,7 +163,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         if args.out and os.path.lexists(args.out) and not args.overwrite:
             raise ValueError(f"--out: {printable(args.out)} is there already; choose another file or --overwrite it")
         detector = load_detector(args.checkpoint, device=choose_device(args.device))
-        data = _command.data_config(args, load_checkpoint(args.checkpoint).extra.get("data")).resolved()
+        notes = load_checkpoint(args.checkpoint).extra
+        data = _command.data_config(args, notes.get("data")).resolved()
         dataset = data.open_test(detector.class_names)
         if dataset is None:
             raise ValueError(f"test_split: {data.without_test()}")
@@ -163,7 +175,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             iou_threshold=args.iou,
             batch_size=args.batch_size,
             workers=args.workers,
-            proposals=read_proposals(*args.proposals) if args.proposals else None,
+            proposals=_command.open_proposals(args.proposals, notes.get("proposals")),
         )
         print(result.table())
         if args.out:

@@ -9,11 +9,11 @@ from torch import nn
 from frcnn_fast import train
 from frcnn_fast.io import load_checkpoint, read_jsonl
 from frcnn_fast.model import build_detector, preset
-from frcnn_fast.training import Training, TrainOptions, make_optimizer, recipe, train_step
+from frcnn_fast.training import Training, TrainOptions, make_optimizer, recipe, session, train_step
 from frcnn_fast.training.batches import TrainingBatches
 from frcnn_fast.training.ema import Averaged
-from frcnn_fast.training.loop import Progress
 from frcnn_fast.training.optim import set_rate
+from frcnn_fast.training.state import Progress
 from frcnn_fast.training.step import PRECISIONS
 from tests.small_data import OneClass, digits
 
@@ -45,10 +45,8 @@ def a_batch(options):
 class TestEvaluation:
     def scored(self, monkeypatch, scores):
         """Evaluations that give these scores, one after the other."""
-        from frcnn_fast.training import run
-
         left = iter(scores)
-        monkeypatch.setattr(run, "_scores", lambda result: {"map07": 1.0, "map_area": next(left, 0.0)})
+        monkeypatch.setattr(session, "_scores", lambda result: {"map07": 1.0, "map_area": next(left, 0.0)})
 
     def run(self, out, **changes):
         test = OneClass(digits("test", 2))
@@ -88,7 +86,6 @@ class TestEvaluation:
 
     def test_a_run_killed_between_checkpoint_and_evaluation(self, tmp_path, monkeypatch):
         """It makes up for the evaluation."""
-        from frcnn_fast.training import run
 
         class Killed(BaseException):
             pass
@@ -97,7 +94,7 @@ class TestEvaluation:
             raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "evaluate", killed)
+            patch.setattr(session, "evaluate", killed)
             with pytest.raises(Killed):
                 self.run(tmp_path / "run", eval_every=3)
         whole = self.run(tmp_path / "whole", eval_every=3)
@@ -202,7 +199,7 @@ class TestStep:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"parts": 3, "batch_size": 2}, "parts: got 3, expected at most batch_size, 2"),
+            ({"accumulate": 3, "batch_size": 2}, "accumulate: got 3, expected at most batch_size, 2"),
             ({"ema": 1.0}, "ema: got 1.0, expected at least 0 and less than 1"),
             ({"backbone_lr": 0.0}, "backbone_lr: got 0.0, expected a positive factor"),
             ({"precision": "half"}, "precision: got 'half', expected 'float32' or 'bfloat16' or 'float16'"),

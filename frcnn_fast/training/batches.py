@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from frcnn_fast._ranks import ALONE, Ranks
@@ -119,6 +120,7 @@ class TrainingBatches:
         total: how many batches; default: all of the training.
         start: how many come before them, which are not read.
         ranks: the processes that share each batch; this one gets its part.
+        proposals: of all images, by image id, in pixels of the image; the batches then carry them.
 
     Raises:
         ValueError: the batch size is no multiple of the number of ranks; the data set is empty; while iterating, ten
@@ -136,10 +138,13 @@ class TrainingBatches:
         start: int = 0,
         unreadable: dict[str, None] | None = None,
         ranks: Ranks = ALONE,
+        proposals: Mapping[str, Tensor] | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("dataset: got an empty data set, expected at least one image")
-        view = DetectionView(dataset, config.shorter, config.longer, flips=options.flips, warn=False)
+        view = DetectionView(
+            dataset, config.shorter, config.longer, flips=options.flips, warn=False, proposals=proposals
+        )
         self.total = sum(stage.iterations for stage in options.stages()) - start if total is None else total
         self.unreadable: dict[str, None] = {} if unreadable is None else unreadable
         size = options.batch_size

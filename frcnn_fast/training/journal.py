@@ -71,7 +71,7 @@ class Journal:
             self._told_time = True
             self.say(time_left(left))
 
-    def evaluated(self, done: int, scores: Mapping[str, float], best: bool) -> None:
+    def evaluated(self, done: int, scores: Mapping[str, float], best: bool = False) -> None:
         """The scores of the weights after `done` iterations."""
         if self._folder is not None:
             append_jsonl(self._folder.metrics, {"evaluated": done, **scores})

@@ -20,7 +20,7 @@ class TrainOptions:
     """
 
     scheme: str = option("approximate-joint", "what is trained when", tuple(SCHEMES))
-    iterations: int = option(80_000, "mini-batches")
+    iterations: int = option(80_000, "mini-batches; of each stage, where the scheme has several")
     epochs: float | None = option(None, "instead of iterations: passes over the images, mirror images not counted")
     batch_size: int = option(1, "images in one")
     optimizer: str = option("sgd", "sgd (with momentum) or adamw", ("sgd", "adamw"))
@@ -35,7 +35,7 @@ class TrainOptions:
     lr_factor: float = option(0.1, "... by this")
     backbone_lr: float = option(1.0, "factor of the backbone's learning rate")
     clip: float = option(0.0, "upper bound of the gradient's norm; 0: none")
-    parts: int = option(1, "compute a mini-batch in so many parts, one after the other: less memory")
+    accumulate: int = option(1, "compute a mini-batch in so many parts, one after the other: less memory")
     precision: str = option(
         "float32", "of convolutions and products; weights and losses stay float32", tuple(PRECISIONS)
     )
@@ -58,14 +58,16 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check_settings(self, {})
         check_choices(self)
-        for name in ("iterations", "batch_size", "parts", "log_every", "checkpoint_every"):
+        for name in ("iterations", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers", "keep", "eval_every", "patience"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("lr", self.lr, self.lr > 0, "a positive learning rate")
         _expect("backbone_lr", self.backbone_lr, self.backbone_lr > 0, "a positive factor (--freeze stops stages)")
         _expect("ema", self.ema, 0 <= self.ema < 1, "at least 0 and less than 1")
-        _expect("parts", self.parts, self.parts <= self.batch_size, f"at most batch_size, {self.batch_size}")
+        _expect(
+            "accumulate", self.accumulate, self.accumulate <= self.batch_size, f"at most batch_size, {self.batch_size}"
+        )
         _expect("epochs", self.epochs, self.epochs is None or self.epochs > 0, "a positive number of passes")
 
     def for_images(self, count: int) -> TrainOptions:
