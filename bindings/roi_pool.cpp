@@ -256,24 +256,16 @@ void prroi_pool_backward(const TensorView& grad, const TensorView& rois, const I
   backward("prroi_pool_backward", grad, rois, shape, workspace, &map);
 }
 
-PreciseShape rois_backward_shape(const TensorView& grad, const TensorView& features, const TensorView& rois,
-                                 double spatial_scale) {
-  return {features.size(0),
-          features.size(1),
-          features.size(2),
-          features.size(3),
-          rois.size(0),
-          grad.size(2),
-          grad.size(3),
-          spatial_scale,
-          is_channels_last(features, "features"),
-          is_channels_last(grad, "grad")};
+RoiAlignShape rois_backward_shape(const TensorView& grad, const TensorView& features, const TensorView& rois,
+                                  double spatial_scale) {
+  return precise_shape(features.size(0), features.size(1), level_of(features, "features"), rois, grad.size(2),
+                       grad.size(3), is_channels_last(grad, "grad"), spatial_scale);
 }
 
 size_t prroi_pool_rois_backward_workspace(const TensorView& grad, const TensorView& features, const TensorView& rois,
                                           double spatial_scale) {
   const DType dtype = grad.dtype("grad");
-  const PreciseShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
+  const RoiAlignShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
   return workspace_bytes(
       grad, [&] { return prroi_pool_rois_backward_workspace_cpu(dtype, shape); },
       [&](auto) { return prroi_pool_rois_backward_workspace_cuda(dtype, shape); });
@@ -282,7 +274,7 @@ size_t prroi_pool_rois_backward_workspace(const TensorView& grad, const TensorVi
 void prroi_pool_rois_backward(const TensorView& grad, const TensorView& features, const TensorView& rois,
                               double spatial_scale, const OptionalTensor& workspace, const TensorView& grad_rois) {
   const DType dtype = grad.dtype("grad");
-  const PreciseShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
+  const RoiAlignShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
   const void *from = grad.raw("grad"), *map = features.raw("features"), *boxes = rois_data(rois, dtype);
   const Workspace memory(workspace);
   void* to = grad_rois.raw("grad_rois");

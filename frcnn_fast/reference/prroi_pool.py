@@ -12,6 +12,7 @@ is not positive and finite along both axes pools nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -58,8 +59,9 @@ class _Bin:
         begin, end = max(self.low - cell, zero), min(self.high - cell, one)
         return (end - begin, (begin + end) * type(cell)(0.5)) if end > begin else (zero, zero)
 
-    def slopes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The weights' derivatives in the low and in the high end of the RoI. In the bin's own ends they are
+    @cached_property
+    def slopes(self) -> np.ndarray:
+        """[2, cells] the weights' derivatives in the low and in the high end of the RoI. In the bin's own ends they are
         (weight - hat(low - cell)) / side and (hat(high - cell) - weight) / side; the RoI's ends move these by
         1 - p / bins and 1 - (p + 1) / bins, and by p / bins and (p + 1) / bins."""
         dtype = self.weights.dtype.type
@@ -72,7 +74,7 @@ class _Bin:
                 at_high = (_hat(self.high - cell) - weight) / self.side
                 found[0, i] = at_low * (one - first) + at_high * (one - second)
                 found[1, i] = at_low * first + at_high * second
-        return found[0], found[1]
+        return found
 
 
 def _bins(
@@ -172,9 +174,9 @@ def prroi_pool_rois_backward(
                 for q, column in enumerate(bins[1]):
                     cells = features[image, :, row.cells, column.cells]
                     mean, low, high = (
-                        _sum(cells * along.astype(grad.dtype)) for along in (column.weights, *column.slopes())
+                        _sum(cells * along.astype(grad.dtype)) for along in (column.weights, *column.slopes)
                     )
-                    weight, row_low, row_high = (along.astype(grad.dtype) for along in (row.weights, *row.slopes()))
+                    weight, row_low, row_high = (along.astype(grad.dtype) for along in (row.weights, *row.slopes))
                     products = (weight * low, row_low * mean, weight * high, row_high * mean)
                     slopes = np.stack([_sum(product) for product in products])
                     lanes[:, :channels] += grad[k, :, p, q] * slopes

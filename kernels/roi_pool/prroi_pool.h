@@ -17,7 +17,7 @@
 // to the lower one until one is left. Their sums are added up in the order of slices, then rows of bins, and multiplied
 // by the scale. These are the same bits on every backend.
 #pragma once
-#include "roi.h"
+#include "roi_align.h"
 
 namespace frcnn_fast::roi_pool {
 
@@ -113,21 +113,13 @@ FF_HD PreciseAxes<U> make_axes(const U* roi, U scale, int64_t PH, int64_t PW, in
   return axes;
 }
 
-struct PreciseShape {
-  int64_t B, C, H, W;
-  int64_t R;       // RoIs
-  int64_t PH, PW;  // bins: rows and columns
-  double scale;
-  bool channels_last;       // the features
-  bool grad_channels_last;  // the gradient of the output
-};
-
-// grad_output [R, C, PH, PW], features [B, C, H, W], rois [R, 5] in the compute type; output: grad_rois [R, 5].
-size_t prroi_pool_rois_backward_workspace_cpu(DType dtype, const PreciseShape& shape);
-Status prroi_pool_rois_backward_cpu(DType dtype, const PreciseShape& shape, const void* grad_output,
+// shape: precise, of one level. grad_output [R, C, PH, PW] as output_channels_last says, features [B, C, H, W], rois
+// [R, 5] in the compute type; output: grad_rois [R, 5].
+size_t prroi_pool_rois_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape);
+Status prroi_pool_rois_backward_cpu(DType dtype, const RoiAlignShape& shape, const void* grad_output,
                                     const void* features, const void* rois, void* workspace, void* grad_rois);
-size_t prroi_pool_rois_backward_workspace_cuda(DType dtype, const PreciseShape& shape);
-Status prroi_pool_rois_backward_cuda(DType dtype, const PreciseShape& shape, const void* grad_output,
+size_t prroi_pool_rois_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape);
+Status prroi_pool_rois_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output,
                                      const void* features, const void* rois, void* workspace, void* grad_rois,
                                      Stream stream);
 

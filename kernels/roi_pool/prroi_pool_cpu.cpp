@@ -10,17 +10,18 @@ class RoisBackward {
   using U = Compute<T>;
 
  public:
-  RoisBackward(DType dtype, const PreciseShape& shape, const void* grad_output, const void* features, const void* rois,
+  RoisBackward(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* features, const void* rois,
                void* memory, void* grad_rois)
       : dtype_(dtype),
         s_(shape),
+        level_(shape.levels[0]),
         bins_(shape.PH * shape.PW),
         grad_output_(static_cast<const T*>(grad_output)),
         features_(static_cast<const T*>(features)),
         rois_(static_cast<const U*>(rois)),
         grad_rois_(static_cast<U*>(grad_rois)),
-        map_(cell_strides(shape.C, shape.H * shape.W, shape.channels_last)),
-        out_(cell_strides(shape.C, bins_, shape.grad_channels_last)) {
+        map_(cell_strides(shape.C, level_.H * level_.W, level_.channels_last)),
+        out_(cell_strides(shape.C, bins_, shape.output_channels_last)) {
     WorkspaceArena arena(memory);
     cut(arena);
   }
@@ -57,9 +58,9 @@ class RoisBackward {
 
   Scratch take(WorkspaceArena& arena) const {
     Scratch scratch{};
-    scratch.columns = {arena.take<int32_t>(s_.PW), arena.take<int32_t>(s_.PW + 1), arena.take<U>(s_.PW * s_.W),
-                       arena.take<Slope<U>>(s_.PW * s_.W)};
-    scratch.row = arena.take<U>(s_.W * lanes_);
+    scratch.columns = {arena.take<int32_t>(s_.PW), arena.take<int32_t>(s_.PW + 1), arena.take<U>(s_.PW * level_.W),
+                       arena.take<Slope<U>>(s_.PW * level_.W)};
+    scratch.row = arena.take<U>(level_.W * lanes_);
     scratch.grads = arena.take<U>(s_.PW * lanes_);
     scratch.derivatives = arena.take<U>(s_.PW * 4 * lanes_);
     scratch.sums = arena.take<U>(4 * lanes_);
@@ -74,13 +75,13 @@ class RoisBackward {
     std::fill(target, target + kRoiFields, U(0));
     const int64_t image = roi_image(roi(k), s_.B);
     if (image < 0 || s_.C == 0) return;
-    const U scale = U(s_.scale);
-    const auto axes = make_axes(roi(k), scale, s_.PH, s_.PW, s_.H, s_.W);
+    const U scale = U(level_.scale);
+    const auto axes = make_axes(roi(k), scale, s_.PH, s_.PW, level_.H, level_.W);
     if (axes.rows.limit == 0) return;
     WorkspaceArena arena(first_ + thread * per_thread_);
     const Scratch scratch = take(arena);
     fill(axes.columns, scratch.columns);
-    const T* map = features_ + image * s_.C * s_.H * s_.W;
+    const T* map = features_ + image * s_.C * level_.H * level_.W;
     for (int64_t c = 0; c < s_.C; c += lanes_)
       for (int32_t p = 0; p < s_.PH; ++p) row_of_bins(axes, k, p, c, map, scratch);
     for (int corner = 0; corner < 4; ++corner) {
@@ -113,7 +114,7 @@ class RoisBackward {
     const int32_t left = axes.columns.bin(0).first, right = axes.columns.bin(int32_t(s_.PW) - 1).last;
     std::fill(scratch.derivatives, scratch.derivatives + s_.PW * 4 * lanes_, U(0));
     for (int32_t y = bin.first; y <= bin.last; ++y) {
-      FF_ISA_CALL(load_lanes, dtype_, map + c * map_.channel + (y * s_.W + left) * map_.cell, map_, channels,
+      FF_ISA_CALL(load_lanes, dtype_, map + c * map_.channel + (y * level_.W + left) * map_.cell, map_, channels,
                   int(lanes_), right - left + 1, scratch.row);
       const U weight = bin.weight(y);
       FF_ISA_CALL(add_row, scratch.row, left, scratch.columns, int32_t(s_.PW), weight, bin.slope(y, weight), lanes_,
@@ -139,7 +140,8 @@ class RoisBackward {
   }
 
   DType dtype_;
-  const PreciseShape& s_;
+  const RoiAlignShape& s_;
+  RoiAlignLevel level_;
   int64_t bins_;
   const T *grad_output_, *features_;
   const U* rois_;
@@ -152,7 +154,7 @@ class RoisBackward {
 
 }  // namespace
 
-size_t prroi_pool_rois_backward_workspace_cpu(DType dtype, const PreciseShape& shape) {
+size_t prroi_pool_rois_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape) {
   return visit(dtype, [&](auto tag) {
     WorkspaceArena arena(nullptr);
     using Work = RoisBackward<typename decltype(tag)::type>;
@@ -160,7 +162,7 @@ size_t prroi_pool_rois_backward_workspace_cpu(DType dtype, const PreciseShape& s
   });
 }
 
-Status prroi_pool_rois_backward_cpu(DType dtype, const PreciseShape& shape, const void* grad_output,
+Status prroi_pool_rois_backward_cpu(DType dtype, const RoiAlignShape& shape, const void* grad_output,
                                     const void* features, const void* rois, void* workspace, void* grad_rois) {
   return visit(dtype, [&](auto tag) {
     using Work = RoisBackward<typename decltype(tag)::type>;

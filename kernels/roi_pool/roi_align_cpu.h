@@ -1,7 +1,6 @@
 // A RoI's weights along both axes: what RoIAlign's forward and backward share on the CPU.
 #pragma once
 #include "prroi_pool.h"
-#include "roi_align.h"
 #include "roi_cpu.h"
 
 namespace frcnn_fast::roi_pool {
