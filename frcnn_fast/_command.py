@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from frcnn_fast.data import DetectionDataset, DigitsDetection, VocDetection
-from frcnn_fast.data.layout import NoSplitError
+from frcnn_fast._options import add_options, chosen
+from frcnn_fast.data import ProposalSet, read_proposals
+from frcnn_fast.data.config import AUTO, NONE, DataConfig
 from frcnn_fast.evaluation import VocResult
 
-NO_SPLIT = "none"
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 
 
@@ -49,89 +49,30 @@ def _one_line(message: str) -> str:
     return " ".join(line.strip() for line in lines)
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset",
-        choices=("digits", "voc"),
-        help=f"digits: embedded, handwritten digits on photographs; voc: a PASCAL VOC tree (default: {default})",
-    )
-    group.add_argument("--data-root", metavar="DIR", help="the VOC tree: Annotations, ImageSets/Main, JPEGImages")
-    group.add_argument(
-        "--test-split", metavar="NAME", help="VOC split to evaluate on (default: test); none: train without evaluation"
-    )
-    group.add_argument(
-        "--skip-broken",
-        action="store_true",
-        help="leave out, and count, images that are broken or badly annotated",
-    )
-    group.add_argument(
-        "--ignore-other-classes", action="store_true", help="leave out objects of other classes than the detector's"
-    )
-    group.add_argument("--zero-based", action="store_true", help="the annotations count pixels from 0, not from 1")
+def add_dataset_arguments(parser: argparse.ArgumentParser, default: str = "", leave_out: Sequence[str] = ()) -> None:
+    """The fields of `DataConfig` as options; `default` says what is used where none of them is given."""
+    add_options(parser.add_argument_group("data", default and f"default: {default}"), DataConfig, leave_out)
 
 
-def data_notes(args: argparse.Namespace) -> dict[str, Any]:
-    """The data that a run uses, for its checkpoint."""
-    return {
-        "dataset": args.dataset,
-        "data_root": args.data_root and os.path.abspath(args.data_root),
-        "test_split": args.test_split,
-        "zero_based": args.zero_based,
-        "skip_broken": args.skip_broken,
-        "ignore_other_classes": args.ignore_other_classes,
-    }
+def data_config(args: argparse.Namespace, notes: Any = None) -> DataConfig:
+    """The data that the command line names; where it names none, that of a run's `notes`, with what else is given.
+
+    Notes that are not of this version, or of somebody else, are none.
+    """
+    given = chosen(args, DataConfig)
+    if not {"dataset", "data_root"} & set(given):
+        with contextlib.suppress(ValueError):
+            noted = DataConfig.from_dict(notes or {})
+            # A run without an evaluation does not mean that there is nothing to evaluate on.
+            test_split = AUTO if noted.test_split == NONE else noted.test_split
+            return dataclasses.replace(noted, **{"test_split": test_split, **given})
+    return DataConfig(**given)
 
 
-def notes_of(extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `data_notes` in a checkpoint, or nothing where somebody else wrote other things there."""
-    notes = extra.get("data")
-    strings = ("dataset", "data_root", "test_split")
-    if not isinstance(notes, Mapping) or any(not isinstance(notes.get(key), (str, type(None))) for key in strings):
-        return {}
-    return notes
-
-
-def fill_in(args: argparse.Namespace, notes: Mapping[str, Any]) -> None:
-    """Where the command line names no data set, take that of a run (its `data_notes`), if any."""
-    if args.dataset is None and args.data_root is None and notes.get("dataset") in ("digits", "voc"):
-        noted = notes.get("test_split")
-        args.test_split = args.test_split or (None if noted == NO_SPLIT else noted)
-        for flag in ("zero_based", "skip_broken", "ignore_other_classes"):
-            setattr(args, flag, bool(getattr(args, flag) or notes.get(flag, False)))
-        args.dataset, args.data_root = notes.get("dataset"), notes.get("data_root")
-    args.dataset = args.dataset or ("voc" if args.data_root else "digits")
-
-
-def open_dataset(args: argparse.Namespace, split: str, class_names: Sequence[str] | None = None) -> DetectionDataset:
-    """The data set that the arguments name; the digits have the splits "train" and "test"."""
-    if args.dataset == "digits":
-        if args.data_root:
-            raise ValueError("--data-root: is for --dataset voc; the digits need no data")
-        return DigitsDetection(split)
-    if not args.data_root:
-        raise ValueError("--data-root: got nothing, expected the folder of a PASCAL VOC tree (--dataset voc)")
-    return VocDetection(
-        args.data_root,
-        split,
-        class_names=class_names,
-        one_based=not args.zero_based,
-        ignore_other_classes=args.ignore_other_classes,
-        skip_broken=args.skip_broken,
-    )
-
-
-def open_test(args: argparse.Namespace, class_names: Sequence[str]) -> DetectionDataset | None:
-    """The data set to evaluate on after a training; None, with a line on the console, where there is none."""
-    if args.test_split == NO_SPLIT:
-        return None
-    try:
-        return open_dataset(args, args.test_split or "test", class_names)
-    except NoSplitError as error:
-        if args.test_split:
-            raise
-        print(f"no evaluation: {error}; --test-split names another", file=sys.stderr)
-        return None
+def open_proposals(files: Any, notes: Any = None) -> ProposalSet | None:
+    """The proposals in the files that the command line names, or else in those of a run's notes, if any."""
+    noted = notes if isinstance(notes, list) and all(isinstance(file, str) for file in notes) else []
+    return read_proposals(*(files or noted)) if files or noted else None
 
 
 def last_line(result: VocResult) -> str:

@@ -23,9 +23,10 @@ from frcnn_fast.model import (
     preset,
     save_detector,
 )
-from frcnn_fast.model.config import config_for
-from frcnn_fast.model.head import VGG16Head, rows_of_images
+from frcnn_fast.model.backbones import VGG16Head
+from frcnn_fast.model.head import rows_of_images
 from frcnn_fast.model.losses import head_losses, rpn_losses
+from frcnn_fast.model.presets import config_for
 from frcnn_fast.model.protocol import backbone_shape, freeze_stages
 from frcnn_fast.training import recipe
 from tests.real_data import real_data
@@ -388,7 +389,7 @@ class TestForward:
         detector = small_detector(min_size=16.0).eval()
         inputs = batch()
         with torch.no_grad():
-            rpn = detector.rpn(detector.backbone(inputs["images"]))
+            rpn = detector.rpn(detector.backbone(inputs["images"]), (96, 96))
             scales = torch.tensor([0.5, 2.0])
             boxes, _, _, counts = detector.propose(rpn, inputs["image_sizes"], scales)
         for b, least in enumerate((8.0, 32.0)):
@@ -406,7 +407,7 @@ class TestConstruction:
         torch.manual_seed(0)
         detector = build_detector(["a"], DetectorConfig(backbone="squeezenet1_0", head_channels=64))
         rpn, head = detector.rpn, detector.roi_head
-        layers: list[tuple[Any, float]] = [(rpn.conv, 0.01), (rpn.cls_logits, 0.01), (rpn.bbox_pred, 0.01)]
+        layers: list[tuple[Any, float]] = [(rpn.convs[0], 0.01), (rpn.cls_logits, 0.01), (rpn.bbox_pred, 0.01)]
         for layer, std in [*layers, (head.cls_score, 0.01), (head.bbox_pred, 0.001)]:
             assert layer.weight.std().item() == pytest.approx(std, rel=0.2)
             assert (layer.bias == 0).all()
@@ -427,7 +428,7 @@ class TestConstruction:
             DetectorConfig(anchor_sizes=((32.0,), (64.0, 128.0)), pooling="roi_align")
         with pytest.raises(ValueError, match="anchor_sizes: got 1 levels, expected 2"):
             build_detector(["a"], preset("small", anchor_sizes=((32.0,),)))
-        with pytest.raises(ValueError, match="backbone: got 'resnet', expected one of small, squeezenet1_0, vgg16"):
+        with pytest.raises(ValueError, match="backbone: got 'resnet', expected one of mobilenet_v3_large, "):
             build_detector(["a"], preset("resnet"))
         with pytest.raises(ValueError, match="num_classes: got 1"):
             FasterRCNN(SmallBackbone(), 1, preset("small"))
@@ -506,9 +507,9 @@ class TestCheckpoint:
 
     def test_tensors_that_do_not_fit_are_named(self, tmp_path):
         detector = small_detector()
-        detector.rpn.conv = nn.Conv2d(64, 32, 3)
+        detector.rpn.convs[0] = nn.Conv2d(64, 32, 3)
         save_detector(tmp_path / "model.safetensors", detector)
-        with pytest.raises(ValueError, match=r"rpn\.conv\.weight is \[32, 64, 3, 3\], expected \[64, 64, 3, 3\]"):
+        with pytest.raises(ValueError, match=r"rpn\.convs\.0\.weight is \[32, 64, 3, 3\], expected \[64, 64, 3, 3\]"):
             load_detector(tmp_path)
 
     def test_a_missing_checkpoint_is_named(self, tmp_path):

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast.io import load_checkpoint, save_checkpoint
-from frcnn_fast.model.backbones import BACKBONES, VGG16, build_backbone
+from frcnn_fast.model.backbones import backbone_name, backbone_options, build_backbone, is_known
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.detector import FasterRCNN
-from frcnn_fast.model.head import VGG16Head
 from frcnn_fast.model.protocol import pretrained_names
 
 
@@ -29,16 +28,14 @@ def build_detector(
 
     Args:
         config: settings; default the paper's, VGG-16 with its own fc6 and fc7.
-        backbone, head: modules of your own. Its class name then becomes config.backbone, so that a checkpoint knows
-            that it needs one.
+        backbone, head: modules of your own. config.backbone then becomes the backbone's name, its class' where it is
+            none of ours, so that a checkpoint knows that it needs one.
     """
     config = config or DetectorConfig()
     if backbone is None:
-        backbone = build_backbone(config.backbone)
-    elif type(backbone) is not BACKBONES.get(config.backbone):
-        config = dataclasses.replace(config, backbone=type(backbone).__name__)
-    if head is None and isinstance(backbone, VGG16) and (config.pool_size, config.head_channels) == (7, 4096):
-        head = VGG16Head(config.dropout)
+        backbone = build_backbone(config.backbone, norm=config.norm, stride_in_1x1=config.stride_in_1x1)
+    else:
+        config = dataclasses.replace(config, backbone=backbone_name(backbone), **backbone_options(backbone))
     return FasterRCNN(backbone, len(class_names) + 1, config, head=head, class_names=class_names)
 
 
@@ -112,7 +109,7 @@ def load_detector(
         config = DetectorConfig.from_dict(checkpoint.config)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: its description of the model is broken ({error})") from error
-    if backbone is None and config.backbone not in BACKBONES:
+    if backbone is None and not is_known(config.backbone):
         raise ValueError(
             f"{os.fspath(path)}: was trained with a backbone of its own, {config.backbone}; pass one as `backbone`"
         )

@@ -9,14 +9,23 @@ from torch import Tensor, nn
 
 from frcnn_fast import ops
 from frcnn_fast.model.config import DetectorConfig
+from frcnn_fast.model.layers import ConvNorm, gaussian_
 from frcnn_fast.model.protocol import BackboneShape
 
 
-def gaussian_(layer: nn.Linear | nn.Conv2d, std: float) -> None:
-    """The paper's start of a new layer: Gaussian weights, no bias (Ren et al. §3.1.3)."""
-    nn.init.normal_(layer.weight, std=std)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def build_head(backbone: nn.Module, channels: int, config: DetectorConfig) -> nn.Module:
+    """The head's layers that `config.head` names, for maps of `channels`."""
+    if config.head == "conv":
+        return ConvHead(channels, config.pool_size, config.head_channels)
+    if config.pool_levels:
+        return TwoLayerHead(
+            channels * sum(size**2 for size in config.pool_levels), config.head_channels, config.dropout
+        )
+    own = getattr(backbone, "head", None) if config.head == "own" else None
+    head = own(config.pool_size, config.head_channels, config.dropout) if own else None
+    if head is not None:
+        return head
+    return TwoLayerHead(channels * config.pool_size**2, config.head_channels, config.dropout)
 
 
 class TwoLayerHead(nn.Module):
@@ -37,22 +46,24 @@ class TwoLayerHead(nn.Module):
         return self.dropout(torch.relu(self.fc7(x)))
 
 
-class VGG16Head(nn.Module):
-    """fc6 and fc7 of VGG-16 under torchvision's names, `classifier.0` and `classifier.3`."""
+class ConvHead(nn.Module):
+    """Four 3 x 3 convolutions of 256 channels with batch normalisation, then one fully connected layer."""
 
-    out_features = 4096
-
-    def __init__(self, dropout: float = 0.5) -> None:
+    def __init__(self, channels: int, pool_size: int, width: int) -> None:
         super().__init__()
-        fc6, fc7 = nn.Linear(512 * 7 * 7, 4096), nn.Linear(4096, 4096)
-        for layer in (fc6, fc7):
-            gaussian_(layer, 0.01)
-        self.classifier = nn.Sequential(
-            fc6, nn.ReLU(inplace=True), nn.Dropout(dropout), fc7, nn.ReLU(inplace=True), nn.Dropout(dropout)
-        )
+        self.out_features = width
+        self.convs = nn.Sequential()
+        for _ in range(4):
+            conv = nn.Conv2d(channels, 256, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            self.convs.append(ConvNorm(conv, "batch", nn.ReLU(inplace=True)))
+            channels = 256
+        self.fc6 = nn.Linear(256 * pool_size**2, width)
+        nn.init.kaiming_normal_(self.fc6.weight, nonlinearity="relu")
+        nn.init.zeros_(self.fc6.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(x.flatten(1))
+        return torch.relu(self.fc6(self.convs(x).flatten(1)))
 
 
 def rows_of_images(boxes: Tensor, counts: Tensor) -> Tensor:
@@ -67,8 +78,11 @@ def rows_of_images(boxes: Tensor, counts: Tensor) -> Tensor:
 class RoIHead(nn.Module):
     """Pools each region to pool_size x pool_size, runs the body, and predicts classes and boxes.
 
+    With config.pool_levels it is spatial pyramid pooling (He et al. 2014): a region is pooled once for every size, and
+    the bins of all sizes are one vector. One size is the paper's pooling.
+
     Args:
-        body: module from [R, C, pool, pool] to [R, body.out_features].
+        body: module from [R, C, pool, pool] to [R, body.out_features]; from [R, C * bins] with a pyramid.
         shape: of the backbone's maps; those at its `roi_levels` are pooled.
         num_classes: K + 1, the background included.
         config: pooling and predictor settings.
@@ -94,9 +108,15 @@ class RoIHead(nn.Module):
         gaussian_(self.bbox_pred, 0.001)
 
     def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Pooled features of rows (image, x1, y1, x2, y2) [R, 5]: [R, C, pool, pool], zero for padded rows."""
-        size, config = self.config.pool_size, self.config
+        """Pooled features of rows (image, x1, y1, x2, y2) [R, 5]: [R, C, pool, pool], zero for padded rows; of a
+        pyramid [R, C * bins], size by size."""
         features = [features[level] for level in self.levels]
+        if self.config.pool_levels:
+            return torch.cat([self._pooled(features, rois, size).flatten(1) for size in self.config.pool_levels], 1)
+        return self._pooled(features, rois, self.config.pool_size)
+
+    def _pooled(self, features: Sequence[Tensor], rois: Tensor, size: int) -> Tensor:
+        config = self.config
         if config.pooling == "roi_pool":
             return ops.roi_pool(features[0], rois, size, self.scales[0])
         if len(features) == 1:

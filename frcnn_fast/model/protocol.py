@@ -25,6 +25,9 @@ class Backbone(Protocol):
                             the coarsest one to the RPN.
         freeze(stages)      stops the training of its first so many stages (`TrainOptions.freeze`)
         frozen_stages       how many are frozen by default where published weights were loaded; default: 0
+        head(pool_size, width, dropout)
+                            the layers of the head that its published weights continue with (`DetectorConfig.head`), a
+                            module as `FasterRCNN` takes it; None where these settings do not fit them
         pretrained_names()  {its own tensor: the tensor of a file of published weights that fills it}; default: every
                             tensor under its own name
     """

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from frcnn_fast import ops
 from frcnn_fast.model.config import DetectorConfig
-from frcnn_fast.model.head import gaussian_
+from frcnn_fast.model.layers import gaussian_
 
 
 class RpnOutput(NamedTuple):
@@ -24,7 +24,7 @@ class RpnOutput(NamedTuple):
 
 
 class RegionProposalNetwork(nn.Module):
-    """A 3x3 convolution with ReLU, then two sibling 1x1 convolutions; every level shares them.
+    """3x3 convolutions with ReLU (the paper: one), then two sibling 1x1 convolutions; every level shares them.
 
     One logit per anchor (object against not), four deltas per anchor. All layers start Gaussian with standard
     deviation 0.01 (§3.1.3).
@@ -39,26 +39,36 @@ class RegionProposalNetwork(nn.Module):
             )
         self.strides = tuple(strides)
         self.offset = config.anchor_offset
+        self.stride_of_image = config.anchor_stride == "image"
         for level, sizes in enumerate(config.anchor_sizes):
             anchors = ops.generate_anchors(sizes, config.anchor_ratios, convention=config.anchor_convention)
             # A buffer, so that it lies on the device; made from the config, so not in the checkpoint.
             self.register_buffer(f"cell_anchors_{level}", anchors, persistent=False)
         k = config.anchors_per_location
-        self.conv = nn.Conv2d(channels, config.rpn_channels, 3, padding=1)
-        self.cls_logits = nn.Conv2d(config.rpn_channels, k, 1)
-        self.bbox_pred = nn.Conv2d(config.rpn_channels, 4 * k, 1)
-        for layer in (self.conv, self.cls_logits, self.bbox_pred):
+        width = config.rpn_channels
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(width if i else channels, width, 3, padding=1) for i in range(config.rpn_convs)]
+        )
+        self.cls_logits = nn.Conv2d(width, k, 1)
+        self.bbox_pred = nn.Conv2d(width, 4 * k, 1)
+        for layer in (*self.convs, self.cls_logits, self.bbox_pred):
             gaussian_(layer, 0.01)
 
-    def forward(self, features: Sequence[Tensor]) -> RpnOutput:
+    def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> RpnOutput:
+        """Maps, one for each stride, of images of `image_size` (height, width), padding included."""
         logits, deltas, grids = [], [], []
         for level, feature in enumerate(features):
-            hidden = F.relu(self.conv(feature), inplace=True)
+            hidden = feature
+            for conv in self.convs:
+                hidden = F.relu(conv(hidden), inplace=True)
             # [B, k, h, w] -> [B, h*w*k]: the anchor index runs over the cell's anchors first.
             logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
             size = feature.shape[2], feature.shape[3]
-            grids.append((getattr(self, f"cell_anchors_{level}"), size, self.strides[level]))
+            stride = self.strides[level], self.strides[level]
+            if self.stride_of_image:
+                stride = image_size[0] // size[0], image_size[1] // size[1]
+            grids.append((getattr(self, f"cell_anchors_{level}"), size, stride))
         return RpnOutput(
             torch.cat(logits, 1),
             torch.cat(deltas, 1),

@@ -1,6 +1,6 @@
 // Class ids of any value, made into indices.
 //
-// For *_cpu_simd.cpp files, as kept_list.h.
+// For *_cpu_simd.cpp files, as kept_chains.h.
 #pragma once
 #include "../common/mutant.h"
 #include "../common/workspace.h"

@@ -24,10 +24,4 @@ struct alignas(64) KeptBlock {
   }
 };
 
-// Room for so many kept boxes.
-template <class U>
-FF_HD KeptBlock<U>* take_kept_blocks(WorkspaceArena* arena, int64_t capacity) {
-  return arena->take<KeptBlock<U>>((capacity + KeptBlock<U>::kLanes - 1) / KeptBlock<U>::kLanes);
-}
-
 }  // namespace frcnn_fast::nms

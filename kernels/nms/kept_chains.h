@@ -1,14 +1,46 @@
 // Kept boxes in several chains of blocks, so that a candidate meets only those that could suppress it: the boxes of its
 // class, or those in the strips of the image that it reaches (strips.h).
 //
-// For *_cpu_simd.cpp files, as kept_list.h.
+// For *_cpu_simd.cpp files: everything is inlined, inside the instruction set's namespace. Memory is the caller's.
 #pragma once
+#include "../common/vectors.h"
 #include "../common/workspace.h"
-#include "kept_list.h"
+#include "kept_block.h"
 
 namespace frcnn_fast::nms {
 namespace FF_ISA {
 using namespace frcnn_fast::FF_ISA;
+
+// The lanes of the vector at `at` whose boxes suppress the candidate; the division is taken for likely ones only.
+template <bool kLegacy, class U>
+FF_SIMD bool suppressed_by_lanes(const KeptBlock<U>& block, int at, const PretestBox<U>& c, U candidate_area,
+                                 U threshold) {
+  using V = Vector<U>;
+  const V bx1 = load_aligned<V>(block.x1 + at), by1 = load_aligned<V>(block.y1 + at);
+  const V bx2 = load_aligned<V>(block.x2 + at), by2 = load_aligned<V>(block.y2 + at);
+  const V one = splat(U(kLegacy ? 1 : 0));
+  V w = min_lanes(splat(c.box.x2), bx2) - max_lanes(splat(c.box.x1), bx1);
+  V h = min_lanes(splat(c.box.y2), by2) - max_lanes(splat(c.box.y1), by1);
+  if (kLegacy) w = w + one, h = h + one;
+  w = max_lanes(splat(U(0)), w);
+  const unsigned likely = at_least(w * h, splat(c.share) + load_aligned<V>(block.share + at));
+  if (__builtin_expect(likely == 0, 1)) return false;
+  V bw = bx2 - bx1, bh = by2 - by1;
+  if (kLegacy) bw = bw + one, bh = bh + one;
+  const V overlap = w * max_lanes(splat(U(0)), h);
+  const V iou = overlap / ((splat(candidate_area) + bw * bh) - overlap);
+  const V limit = splat(threshold);
+  return (likely & FF_MUTANT(nms_kept_threshold, above(iou, limit), at_least(iou, limit))) != 0;
+}
+
+// Whether a box in the block suppresses the candidate.
+template <bool kLegacy, class U>
+FF_SIMD bool suppressed_by(const KeptBlock<U>& block, const PretestBox<U>& candidate, U candidate_area, U threshold) {
+  constexpr int kStep = kVectorBytes / int(sizeof(U));
+  for (int at = 0; at < KeptBlock<U>::kLanes; at += kStep)
+    if (suppressed_by_lanes<kLegacy>(block, at, candidate, candidate_area, threshold)) return true;
+  return false;
+}
 
 // A box on its way to the list. It belongs to one chain, and meets that one and the chains first to last.
 template <class U>

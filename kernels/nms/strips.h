@@ -6,7 +6,7 @@
 // Floating point adds errors that are relative as long as no area underflows: the reach below is generous about them,
 // boxes with an area that small but positive meet every strip, and those without area suppress nothing anyway.
 //
-// For *_cpu_simd.cpp files, as kept_list.h.
+// For *_cpu_simd.cpp files, as kept_chains.h.
 #pragma once
 #include "kept_chains.h"
 
@@ -25,19 +25,26 @@ class Strips {
 
   // Settles the strips for boxes like these: they may be few of all. Returns how many.
   int64_t start(int64_t capacity, U threshold, const Candidate<U>* candidates, int64_t n) {
-    low_ = per_pixel_ = last_ = reach_ = U(0);
-    if (most(capacity) == 1 || n == 0 || !(threshold >= U(0.2))) return 1;
-    U high = low_ = doubled_centre(candidates[0].pretest.box), widths = U(0);
+    if (n == 0) return start(capacity, threshold, U(0), U(0), U(0));
+    U low = doubled_centre(candidates[0].pretest.box), high = low, widths = U(0);
     for (int64_t i = 0; i < n; ++i) {
       const U c = doubled_centre(candidates[i].pretest.box);
-      low_ = c < low_ ? c : low_;
+      low = c < low ? c : low;
       high = c > high ? c : high;
       widths += width(candidates[i].pretest.box);
     }
-    const U t = threshold < U(1) ? threshold : U(1), range = high - low_;
+    return start(capacity, threshold, low, high, widths / U(n));
+  }
+
+  // The same for doubled centres from low to high (most of them) and about that mean width.
+  int64_t start(int64_t capacity, U threshold, U low, U high, U mean_width) {
+    low_ = low;
+    per_pixel_ = last_ = reach_ = U(0);
+    if (most(capacity) == 1 || !(threshold >= U(0.2))) return 1;
+    const U t = threshold < U(1) ? threshold : U(1), range = high - low;
     reach_ = (U(1) - t) / t * U(1.0001) + U(1e-4);
     // Strips much narrower than boxes reach would only be more of them.
-    const U wanted = range / (reach_ * (widths / U(n)));
+    const U wanted = range / (reach_ * mean_width);
     if (!(range < U(1e30)) || !(wanted >= U(2))) return 1;
     const int64_t count = wanted < U(most(capacity)) ? int64_t(wanted) : most(capacity);
     last_ = U(count - 1);
@@ -46,10 +53,11 @@ class Strips {
   }
 
   FF_HD void place(Candidate<U>* c) const {
+    c->chain = c->first = 0;
+    c->last = c->area > U(0) ? int32_t(last_) : -1;
+    if (last_ == U(0)) return;
     const U centre = doubled_centre(c->pretest.box);
     c->chain = strip(centre);
-    c->first = 0;
-    c->last = c->area > U(0) ? int32_t(last_) : -1;
     if (c->area > U(1e-25)) {
       const U w = width(c->pretest.box), size = centre < U(0) ? -centre : centre;
       const U reach = reach_ * w + U(1e-6) * (size + w);

@@ -1,30 +1,15 @@
-// What one thread needs for one image, and the function that every instruction set compiles.
+// The functions that every instruction set compiles.
 #pragma once
 #include "../common/cpu.h"
-#include "../nms/kept_block.h"
-#include "../top_n/top_n.h"
 #include "proposals.h"
 
 namespace frcnn_fast::proposals {
-using namespace nms;
-using namespace top_n;
 
-template <class U>
-struct LevelMemory {
-  RankedBuffers<RankKey<U>> ranked;
-  int64_t chunk;  // ranks at a time
-  KeptBlock<U>* kept;
-};
+// Bytes that an image needs.
+FF_ISA_DECLARE(size_t propose_image_workspace(const ProposalInputs& inputs, const ProposalSettings& settings))
 
-template <class U>
-struct ImageTask {
-  Anchors<U> anchors;
-  LevelMemory<U> levels[kMaxLevels];
-  void* masked_scores;  // [A] in dtype, filter_before_top_n only
-};
-
-// The proposals of image b. task: an ImageTask of the compute type.
+// The proposals of image b. anchors: an Anchors of the compute type.
 FF_ISA_DECLARE(void propose_image(const ProposalInputs& inputs, const ProposalSettings& settings, int64_t b,
-                                  const void* task, const ProposalOutputs& outputs))
+                                  const void* anchors, void* workspace, const ProposalOutputs& outputs))
 
 }  // namespace frcnn_fast::proposals

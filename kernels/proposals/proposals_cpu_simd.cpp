@@ -1,7 +1,7 @@
 // The proposal step of one image on one thread. Nothing is computed before it is needed: every level hands out its
 // candidates best first, in chunks, decoded 64 at a time, and only until the image has its boxes.
 #include "../anchor_decode/anchor_decode.h"
-#include "../nms/kept_list.h"
+#include "../nms/strips.h"
 #include "../top_n/ranked.h"
 #include "proposals_cpu.h"
 
@@ -16,6 +16,11 @@ using namespace top_n::FF_ISA;
 namespace {
 
 constexpr int kBlock = 64;
+#if defined(FF_TEST_BUILD)
+constexpr int64_t kLongList = 128;  // small cases have strips too
+#else
+constexpr int64_t kLongList = 1024;  // kept boxes from which on strips pay
+#endif
 
 // Decoded, clipped and judged boxes, a lane each.
 template <class U>
@@ -55,19 +60,45 @@ struct Decoder {
   }
 };
 
+// What a level works in.
+template <bool kLegacy, class U>
+struct LevelMemory {
+  int64_t chunk;     // ranks at a time
+  int64_t capacity;  // kept boxes at most
+  RankedBuffers<RankKey<U>> ranked;
+  KeptChains<kLegacy, U> kept;
+
+  LevelMemory(WorkspaceArena* arena, int64_t size, const ProposalSettings& set)
+      : chunk(smaller(ranked_chunk(size), smaller(size, set.pre_nms_top_n))),
+        capacity(smaller(smaller(size, set.pre_nms_top_n), set.post_nms_top_n)),
+        ranked(take_ranked_buffers<RankKey<U>>(arena, size, chunk)),
+        kept(arena, Strips<kLegacy, U>::most(listed()), capacity, make_suppression<U>(set.iou_threshold)) {}
+
+  // The capacity that strips are made for: none for a list so short that a candidate meets all of it faster.
+  int64_t listed() const { return capacity < kLongList ? 0 : capacity; }
+
+ private:
+  static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+};
+
 // One level's survivors of NMS, best first.
 template <class T, bool kLegacy>
 class Level {
  public:
   using U = Compute<T>;
 
-  Level(const T* scores, int64_t first, int64_t size, int64_t budget, const LevelMemory<U>& memory,
-        const Suppression<U>& suppression, const Decoder<T, kLegacy>& decoder)
+  // The best pre_nms_top_n candidates compete: of those with a valid box (filter_before_top_n), or of all.
+  Level(WorkspaceArena* arena, const T* scores, int64_t first, int64_t size, const ProposalSettings& set,
+        const Decoder<T, kLegacy>& decoder)
       : scores_(scores + first),
         first_(first),
         decoder_(decoder),
-        ranked_(scores_, size, budget, memory.chunk, memory.ranked),
-        kept_(memory.kept, suppression) {}
+        suppression_(make_suppression<U>(set.iou_threshold)),
+        memory_(arena, size, set),
+        valid_left_(set.pre_nms_top_n),
+        ranked_(scores_, size,
+                FF_MUTANT(proposals_filter_order, set.filter_before_top_n, false) ? size : set.pre_nms_top_n,
+                memory_.chunk, memory_.ranked) {}
 
   // Moves on to the next survivor; false when there is none.
   bool advance() {
@@ -75,10 +106,14 @@ class Level {
       while (lane_ < lanes_) {
         const int i = lane_++;
         if (!block_.valid[i]) continue;
+        if (FF_MUTANT(proposals_valid_left, valid_left_ == 0, false)) return false;
+        --valid_left_;
         box_ = {block_.x1[i], block_.y1[i], block_.x2[i], block_.y2[i]};
         const U box_area = area<kLegacy>(box_);
-        if (kept_.suppresses(box_, box_area)) continue;
-        kept_.push(box_, box_area);
+        Candidate<U> candidate = {{box_, suppression_.share * box_area}, box_area, 0, 0, 0, 0};
+        strips_.place(&candidate);
+        if (memory_.kept.suppressed(candidate)) continue;
+        memory_.kept.push(candidate);
         const uint32_t index = chunk_[at_ - lanes_ + i];
         score_ = load(scores_ + index);
         anchor_ = first_ + index;
@@ -93,6 +128,7 @@ class Level {
       lane_ = 0;
       decoder_(chunk_ + at_, first_, lanes_, &block_);
       at_ += lanes_;
+      if (!started_) start();
     }
   }
 
@@ -102,11 +138,27 @@ class Level {
   int64_t anchor() const { return anchor_; }
 
  private:
+  // The first block with a valid box tells how wide boxes are; where they lie is known from the image.
+  void start() {
+    U widths = U(0);
+    int boxes = 0;
+    for (int i = 0; i < lanes_; ++i)
+      if (block_.valid[i]) widths += block_.x2[i] - block_.x1[i], ++boxes;
+    if (boxes == 0) return;
+    const U right = decoder_.window.right;
+    memory_.kept.start(strips_.start(memory_.listed(), suppression_.threshold, U(0), U(2) * right, widths / U(boxes)));
+    started_ = true;
+  }
+
   const T* scores_;
   int64_t first_;
   const Decoder<T, kLegacy>& decoder_;
+  Suppression<U> suppression_;
+  LevelMemory<kLegacy, U> memory_;
+  Strips<kLegacy, U> strips_;
+  bool started_ = false;
+  int64_t valid_left_;
   Ranked<T> ranked_;
-  KeptList<kLegacy, U> kept_;
   const uint32_t* chunk_ = nullptr;
   int64_t in_chunk_ = 0, at_ = 0;
   int lane_ = 0, lanes_ = 0;
@@ -124,18 +176,13 @@ union Slot {
   L level;
 };
 
-FF_HD Half nan_of(const Half*) { return {0x7e00}; }
-FF_HD BFloat16 nan_of(const BFloat16*) { return {0x7fc0}; }
-FF_HD float nan_of(const float*) { return bits_float(0x7fc00000u); }
-FF_HD double nan_of(const double*) { return bits_double(0x7ff8000000000000ull); }
-
 template <class T, bool kLegacy>
-void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, const ImageTask<Compute<T>>& task,
-             const ProposalOutputs& out) {
+void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, const Anchors<Compute<T>>& anchors,
+             void* workspace, const ProposalOutputs& out) {
   using U = Compute<T>;
   const int64_t P = set.post_nms_top_n;
   Decoder<T, kLegacy> decoder;
-  decoder.anchors = task.anchors;
+  decoder.anchors = anchors;
   decoder.deltas = static_cast<const T*>(in.deltas) + 4 * b * in.A;
   decoder.params = make_decode_params<U>(set.weights, set.clamp);
   const U* scales = static_cast<const U*>(in.image_scales);
@@ -143,28 +190,13 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
                                         FF_MUTANT(proposals_scale, scales ? scales + b : nullptr, nullptr));
   decoder.image = b;
 
-  const T* const own_scores = static_cast<const T*>(in.scores) + b * in.A;
-  const T* scores = own_scores;
-  if (FF_MUTANT(proposals_filter_order, set.filter_before_top_n, false)) {
-    T* const masked = static_cast<T*>(task.masked_scores);
-    for (int64_t a = 0; a < in.A; a += kBlock) {
-      const int count = int(in.A - a < kBlock ? in.A - a : kBlock);
-      uint32_t indices[kBlock];
-      for (int i = 0; i < kBlock; ++i) indices[i] = uint32_t(i);
-      Block<U> block;
-      decoder(indices, a, count, &block);
-      for (int i = 0; i < count; ++i) masked[a + i] = block.valid[i] ? own_scores[a + i] : nan_of(own_scores);
-    }
-    scores = masked;
-  }
-
+  const T* const scores = static_cast<const T*>(in.scores) + b * in.A;
   Slot<Level<T, kLegacy>> slots[kMaxLevels];
   bool alive[kMaxLevels];
-  const Suppression<U> suppression = make_suppression<U>(set.iou_threshold);
+  WorkspaceArena arena(workspace);
   int64_t first = 0;
   for (int64_t l = 0; l < in.L; ++l) {
-    new (&slots[l].level)
-        Level<T, kLegacy>(scores, first, in.level_sizes[l], set.pre_nms_top_n, task.levels[l], suppression, decoder);
+    new (&slots[l].level) Level<T, kLegacy>(&arena, scores, first, in.level_sizes[l], set, decoder);
     alive[l] = slots[l].level.advance();
     first += in.level_sizes[l];
   }
@@ -182,7 +214,7 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
     if (best < 0) break;
     Level<T, kLegacy>& level = slots[best].level;
     store_box(boxes + 4 * count, level.box());
-    kept_scores[count] = own_scores[level.anchor()];
+    kept_scores[count] = scores[level.anchor()];
     indices[count] = level.anchor();
     if (++count < P) alive[best] = level.advance();
   }
@@ -196,12 +228,20 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
 
 }  // namespace
 
-void propose_image(const ProposalInputs& in, const ProposalSettings& set, int64_t b, const void* task,
-                   const ProposalOutputs& out) {
+size_t propose_image_workspace(const ProposalInputs& in, const ProposalSettings& set) {
+  return visit_compute(in.dtype, [&](auto tag) {
+    WorkspaceArena arena(nullptr);
+    for (int64_t l = 0; l < in.L; ++l) LevelMemory<false, typename decltype(tag)::type>(&arena, in.level_sizes[l], set);
+    return arena.used();
+  });
+}
+
+void propose_image(const ProposalInputs& in, const ProposalSettings& set, int64_t b, const void* anchors,
+                   void* workspace, const ProposalOutputs& out) {
   visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto& own = *static_cast<const ImageTask<Compute<T>>*>(task);
-    set.legacy ? propose<T, true>(in, set, b, own, out) : propose<T, false>(in, set, b, own, out);
+    const auto& own = *static_cast<const Anchors<Compute<T>>*>(anchors);
+    set.legacy ? propose<T, true>(in, set, b, own, workspace, out) : propose<T, false>(in, set, b, own, workspace, out);
   });
 }
 

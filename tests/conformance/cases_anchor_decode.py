@@ -207,6 +207,8 @@ def _propose_cases() -> Iterator[Case]:
     for A in (0, 1, 63, 64, 65):
         yield Case(f"A{A}", lambda A=A: _propose(A), small=True)
     yield Case("A5000", lambda: _propose(5000, pre=2000, post=300))
+    yield Case("A5000-long-list", lambda: _propose(5000, B=1, pre=4000, post=2500))
+    yield Case("long-list-legacy", lambda: _propose(400, B=1, pre=400, post=350, legacy=True), small=True)
     yield Case(
         "paper-test", lambda: _propose(grids(((38, 63), *ONE_LEVEL[1:])), B=1, pre=6000, post=300, min_size=16.0)
     )
@@ -227,6 +229,12 @@ def _propose_cases() -> Iterator[Case]:
         yield Case(
             f"{short}-tied",
             lambda o=order: _propose(300, scores="tied", kind="zero", filter_order=o, min_size=25.0, pre=70, post=40),
+            small=True,
+        )
+        # Nearly all that compete are kept: one candidate more or less shows.
+        yield Case(
+            f"{short}-few",
+            lambda o=order: _propose(300, filter_order=o, min_size=25.0, pre=50, post=200, iou_threshold=0.95),
             small=True,
         )
     yield Case("levels-tied-B3", lambda: _propose(grids(*PYRAMID), B=3, scores="tied", kind="zero", pre=200, post=80))
