@@ -86,7 +86,7 @@ def _bins(
     for low, high, bins, limit in zip(roi[1:3][::-1], roi[3:5][::-1], output_size, shape, strict=True):
         start = low * dtype(spatial_scale)
         length = high * dtype(spatial_scale) - start
-        if not (length > 0 and np.isfinite(length)):
+        if not (limit > 0 and length > 0 and np.isfinite(length)):
             return None
         axes.append([_Bin(start, length / dtype(bins), p, bins, limit) for p in range(bins)])
     return axes[0], axes[1]
