@@ -233,8 +233,10 @@ RoiAlignShape precise_shape(int64_t B, int64_t C, RoiAlignLevel level, const Ten
 size_t prroi_pool_workspace(const TensorView& features, const TensorView& rois, int64_t output_height,
                             int64_t output_width, double spatial_scale) {
   const RoiAlignLevel level = level_of(features, "features");
-  return forward_workspace(features, precise_shape(features.size(0), features.size(1), level, rois, output_height, output_width,
-      output_is_channels_last(features, "features", output_height, output_width), spatial_scale));
+  return forward_workspace(
+      features,
+      precise_shape(features.size(0), features.size(1), level, rois, output_height, output_width,
+                    output_is_channels_last(features, "features", output_height, output_width), spatial_scale));
 }
 
 void prroi_pool(const TensorView& features, const TensorView& rois, int64_t output_height, int64_t output_width,

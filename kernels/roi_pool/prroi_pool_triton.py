@@ -83,12 +83,13 @@ def cell_weight(low, high, cell):
 def cell_slopes(low, high, bin, bins, cell, weight):
     """The derivatives of the weight in the low and in the high end of the RoI."""
     side = high - low
-    at_low = divide(weight - hat(low - cell), side)
-    at_high = divide(hat(high - cell) - weight, side)
+    at_low, at_high, length = weight - hat(low - cell), hat(high - cell) - weight, side * bins
+    before, through = bin.to(low.dtype), (bin + 1).to(low.dtype)
+    low_slope = divide(at_low * (bins - before) + at_high * (bins - through), length)
+    high_slope = divide(at_low * before + at_high * through, length)
     if not mutant("precise_flat_slope"):
-        at_low, at_high = tl.where(side > 0.0, at_low, 0.0), tl.where(side > 0.0, at_high, 0.0)
-    first, second = divide(bin.to(low.dtype), bins), divide((bin + 1).to(low.dtype), bins)
-    return at_low * (1.0 - first) + at_high * (1.0 - second), at_low * first + at_high * second
+        low_slope, high_slope = tl.where(side > 0.0, low_slope, 0.0), tl.where(side > 0.0, high_slope, 0.0)
+    return low_slope, high_slope
 
 
 @triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
