@@ -6,14 +6,16 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from frcnn_fast._options import add_options, chosen
+from frcnn_fast._ranks import Ranks
 from frcnn_fast.data import ProposalSet, read_proposals
 from frcnn_fast.data.config import AUTO, NONE, DataConfig
-from frcnn_fast.evaluation import VocResult
+from frcnn_fast.evaluation import CocoResult, VocResult
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 
@@ -30,6 +32,16 @@ def errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     except (ValueError, ImportError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def first_speaks(job: Ranks) -> Iterator[None]:
+    """Under torchrun the results on stdout are those of the first rank alone."""
+    if job.is_first:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def print_anything() -> None:
@@ -75,6 +87,6 @@ def open_proposals(files: Any, notes: Any = None) -> ProposalSet | None:
     return read_proposals(*(files or noted)) if files or noted else None
 
 
-def last_line(result: VocResult) -> str:
+def last_line(result: VocResult | CocoResult) -> str:
     """The figure that scripts read."""
-    return f"VOC07 mAP {result.map07:.4f}"
+    return f"COCO AP {result.ap:.4f}" if isinstance(result, CocoResult) else f"VOC07 mAP {result.map07:.4f}"

@@ -35,7 +35,7 @@ class Detector:
         backbone, head: needed where the run was trained with modules of your own.
 
     Raises:
-        ValueError: the checkpoint is missing, broken or needs a backbone; names it.
+        ValueError: the checkpoint is missing, broken or needs a backbone; or only a part of the detector was trained.
     """
 
     def __init__(
@@ -53,6 +53,12 @@ class Detector:
         else:
             chosen = choose_device(None if device is None else str(device))
             self.model = load_detector(model, backbone=backbone, head=head, device=chosen)
+        if self.model.config.parts != "both":
+            trained = "proposal network" if self.model.config.parts == "rpn" else "head"
+            raise ValueError(
+                f"model: got a detector of which only the {trained} was trained, expected a whole one "
+                "(frcnn-fast evaluate --proposals runs a head on given proposals)"
+            )
 
     @property
     def class_names(self) -> list[str]:
@@ -178,8 +184,7 @@ class Detector:
             resized, scale = resize(item.image, self.model.config.shorter, self.model.config.longer)
         except (RuntimeError, MemoryError) as error:
             return _Slot(outcome=error)
-        height, width = (-(-side // collate.stride) for side in resized.shape[-2:])
-        return _Slot(item, resized, scale, (height, width))
+        return _Slot(item, resized, scale, collate.padded(*resized.shape[-2:]))
 
     def _detect_next(self, waiting: deque[_Slot], batch: int, collate: Collate, score_threshold: float | None) -> None:
         """The longest waiting image, and with it the next ones of its shape."""
@@ -228,7 +233,7 @@ class Detector:
 
 @dataclasses.dataclass
 class _Slot:
-    """An image on its way; `shape` counts the padded image's sides in strides."""
+    """An image on its way; `shape` is the padded one."""
 
     item: Loaded | None = None
     resized: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
