@@ -225,6 +225,18 @@ class TestRpnOnly:
             evaluate(detector, test, progress=False)
 
 
+class TestNonApproximateJoint:
+    def test_a_run(self, tmp_path):
+        run = train.train(
+            digits("train", 6), out=tmp_path, config=tiny(pool_size=3), options=quick("non-approximate-joint"),
+            test=digits("test", 2), drawings=0, progress=False,
+        )  # fmt: skip
+        assert run.evaluation is not None
+        assert load_detector(tmp_path).config.pooling == "prroi_pool"
+        records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r]
+        assert {name for name in records[0] if name.startswith("loss_")} == {*RPN_LOSSES, *ROI_LOSSES}
+
+
 class TestFastRcnn:
     def around(self, *sets: DigitsDetection) -> ProposalSet:
         """The objects themselves, and boxes beside them."""

@@ -7,7 +7,6 @@ the sums of the parts.
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
