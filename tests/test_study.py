@@ -33,18 +33,18 @@ def test_lines_are_told_apart() -> None:
     assert study.TABLES.keys() == study_table.TITLES.keys()
 
 
-@pytest.mark.parametrize("name", ["schemes", "proposals", "pyramid"])
-def test_a_table_is_made_once(made: study.Study, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = [made.result(line, 0) for line in study.TABLES[name]]
-    for line, result in zip(study.TABLES[name], first, strict=True):
+def test_a_table_is_made_once(made: study.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = study.TABLES["proposals"]
+    first = [made.result(line, 0) for line in lines]
+    for line, result in zip(lines, first, strict=True):
         assert ("test" in result) == (line.name != "rpn-only")
         assert result["minutes"] > 0
         assert result["recall"]["objects"]["all"] == 4
     monkeypatch.setattr(study, "train", None)
-    assert [made.result(line, 0) for line in study.TABLES[name]] == json.loads(json.dumps(first))
+    assert [made.result(line, 0) for line in lines] == json.loads(json.dumps(first))
     monkeypatch.setattr(made, "config", {**SMALL, "shorter": 65})
     with pytest.raises(ValueError, match="is of another recipe"):
-        made.result(study.TABLES[name][0], 0)
+        made.result(lines[0], 0)
 
 
 def test_an_interrupted_training_begins_again(made: study.Study) -> None:
