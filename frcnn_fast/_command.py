@@ -13,7 +13,7 @@ from typing import Any
 from frcnn_fast._options import add_options, chosen
 from frcnn_fast.data import ProposalSet, read_proposals
 from frcnn_fast.data.config import AUTO, NONE, DataConfig
-from frcnn_fast.evaluation import VocResult
+from frcnn_fast.evaluation import CocoResult, VocResult
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 
@@ -75,6 +75,6 @@ def open_proposals(files: Any, notes: Any = None) -> ProposalSet | None:
     return read_proposals(*(files or noted)) if files or noted else None
 
 
-def last_line(result: VocResult) -> str:
+def last_line(result: VocResult | CocoResult) -> str:
     """The figure that scripts read."""
-    return f"VOC07 mAP {result.map07:.4f}"
+    return f"COCO AP {result.ap:.4f}" if isinstance(result, CocoResult) else f"VOC07 mAP {result.map07:.4f}"
