@@ -40,7 +40,7 @@ class _Bin:
         dtype = type(start)
         self.low, self.high = start + dtype(p) * size, start + dtype(p + 1) * size
         self.side = self.high - self.low
-        self.share = dtype(p) / dtype(bins), dtype(p + 1) / dtype(bins)
+        self.p, self.bins = p, bins
         self.first = int(np.floor(min(max(self.low, 0), limit)))
         self.last = int(np.ceil(min(max(self.high, -1), limit - 1)))
         self.cells = slice(self.first, self.last + 1)
@@ -61,19 +61,22 @@ class _Bin:
 
     @cached_property
     def slopes(self) -> np.ndarray:
-        """[2, cells] the weights' derivatives in the low and in the high end of the RoI. In the bin's own ends they are
-        (weight - hat(low - cell)) / side and (hat(high - cell) - weight) / side; the RoI's ends move these by
-        1 - p / bins and 1 - (p + 1) / bins, and by p / bins and (p + 1) / bins."""
+        """[2, cells] the weights' derivatives in the low and in the high end of the RoI.
+
+        In the bin's own ends they are at_low / side and at_high / side, at_low = weight - hat(low - cell) and at_high =
+        hat(high - cell) - weight. The low end of the RoI moves these by (bins - p) / bins and (bins - p - 1) / bins,
+        the high end by p / bins and (p + 1) / bins: (at_low * (bins - p) + at_high * (bins - p - 1)) / (side * bins),
+        (at_low * p + at_high * (p + 1)) / (side * bins); 0 where there is no side.
+        """
         dtype = self.weights.dtype.type
         found = np.zeros((2, len(self.weights)), dtype)
         if self.side > 0:
-            (first, second), one = self.share, dtype(1)
+            length = self.side * dtype(self.bins)
             for i, weight in enumerate(self.weights):
                 cell = dtype(self.first + i)
-                at_low = (weight - _hat(self.low - cell)) / self.side
-                at_high = (_hat(self.high - cell) - weight) / self.side
-                found[0, i] = at_low * (one - first) + at_high * (one - second)
-                found[1, i] = at_low * first + at_high * second
+                at_low, at_high = weight - _hat(self.low - cell), _hat(self.high - cell) - weight
+                for end, moves in enumerate(((self.bins - self.p, self.bins - self.p - 1), (self.p, self.p + 1))):
+                    found[end, i] = (at_low * dtype(moves[0]) + at_high * dtype(moves[1])) / length
         return found
 
 
@@ -86,7 +89,7 @@ def _bins(
     for low, high, bins, limit in zip(roi[1:3][::-1], roi[3:5][::-1], output_size, shape, strict=True):
         start = low * dtype(spatial_scale)
         length = high * dtype(spatial_scale) - start
-        if not (length > 0 and np.isfinite(length)):
+        if not (limit > 0 and length > 0 and np.isfinite(length)):
             return None
         axes.append([_Bin(start, length / dtype(bins), p, bins, limit) for p in range(bins)])
     return axes[0], axes[1]

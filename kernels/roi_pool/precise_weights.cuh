@@ -46,10 +46,11 @@ __global__ void __launch_bounds__(128) precise_weights_kernel(DeviceShape<U> s, 
   for (int32_t p = 0; p < axis.bins; ++p) {
     const PreciseBin<U> bin = axis.bin(p);
     U* weights = table.of(k, p);
-    for (int32_t cell = bin.first + lane_id(); cell <= bin.last; cell += kWarp) {
-      weights[cell] = bin.weight(cell);
-      if (kFor == Weighs::kSlopes) sloping[weights - table.weights + cell] = bin.slope(cell, weights[cell]);
-    }
+    for (int32_t cell = bin.first + lane_id(); cell <= bin.last; cell += kWarp) weights[cell] = bin.weight(cell);
+    // Apart: divisions in float64 are calls with much to save.
+    if (kFor == Weighs::kSlopes)
+      for (int32_t cell = bin.first + lane_id(); cell <= bin.last; cell += kWarp)
+        sloping[weights - table.weights + cell] = bin.slope(cell, weights[cell]);
     if (bin.first <= bin.last) {
       least = minimum(least, bin.first);
       most = maximum(most, bin.last);

@@ -41,7 +41,7 @@ template <class U>
 struct PreciseBin {
   U low, high, side;
   int32_t first, last;
-  U low_share, high_share;  // by how much the bin's ends move with the high end of the RoI
+  int32_t p, bins;
 
   // Of the segment from that cell to the next the bin covers the fractions l ... r, whose mean is where the integral's
   // value lies: a part of (r - l) goes to the far cell, the rest to the near one.
@@ -59,10 +59,12 @@ struct PreciseBin {
     return FF_MUTANT(precise_no_side, side > U(0), true) ? total / side : U(0);
   }
 
+  // In the bin's own ends the derivatives are at_low / side and at_high / side; the low end of the RoI moves these by
+  // (bins - p) / bins and (bins - p - 1) / bins, the high end by the rest.
   FF_HD Slope<U> slope(int32_t cell, U weight) const {
     if (!FF_MUTANT(precise_flat_slope, side > U(0), true)) return {U(0), U(0)};
-    const U at_low = (weight - hat(low - U(cell))) / side, at_high = (hat(high - U(cell)) - weight) / side;
-    return {at_low * (U(1) - low_share) + at_high * (U(1) - high_share), at_low * low_share + at_high * high_share};
+    const U at_low = weight - hat(low - U(cell)), at_high = hat(high - U(cell)) - weight, length = side * U(bins);
+    return {(at_low * U(bins - p) + at_high * U(bins - p - 1)) / length, (at_low * U(p) + at_high * U(p + 1)) / length};
   }
 };
 
@@ -78,8 +80,8 @@ struct PreciseAxis {
     bin.low = start + U(p) * size;
     bin.high = start + U(p + 1) * size;
     bin.side = bin.high - bin.low;
-    bin.low_share = U(p) / U(bins);
-    bin.high_share = U(p + 1) / U(bins);
+    bin.p = p;
+    bin.bins = bins;
     const U low = bin.low > U(0) ? bin.low : U(0), high = bin.high > U(-1) ? bin.high : U(-1);
     bin.first = low < U(limit) ? FF_MUTANT(precise_first_cell, int32_t(low), int32_t(ceil_(low))) : limit;
     bin.last = high < U(limit - 1) ? int32_t(FF_MUTANT(precise_last_cell, ceil_(high), floor_(high))) : limit - 1;

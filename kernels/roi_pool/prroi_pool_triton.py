@@ -1,5 +1,5 @@
-"""prroi_pool.h in Triton. One launch writes each RoI's weights along both axes, cell by cell, in the form that RoIAlign's
-kernels read (roi_align_triton.py), which then sum up or gather.
+"""prroi_pool.h in Triton. One launch writes each RoI's weights along both axes, cell by cell, in the form that
+RoIAlign's kernels read (roi_align_triton.py), which then sum up or gather.
 
 The gradient of the RoIs takes three launches: weights and slopes; parts, a slice of channels of some rows of bins; and
 the sums of the parts.
@@ -20,6 +20,7 @@ from .roi_triton import AxisTile, axis_tile, check_size, is_channels_last, load_
 
 LANES = 32  # channels of a slice
 BINS = 8  # rows of bins of a part's program
+ROIS = 32 if triton.knobs.runtime.interpret else 1  # of a part's program; the interpreter pays per program
 BLOCK = 128
 
 
@@ -39,13 +40,12 @@ def length_of(low, high, scale):
 
 
 @triton.jit
-def axes_of(roi, scale, B, H, W):
+def axes_of(roi, scale, B):
     """((start, length) of the rows, of the columns, whether the RoI pools)."""
     image, x1, y1, x2, y2 = roi
     row_start, row_length, rows = length_of(y1, y2, scale)
     column_start, column_length, columns = length_of(x1, x2, scale)
-    pools = rows & columns & (roi_image(image, B) >= 0) & (H > 0) & (W > 0)
-    return (row_start, row_length), (column_start, column_length), pools
+    return (row_start, row_length), (column_start, column_length), rows & columns & (roi_image(image, B) >= 0)
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def touched_cells(low, high, limit):
 
 @triton.jit
 def covered(low, high, cell, FAR: tl.constexpr):
-    """What the bin covers of the segment from that cell to the next, and of it what goes to the far or the near cell."""
+    """The part of what the bin covers, between that cell and the next, that goes to the far (or the near) cell."""
     before, behind = low - cell, high - cell
     begin = tl.where(before > 0.0, before, 0.0) if not mutant("precise_segment_start") else before
     end = tl.where(behind < 1.0, behind, 1.0) if not mutant("precise_segment_end") else behind
@@ -83,12 +83,13 @@ def cell_weight(low, high, cell):
 def cell_slopes(low, high, bin, bins, cell, weight):
     """The derivatives of the weight in the low and in the high end of the RoI."""
     side = high - low
-    at_low = divide(weight - hat(low - cell), side)
-    at_high = divide(hat(high - cell) - weight, side)
+    at_low, at_high, length = weight - hat(low - cell), hat(high - cell) - weight, side * bins
+    before, through = bin.to(low.dtype), (bin + 1).to(low.dtype)
+    low_slope = divide(at_low * (bins - before) + at_high * (bins - through), length)
+    high_slope = divide(at_low * before + at_high * through, length)
     if not mutant("precise_flat_slope"):
-        at_low, at_high = tl.where(side > 0.0, at_low, 0.0), tl.where(side > 0.0, at_high, 0.0)
-    first, second = divide(bin.to(low.dtype), bins), divide((bin + 1).to(low.dtype), bins)
-    return at_low * (1.0 - first) + at_high * (1.0 - second), at_low * first + at_high * second
+        low_slope, high_slope = tl.where(side > 0.0, low_slope, 0.0), tl.where(side > 0.0, high_slope, 0.0)
+    return low_slope, high_slope
 
 
 @triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
@@ -97,8 +98,8 @@ def precise_weights_kernel(
     PH: tl.constexpr, PW: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr,
     MEMBERS: tl.constexpr,
 ):  # fmt: skip
-    """A program owns the rows, or the columns, of ROIS RoIs. slopes: (low, high) of the rows, (low, high) of the columns,
-    in the weights' places, or None. The rest as for roi_align_triton.weights_kernel."""
+    """A program owns the rows, or the columns, of ROIS RoIs. slopes: (low, high) of the rows, (low, high) of the
+    columns, in the weights' places, or None. The rest as for roi_align_triton.weights_kernel."""
     program = tl.program_id(0)
     lists = 0 if members is None else B
     if program < lists:
@@ -106,7 +107,7 @@ def precise_weights_kernel(
             list_members(rois, (), B, R, program, members, counts, MEMBERS)
     else:
         k, bin, of_rows = axis_tile(program - lists, ROIS, BINS)
-        rows, columns, pools = axes_of(load_roi(rois, k, k < R), scalar(scale, rois.dtype.element_ty), B, H, W)
+        rows, columns, pools = axes_of(load_roi(rois, k, k < R), scalar(scale, rois.dtype.element_ty), B)
         start, length = tl.where(of_rows, rows[0], columns[0]), tl.where(of_rows, rows[1], columns[1])
         limit = tl.where(of_rows, H, W)
         bins = tl.zeros(start.shape, start.dtype) + tl.where(of_rows, PH, PW).to(start.dtype)
@@ -137,27 +138,31 @@ def precise_weights_kernel(
             i += CELLS
 
 
-@triton.jit(do_not_specialize=["B", "H", "W"])
+@triton.jit(do_not_specialize=["B", "R", "H", "W"])
 def parts_kernel(
-    features, grad, rois, B, H, W, row_weights, column_weights, slopes, spans, parts,
+    features, grad, rois, B, R, H, W, row_weights, column_weights, slopes, spans, parts,
     C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
-    BINS: tl.constexpr, LANES: tl.constexpr,
+    ROIS: tl.constexpr, BINS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """A program owns LANES channels of BINS rows of bins of one RoI, side by side; it takes the bins of a row one after
-    the other. parts: [R, slices, PH, corners]."""
+    """A program owns LANES channels of BINS rows of bins of ROIS RoIs, side by side; it takes the bins of a row one
+    after the other. parts: [R, slices, PH, corners]."""
     U: tl.constexpr = compute_type(features.dtype.element_ty)
     slices: tl.constexpr = tl.cdiv(C, LANES)
     blocks: tl.constexpr = tl.cdiv(PH, BINS)
-    program = tl.program_id(0).to(tl.int64)
-    k = program // (slices * blocks)
-    slice = (program // blocks % slices).to(tl.int32)
-    p = (program % blocks).to(tl.int32) * BINS + tl.arange(0, BINS)[:, None]
+    program = tl.program_id(0)
+    item = tl.arange(0, ROIS * BINS)
+    k = (program // (slices * blocks)).to(tl.int64) * ROIS + item // BINS
+    p = program % blocks * BINS + item % BINS
+    slice = program // blocks % slices
+    real = (k < R) & (p < PH)
+    target = parts + ((k * slices + slice) * PH + p) * 4
+    stored = real
+    k, p, real = k[:, None], p[:, None], real[:, None]
     channel = slice * LANES + tl.arange(0, LANES)[None, :]
     present = channel < C
-    image = roi_image(tl.load(rois + k * 5), B)  # where there is none, no cell is touched
+    image = roi_image(tl.load(rois + k * 5, mask=k < R, other=-1.0), B)  # where there is none, no cell is touched
 
     spans += 2 * k * (PH + PW)
-    real = p < PH
     top, bottom = tl.load(spans + 2 * p, mask=real, other=0), tl.load(spans + 2 * p + 1, mask=real, other=-1)
     height = tl.max(bottom - top) + 1
     row_place = (k * PH + p) * H + top
@@ -166,32 +171,35 @@ def parts_kernel(
     cells = features + image * C * H * W + channel.to(tl.int64) * (1 if LAST else H.to(tl.int64) * W)
     grad += k * (C * PH * PW) + channel * (1 if GRAD_LAST else PH * PW)
 
-    x1_sum = tl.zeros([BINS, LANES], U)
-    y1_sum = tl.zeros([BINS, LANES], U)
-    x2_sum = tl.zeros([BINS, LANES], U)
-    y2_sum = tl.zeros([BINS, LANES], U)
+    x1_sum = tl.zeros([ROIS * BINS, LANES], U)
+    y1_sum = tl.zeros([ROIS * BINS, LANES], U)
+    x2_sum = tl.zeros([ROIS * BINS, LANES], U)
+    y2_sum = tl.zeros([ROIS * BINS, LANES], U)
     q = 0
     while q < PW:
-        left, right = tl.load(spans + 2 * q), tl.load(spans + 2 * q + 1)
-        column_place = (k * PW + q) * W
-        x1 = tl.zeros([BINS, LANES], U)
-        y1 = tl.zeros([BINS, LANES], U)
-        x2 = tl.zeros([BINS, LANES], U)
-        y2 = tl.zeros([BINS, LANES], U)
+        left = tl.load(spans + 2 * q, mask=real, other=0)
+        right = tl.load(spans + 2 * q + 1, mask=real, other=-1)
+        width = tl.max(right - left) + 1
+        column_place = (k * PW + q) * W + left
+        x1 = tl.zeros([ROIS * BINS, LANES], U)
+        y1 = tl.zeros([ROIS * BINS, LANES], U)
+        x2 = tl.zeros([ROIS * BINS, LANES], U)
+        y2 = tl.zeros([ROIS * BINS, LANES], U)
         i = 0
         while i < height:
             here = top + i <= bottom
-            mean = tl.zeros([BINS, LANES], U)
-            low = tl.zeros([BINS, LANES], U)
-            high = tl.zeros([BINS, LANES], U)
-            x = left
-            while x <= right:
-                cell = ((top + i).to(tl.int64) * W + x) * step
-                value = widen(tl.load(cells + cell, mask=here & present, other=0.0))
-                mean += tl.load(column_weights + column_place + x) * value
-                low += tl.load(slopes[2] + column_place + x) * value
-                high += tl.load(slopes[3] + column_place + x) * value
-                x += 1
+            mean = tl.zeros([ROIS * BINS, LANES], U)
+            low = tl.zeros([ROIS * BINS, LANES], U)
+            high = tl.zeros([ROIS * BINS, LANES], U)
+            j = 0
+            while j < width:
+                within = left + j <= right
+                cell = ((top + i).to(tl.int64) * W + left + j) * step
+                value = widen(tl.load(cells + cell, mask=here & within & present, other=0.0))
+                mean += tl.load(column_weights + column_place + j, mask=within, other=0.0) * value
+                low += tl.load(slopes[2] + column_place + j, mask=within, other=0.0) * value
+                high += tl.load(slopes[3] + column_place + j, mask=within, other=0.0) * value
+                j += 1
             weight = tl.load(row_weights + row_place + i, mask=here, other=0.0)
             x1 += tl.where(here, weight * low, 0.0)
             y1 += tl.where(here, tl.load(slopes[0] + row_place + i, mask=here, other=0.0) * mean, 0.0)
@@ -207,28 +215,21 @@ def parts_kernel(
         q += 1
 
     kept = present if not mutant("precise_channels") else channel < C - 1
-    target = parts + ((k * slices + slice) * PH + block_rows(p, BINS)) * 4
-    stored = block_rows(p, BINS) < PH
     tl.store(target, folded(tl.where(kept, x1_sum, 0.0), LANES), mask=stored)
     tl.store(target + 1, folded(tl.where(kept, y1_sum, 0.0), LANES), mask=stored)
     tl.store(target + 2, folded(tl.where(kept, x2_sum, 0.0), LANES), mask=stored)
     tl.store(target + 3, folded(tl.where(kept, y2_sum, 0.0), LANES), mask=stored)
 
 
-@triton.jit
-def block_rows(p, BINS: tl.constexpr):
-    return p.reshape(BINS)
-
-
-@triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
+@triton.jit(do_not_specialize=["scale", "B", "R"])
 def totals_kernel(
-    rois, scale, B, R, H, W, parts, grad_rois, SLICES: tl.constexpr, PH: tl.constexpr, BLOCK: tl.constexpr
+    rois, scale, B, R, parts, grad_rois, SLICES: tl.constexpr, PH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A lane owns one corner of one RoI."""
     item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     k, corner = item // 4, item % 4
     factor = scalar(scale, rois.dtype.element_ty)
-    _rows, _columns, pools = axes_of(load_roi(rois, k, k < R), factor, B, H, W)
+    _rows, _columns, pools = axes_of(load_roi(rois, k, k < R), factor, B)
     pools = (k < R) & pools if not mutant("precise_totals") else k < R
     total = tl.zeros([BLOCK], grad_rois.dtype.element_ty)
     i = 0
@@ -293,13 +294,14 @@ def prroi_pool_rois_backward(
     slopes = tuple(rois.new_empty(n) for n in (R * PH * H, R * PH * H, R * PW * W, R * PW * W))
     weights = write_weights(features, rois, spatial_scale, PH, PW, slopes, spans, None)
     slices, bins = blocks_for(C, LANES), min(BINS, triton.next_power_of_2(PH))
+    at_once = ROIS * BINS // bins
     parts = rois.new_empty(R * slices * PH * 4)
     launch(
-        parts_kernel, (R * slices * blocks_for(PH, bins),), features, grad, rois, B, H, W, *weights, slopes, spans, parts,
-        like=features, warps=2, C=C, PH=PH, PW=PW, LAST=is_channels_last(features), GRAD_LAST=is_channels_last(grad),
-        BINS=bins, LANES=LANES,
+        parts_kernel, (blocks_for(R, at_once) * slices * blocks_for(PH, bins),), features, grad, rois, B, R, H, W,
+        *weights, slopes, spans, parts, like=features, warps=2, C=C, PH=PH, PW=PW, LAST=is_channels_last(features),
+        GRAD_LAST=is_channels_last(grad), ROIS=at_once, BINS=bins, LANES=LANES,
     )  # fmt: skip
     launch(
-        totals_kernel, (blocks_for(4 * R, BLOCK),), rois, double_bits(spatial_scale), B, R, H, W, parts, grad_rois,
+        totals_kernel, (blocks_for(4 * R, BLOCK),), rois, double_bits(spatial_scale), B, R, parts, grad_rois,
         like=rois, SLICES=slices, PH=PH, BLOCK=BLOCK,
     )  # fmt: skip

@@ -83,8 +83,8 @@ CASES = (
         f32([[[[0] * 5, *([v * h for v in (1, 8, 13, 2, 0)] for h in (0.25, 0.5, 0.25)), [0] * 5]]]),
         f32([[0, 5, 0, 7, 0]]),
     ),
-    # Along an axis the mean is 3/4, at either end the hat is 1/2 high, the side is 1: the low end owns (3/4 - 1/2) * 3/4,
-    # the high end its opposite.
+    # Along an axis the mean is 3/4, at either end the hat is 1/2 high, the side is 1: the low end moves it by 3/4 - 1/2
+    # times the other axis' 3/4, the high end by the opposite.
     edge(
         "prroi_pool_backward",
         "peak",
