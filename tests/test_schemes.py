@@ -204,6 +204,23 @@ class TestAlternating:
         wanted = load_checkpoint(alternated.out).tensors
         assert equal(load_checkpoint(done.out).tensors, wanted)
 
+    def test_killed_while_a_step_writes_its_files(self, alternated, tmp_path, monkeypatch):
+        """The step's last checkpoint is there, its proposals are not: they are made when the run goes on."""
+
+        class Killed(BaseException):
+            pass
+
+        def killed(*_, **__):
+            raise Killed
+
+        how = {"options": quick("alternating"), "progress": False}
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr("frcnn_fast.training.run.propose", killed)
+            train.train(digits("train", 10), out=tmp_path, config=tiny(), **how)
+        assert {path.name for path in tmp_path.glob("stages/*/*")} == {"model.safetensors"}
+        train.train(digits("train", 10), resume=tmp_path, **how)
+        assert equal(load_checkpoint(tmp_path).tensors, load_checkpoint(alternated.out).tensors)
+
 
 class TestRpnOnly:
     def test_a_run(self, tmp_path, capsys):
