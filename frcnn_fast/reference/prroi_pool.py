@@ -41,8 +41,8 @@ class _Bin:
         self.low, self.high = start + dtype(p) * size, start + dtype(p + 1) * size
         self.side = self.high - self.low
         self.p, self.bins = p, bins
-        self.first = int(np.floor(min(max(self.low, 0), limit)))
-        self.last = int(np.ceil(min(max(self.high, -1), limit - 1)))
+        self.first = int(np.floor(np.clip(self.low, 0, limit)))
+        self.last = int(np.ceil(np.clip(self.high, -1, limit - 1)))
         self.cells = slice(self.first, self.last + 1)
         self.weights = np.array([self._weight(dtype(i)) for i in range(self.first, self.last + 1)], dtype)
 
