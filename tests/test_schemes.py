@@ -214,9 +214,10 @@ class TestAlternating:
             raise Killed
 
         how = {"options": quick("alternating"), "progress": False}
-        with monkeypatch.context() as patched, pytest.raises(Killed):
+        with monkeypatch.context() as patched:
             patched.setattr("frcnn_fast.training.run.propose", killed)
-            train.train(digits("train", 10), out=tmp_path, config=tiny(), **how)
+            with pytest.raises(Killed):
+                train.train(digits("train", 10), out=tmp_path, config=tiny(), **how)
         assert {path.name for path in tmp_path.glob("stages/*/*")} == {"model.safetensors"}
         train.train(digits("train", 10), resume=tmp_path, **how)
         assert equal(load_checkpoint(tmp_path).tensors, load_checkpoint(alternated.out).tensors)
