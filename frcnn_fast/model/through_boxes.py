@@ -56,10 +56,13 @@ class ThroughBoxes:
         row = sampled.matched.clamp(min=0).long()[..., None].expand(-1, -1, 4)
         gt_boxes = self.gt_boxes.to(rois.dtype).gather(1, row) if self.gt_boxes.shape[1] else torch.zeros_like(rois)
         # Elsewhere a box of one pixel stands in, so that no logarithm of nothing spoils the gradient.
-        pixel = rois.new_tensor([0.0, 0.0, 1.0, 1.0])
-        (centre, side), (centre_of, side_of) = (
-            ((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2])
-            for boxes in (torch.where(is_object, gt_boxes, pixel), torch.where(is_object, rois, pixel))
-        )
-        targets = torch.cat([(centre - centre_of) / side_of, (side / side_of).log()], -1)
-        return targets * rois.new_tensor(self.weights)
+        (centre, side), (centre_of, side_of) = (_centre_and_side(b, is_object) for b in (gt_boxes, rois))
+        shift, scale = (centre - centre_of) / side_of, (side / side_of).log()
+        # By number, not by a tensor of them: that would have to be brought onto the device.
+        parts = (*shift.unbind(-1), *scale.unbind(-1))
+        return torch.stack([part * weight for part, weight in zip(parts, self.weights, strict=True)], -1)
+
+
+def _centre_and_side(boxes: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.where(real, boxes[..., :2], 0.0), torch.where(real, boxes[..., 2:], 1.0)
+    return (low + high) / 2, high - low
