@@ -122,7 +122,7 @@ def prroi_pool(
                 for q, column in enumerate(bins[1]):
                     weights = row.weights[:, None] * column.weights[None, :]
                     cells = weights.astype(features.dtype) * features[image, :, row.cells, column.cells]
-                    output[k, :, p, q] = _sum(cells.reshape(channels, -1))
+                    output[k, :, p, q] = _sum(cells.reshape(channels, weights.size))
     return output
 
 
