@@ -43,7 +43,7 @@ def detect(detector: FasterRCNN, image: Tensor, *, score_threshold: float | None
         )
     detector.eval()
     config, device = detector.config, detector.rng.device
-    resized, scale = resize(image, config.shorter, config.longer)
+    resized, scale = resize(image, config.shorter, config.longer, config.resize)
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scale": scale}
     batch = Collate(config.preprocess)([(resized, nothing)]).to(device)
     with _threshold(detector, score_threshold):

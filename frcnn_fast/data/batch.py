@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frcnn_fast.data.targets import checked_sample, image_name
+from frcnn_fast.data.targets import checked_sample, checked_target, image_name
 from frcnn_fast.data.transforms import Preprocess, Sample
 
 
@@ -126,4 +126,9 @@ class Collate:
             if hasattr(boxes, "__len__") and len(boxes) > self.max_boxes:
                 name = image_name(sample[1], place)
                 raise ValueError(f"image {name} has {len(boxes)} boxes, max_boxes is {self.max_boxes}: raise it")
+        image, target = sample
+        if isinstance(image, Tensor) and image.dtype == torch.float32 and "scale" in target:
+            # `resize` made it, without rounding; anybody else's floats may be of any range.
+            size = int(image.shape[1]), int(image.shape[2])
+            return image, checked_target(target, size, self.num_classes, name=place)
         return checked_sample(sample, self.num_classes, name=place)

@@ -99,7 +99,9 @@ class TrainingBatches:
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("dataset: got an empty data set, expected at least one image")
-        view = DetectionView(dataset, config.shorter, config.longer, flips=options.flips, warn=False)
+        view = DetectionView(
+            dataset, config.shorter, config.longer, flips=options.flips, warn=False, rule=config.resize
+        )
         self.total = sum(stage.iterations for stage in options.stages())
         self.unreadable: dict[str, None] = {}
         self._loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
