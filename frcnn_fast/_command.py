@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from frcnn_fast._options import add_options, chosen
@@ -48,9 +48,9 @@ def _one_line(message: str) -> str:
     return " ".join(line.strip() for line in lines)
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
+def add_dataset_arguments(parser: argparse.ArgumentParser, default: str = "", leave_out: Sequence[str] = ()) -> None:
     """The fields of `DataConfig` as options; `default` says what is used where none of them is given."""
-    add_options(parser.add_argument_group("data", default and f"default: {default}"), DataConfig)
+    add_options(parser.add_argument_group("data", default and f"default: {default}"), DataConfig, leave_out)
 
 
 def data_config(args: argparse.Namespace, notes: Any = None) -> DataConfig:

@@ -1,4 +1,4 @@
-"""The command `frcnn-fast`: train, evaluate, detect, check-data, doctor."""
+"""The command `frcnn-fast`: train, evaluate, detect, propose, recall, check-data, doctor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
     "detect": "find objects in image files",
+    "propose": "write the proposals of a detector, or of Selective Search, into a file",
+    "recall": "recall of proposals: of files, detectors and Selective Search, side by side",
     "check-data": "list everything that is wrong or odd in a data set",
     "doctor": "what is installed, which backends work here, and why not the others",
 }

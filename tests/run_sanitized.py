@@ -34,7 +34,7 @@ def main() -> int:
     orders: list[dict[str, str]] = [{}]
     if os.environ.get("FRCNN_LONG"):
         orders = [{"SIMT_ORDER": order} for order in "012"]
-    suite = ["tests/conformance/test_conformance.py", "tests/conformance/test_launches.py"]
+    suite = [f"tests/conformance/test_{name}.py" for name in ("conformance", "launches", "zero_sizes")]
     codes = [run(suite, **module, **order) for order in orders]
     codes.append(run(["tests/conformance/test_mutants.py"], **module))
     return int(any(codes))

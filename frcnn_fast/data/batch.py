@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from frcnn_fast.data.targets import checked_sample, checked_target, image_name
 from frcnn_fast.data.transforms import Preprocess, Sample
@@ -27,6 +28,8 @@ class Batch:
         gt_counts: int64 [B], objects of each image, padded rows not counted.
         crowd: bool [B, G], the difficult objects; False in padded rows.
         image_ids: B strings.
+        proposals: float32 [B, N, 4], pixels of `images`, zero in padded rows; None where the samples have none.
+        proposal_counts: int64 [B].
     """
 
     images: Tensor
@@ -38,6 +41,8 @@ class Batch:
     gt_counts: Tensor
     crowd: Tensor
     image_ids: list[str]
+    proposals: Tensor | None = None
+    proposal_counts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -118,6 +123,7 @@ class Collate:
             gt_counts=torch.tensor(counts, dtype=torch.int64),
             crowd=crowd,
             image_ids=[target["image_id"] for _, target in samples],
+            **_padded_proposals([target.get("proposals") for _, target in samples]),
         )
 
     def _checked(self, sample: Sample, place: int) -> Sample:
@@ -132,3 +138,13 @@ class Collate:
             size = int(image.shape[1]), int(image.shape[2])
             return image, checked_target(target, size, self.num_classes, name=place)
         return checked_sample(sample, self.num_classes, name=place)
+
+
+def _padded_proposals(proposals: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """The batch's entries of given proposals [N, 4]; none where an image comes without."""
+    given = [boxes for boxes in proposals if boxes is not None]
+    if not given:
+        return {}
+    if len(given) < len(proposals):
+        raise ValueError("samples: some have proposals and some have none, expected all or none of a batch")
+    return {"proposals": pad_sequence(given, batch_first=True), "proposal_counts": torch.tensor([*map(len, given)])}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from frcnn_fast.data.datasets import class_names_of
-from frcnn_fast.data.targets import Target, as_numbers, checked_sample, cut_warning
+from frcnn_fast.data.targets import Target, TargetError, as_numbers, checked_sample, cut_warning, image_name
 
 Sample = tuple[Tensor, Target]
 
@@ -99,9 +99,15 @@ def horizontal_flip(image: Tensor, target: Target) -> Sample:
     boxes = target["boxes"]
     if not boxes.is_floating_point():
         boxes = boxes.float()  # uint8 boxes would wrap around
+    mirrored = {**target, "boxes": _mirrored(boxes, width)}
+    if "proposals" in target:
+        mirrored["proposals"] = _mirrored(target["proposals"], width)
+    return image.flip(-1), mirrored
+
+
+def _mirrored(boxes: Tensor, width: int) -> Tensor:
     x1, y1, x2, y2 = boxes.unbind(-1)
-    flipped = torch.stack([width - x2, y1, width - x1, y2], dim=-1)
-    return image.flip(-1), {**target, "boxes": flipped}
+    return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
 class DetectionView:
@@ -119,6 +125,8 @@ class DetectionView:
         shorter, longer: see `resize`; both None leave the images as they are.
         flips: append the mirror images.
         rule: as for `resize`.
+        proposals: of all images, by image_id, [N, 4] in pixels of the image as the data set gives it; the target then
+            has `proposals` at the view's size. ValueError where an image has none.
         warn: False cuts without a word, where `check_dataset` has counted the boxes already.
     """
 
@@ -130,6 +138,7 @@ class DetectionView:
         flips: bool = False,
         warn: bool = True,
         rule: str = "antialias",
+        proposals: Mapping[str, Tensor] | None = None,
     ) -> None:
         for name, side in (("shorter", shorter), ("longer", longer)):
             if side is not None and side < 1:
@@ -138,6 +147,7 @@ class DetectionView:
         self.class_names = class_names_of(dataset)
         self.shorter, self.longer, self.flips, self.rule = shorter, longer, flips, rule
         self._warn = warn
+        self.proposals = proposals
 
     def __len__(self) -> int:
         return len(self.dataset) * (2 if self.flips else 1)
@@ -163,7 +173,12 @@ class DetectionView:
         # A side of a last digit may vanish in the rounding.
         high = torch.maximum(high, torch.nextafter(low, low.new_tensor(torch.inf)))
         boxes = torch.cat([low, high], dim=-1)
-        return image, {**target, "boxes": boxes, "original_size": original, "scale": scale}
+        resized = {**target, "boxes": boxes, "original_size": original, "scale": scale}
+        if self.proposals is not None:
+            if target["image_id"] not in self.proposals:
+                raise TargetError(f"image {image_name(target)}: has no proposals among those given")
+            resized["proposals"] = scale_boxes(self.proposals[target["image_id"]], original, image.shape[-2:])
+        return image, resized
 
 
 _MEAN_AND_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {

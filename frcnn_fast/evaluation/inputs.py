@@ -89,3 +89,14 @@ def as_array(values: Mapping[str, Any], key: str, name: str) -> np.ndarray:
         return as_numbers(values[key]).double().numpy()
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}[{key!r}] {error}, expected numbers") from error
+
+
+def pairwise_iou(boxes: np.ndarray, others: np.ndarray, offset: float = 0.0) -> np.ndarray:
+    """float64 IoU [D, G] of boxes [D, 4] and [G, 4]; 0 where it is not a number. offset: 1 for inclusive pixels."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+        high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+        intersection = np.maximum(high - low + offset, 0.0).prod(-1)
+        areas = [(b[:, 2:] - b[:, :2] + offset).prod(-1) for b in (boxes, others)]
+        union = areas[0][:, None] + areas[1][None, :] - intersection
+        return np.nan_to_num(intersection / union, nan=0.0, posinf=0.0, neginf=0.0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_fast._names import checked_class_names
-from frcnn_fast.evaluation.inputs import found_of, objects_of
+from frcnn_fast.evaluation.inputs import found_of, objects_of, pairwise_iou
 
 
 def voc_ap(true_positives: np.ndarray, num_objects: int, *, use_07_metric: bool = False) -> float:
@@ -153,7 +153,7 @@ class VocEvaluator:
         overlap = np.zeros(len(boxes))
         nearest = np.full(len(boxes), -1, dtype=np.int64)
         if len(boxes) and len(gt_boxes):
-            iou = np.where(labels[:, None] == gt_labels[None, :], _iou(boxes, gt_boxes, self._offset), 0.0)
+            iou = np.where(labels[:, None] == gt_labels[None, :], pairwise_iou(boxes, gt_boxes, self._offset), 0.0)
             best = iou.argmax(1)
             overlap, nearest = iou[np.arange(len(boxes)), best], best + self._seen
         self._scores.append(scores)
@@ -189,17 +189,6 @@ class VocEvaluator:
 
 def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
     return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype=dtype)
-
-
-def _iou(boxes: np.ndarray, others: np.ndarray, offset: float) -> np.ndarray:
-    """float64 IoU [D, G]; 0 where it is not a number."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-        high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-        intersection = np.maximum(high - low + offset, 0.0).prod(-1)
-        areas = [(b[:, 2:] - b[:, :2] + offset).prod(-1) for b in (boxes, others)]
-        union = areas[0][:, None] + areas[1][None, :] - intersection
-        return np.nan_to_num(intersection / union, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _mean(values: Mapping[str, float]) -> float:

@@ -5,7 +5,7 @@ Every tensor has a fixed shape with counts beside it, in training and at test, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,8 @@ class FasterRCNN(nn.Module):
         class_names: label k is class_names[k - 1]; default: the label itself.
 
     In training mode `forward` returns the four losses, at test `Detections`. `rng` (int64 [2]: seed, step) drives the
-    random samples; its step advances with every training forward.
+    random samples; its step advances with every training forward. `forward` takes proposals of any source in the place
+    of the RPN's: so the head alone is a Fast R-CNN.
     """
 
     rng: Tensor
@@ -102,6 +103,10 @@ class FasterRCNN(nn.Module):
         gt_counts: Tensor | None = None,
         crowd: Tensor | None = None,
         image_scales: Tensor | None = None,
+        *,
+        proposals: Tensor | None = None,
+        proposal_counts: Tensor | None = None,
+        losses: Collection[str] = RPN_LOSSES + ROI_LOSSES,
     ) -> dict[str, Tensor] | Detections:
         """Losses (training mode, ground truth needed) or detections.
 
@@ -111,6 +116,8 @@ class FasterRCNN(nn.Module):
             gt_boxes: [B, G, 4] in pixels of `images`; gt_labels: int64 [B, G], 1..K; gt_counts: int64 [B].
             crowd: bool [B, G], objects that are no positives and whose surroundings are ignored.
             image_scales: [B], size in `images` per size in the original image (for config.min_size).
+            proposals: [B, N, 4] in pixels of `images`; proposal_counts: int64 [B]. Default: what the RPN proposes.
+            losses: those wanted, by name; a part of the detector that none of them needs does not run.
         """
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -119,26 +126,60 @@ class FasterRCNN(nn.Module):
             )
         if min(images.shape) == 0:
             raise ValueError(f"images: got shape {tuple(images.shape)}, expected at least one pixel")
-        features = feature_maps(self.backbone, images.contiguous(memory_format=torch.channels_last), self.shape)
-        if self.config.feature_scale != 1.0:
-            features = tuple(feature * self.config.feature_scale for feature in features)
-        rpn = self.rpn(features, (images.shape[2], images.shape[3]))
-        proposals, _, _, counts = self.propose(rpn, image_sizes, image_scales)
+        if (proposals is None) != (proposal_counts is None):
+            raise ValueError("proposals, proposal_counts: got one without the other, expected both or neither")
         if not self.training:
-            return self.detect(features, proposals, counts, image_sizes)
+            self._check_whole(proposals)
+        features, size = self.features(images), (images.shape[2], images.shape[3])
+        if not self.training:
+            if proposals is None or proposal_counts is None:
+                proposals, _, _, proposal_counts = self.propose(self.rpn(features, size), image_sizes, image_scales)
+            return self.detect(features, proposals, proposal_counts, image_sizes)
         if gt_boxes is None or gt_labels is None or gt_counts is None:
             raise ValueError("gt_boxes, gt_labels, gt_counts: got None, expected the ground truth (training mode)")
-        losses = self.rpn_loss(rpn, gt_boxes, gt_counts, crowd, image_sizes)
-        losses |= self.head_loss(features, proposals, counts, gt_boxes, gt_labels, gt_counts, crowd)
+        found: dict[str, Tensor] = {}
+        for_rpn, for_head = (not set(names).isdisjoint(losses) for names in (RPN_LOSSES, ROI_LOSSES))
+        rpn = self.rpn(features, size) if for_rpn or proposals is None else None
+        if for_rpn and rpn is not None:
+            found |= self.rpn_loss(rpn, gt_boxes, gt_counts, crowd, image_sizes)
+        if for_head:
+            if proposals is None or proposal_counts is None:
+                assert rpn is not None
+                proposals, _, _, proposal_counts = self.propose(rpn, image_sizes, image_scales)
+            found |= self.head_loss(features, proposals, proposal_counts, gt_boxes, gt_labels, gt_counts, crowd)
         self.rng[1] += 1
-        return losses
+        return {name: found[name] for name in losses}
+
+    def _check_whole(self, proposals: Tensor | None) -> None:
+        """Half a detector detects nothing: its other half was never trained."""
+        if self.config.parts == "rpn":
+            raise ValueError("this detector has no trained head (scheme rpn-only): it proposes, but does not detect")
+        if self.config.parts == "roi_head" and proposals is None:
+            raise ValueError(
+                "proposals: got None, but this detector was trained on given proposals (scheme fast-rcnn) and has no "
+                "trained RPN: pass them, as `--proposals` does"
+            )
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The maps of images [B, 3, H, W], as both networks read them."""
+        maps = feature_maps(self.backbone, images.contiguous(memory_format=torch.channels_last), self.shape)
+        if self.config.feature_scale != 1.0:
+            maps = tuple(feature * self.config.feature_scale for feature in maps)
+        return maps
 
     def propose(
-        self, rpn: RpnOutput, image_sizes: Tensor, image_scales: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Proposals as constants: boxes [B, P, 4], logits [B, P], anchor indices [B, P], counts [B]."""
+        self,
+        rpn: RpnOutput,
+        image_sizes: Tensor,
+        image_scales: Tensor | None = None,
+        most: tuple[int, int] | None = None,
+    ) -> ops.Proposals:
+        """Proposals as constants: boxes [B, P, 4], logits [B, P], anchor indices [B, P], counts [B].
+
+        most: candidates before NMS and proposals after it; default: the config's, of training or test.
+        """
         config = self.config
-        before, after = config.proposals_train if self.training else config.proposals_test
+        before, after = most or (config.proposals_train if self.training else config.proposals_test)
         found = ops.rpn_proposals(
             rpn.logits.detach(),
             rpn.deltas.detach(),
@@ -156,7 +197,7 @@ class FasterRCNN(nn.Module):
             enough = found.scores.sigmoid() >= config.proposal_score_threshold
             counts = torch.minimum(found.counts, enough.sum(1))
             rows = torch.arange(after, device=counts.device) < counts[:, None]
-            return (
+            return ops.Proposals(
                 found.boxes.where(rows[..., None], 0.0),
                 found.scores.where(rows, 0.0),
                 found.indices.where(rows, -1),

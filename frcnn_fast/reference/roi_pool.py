@@ -79,7 +79,7 @@ def roi_pool(
                 for q, (left, right) in enumerate(columns):
                     if top >= bottom or left >= right:
                         continue
-                    cells = input[image, :, top:bottom, left:right].reshape(channels, -1)
+                    cells = input[image, :, top:bottom, left:right].reshape(channels, (bottom - top) * (right - left))
                     missing = np.isnan(cells)
                     # -inf is a value like any other, so NaN cells must lose to it as well.
                     first = np.where(missing.all(axis=1), 0, _first_maximum(cells, missing))

@@ -6,10 +6,6 @@
 // which needs no order, and whoever asks for `overlap == peak` computes the overlap again by the same operations.
 //
 // Sampling: every candidate has a random key (philox.h); the smallest keys win, ties by index.
-//
-// Mutants: target_positive_edge, target_negative_edge, target_zero_overlap, target_zero_peak, target_inside_edge,
-// target_crowd_edge, target_first_object, target_no_object, target_peak_rows, target_parts, target_block_cull,
-// target_hull, sample_tie, sample_likely, sample_positive_cap, roi_low_edge, roi_count.
 #pragma once
 #include "../common/anchors.h"
 #include "../common/box.h"

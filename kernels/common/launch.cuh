@@ -46,12 +46,15 @@ inline Status fill_bytes(void* target, int value, size_t bytes, Stream stream) {
 }
 
 // Host side, once per launch and cheap: lets kernel use up to `bytes` of dynamic shared memory. Fails beyond
-// max_dynamic_shared().
+// max_dynamic_shared(). It is the kernel's for all threads of the process: callers ask for the most that the device
+// gives, never for what a launch uses, else two of them would race.
 template <class... Parameters>
 Status allow_dynamic_shared(void (*kernel)(Parameters...), size_t bytes) {
   if (bytes <= kDefaultSharedBytes) return kOk;
-  return static_cast<Status>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                 cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  if (error) cudaGetLastError();  // it is returned, and must not be the status of the next launch as well
+  return static_cast<Status>(error);
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {

@@ -3,7 +3,8 @@
 // merge is a launch of its own because a ticket that tells the last cluster of an image would need a zeroed word in the
 // workspace, hence a node that zeroes it: the same number of nodes, and this one overlaps its start with the clusters.
 //
-// Elsewhere, a fixed chain of launches over all images and levels:
+// Elsewhere, a fixed chain of launches over all images and levels. Their grids have one dimension (the others end at
+// 65,535, which images times levels may pass): `blocks` of them an image or a segment.
 //
 //   valid     (filter_before_top_n only) one thread an anchor: does it decode to a box that may compete?
 //   top-N     every (image, level) segment's best pre_nms_top_n, sorted (kernels/top_n)
@@ -79,8 +80,8 @@ ProposalOutputs lay_out_rows(const ProposalInputs& in, int64_t k, void* workspac
 template <class T, bool kLegacy>
 __global__ void __launch_bounds__(kThreads, 1)
     proposals_valid_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder,
-                           uint8_t* __restrict__ valid /* [B, A] */) {
-  const int64_t a = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
+                           uint8_t* __restrict__ valid /* [B, A] */, unsigned blocks) {
+  const int64_t b = blockIdx.x / blocks, a = int64_t(blockIdx.x % blocks) * kThreads + threadIdx.x;
   if (a >= decoder.A) return;
   Box<Compute<T>> box;
   valid[b * decoder.A + a] = decoder(b, a, &box);
@@ -91,8 +92,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     proposals_decode_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder, unsigned L, int64_t n,
                             const int32_t* __restrict__ selected /* [S, n] */,
                             const int32_t* __restrict__ num_selected /* [S] */,
-                            Compute<T>* __restrict__ boxes /* [S, n, 4] */, uint8_t* __restrict__ valid /* [S, n] */) {
-  const unsigned s = blockIdx.y, rank = blockIdx.x * kThreads + threadIdx.x;
+                            Compute<T>* __restrict__ boxes /* [S, n, 4] */, uint8_t* __restrict__ valid /* [S, n] */,
+                            unsigned blocks) {
+  const unsigned s = blockIdx.x / blocks, rank = blockIdx.x % blocks * kThreads + threadIdx.x;
   if (rank >= unsigned(num_selected[s])) return;
   const int64_t row = s * n + rank;
   Box<Compute<T>> box;
@@ -165,10 +167,10 @@ struct ClusterKept {
 
 template <class T, class Kept>
 Status merge(const Kept& kept, int64_t B, int64_t L, int64_t k, int64_t P, const ProposalOutputs& out, Stream stream) {
-  const int64_t threads = L * k > P ? L * k : P;
-  FF_LAUNCH_OVERLAPPED((proposals_merge_kernel<T, Kept>), dim3(blocks_for(threads, kMergeThreads), unsigned(B)),
-                       dim3(kMergeThreads), 0, stream, kept, int(L), int(k > 0 ? k : 1), P,
-                       static_cast<Compute<T>*>(out.boxes), static_cast<T*>(out.scores), out.indices, out.counts);
+  const unsigned blocks = blocks_for(std::max({L * k, P, int64_t(1)}), kMergeThreads);  // one at least, for the count
+  FF_LAUNCH_OVERLAPPED((proposals_merge_kernel<T, Kept>), dim3(blocks * unsigned(B)), dim3(kMergeThreads), 0, stream,
+                       kept, int(L), int(k > 0 ? k : 1), P, static_cast<Compute<T>*>(out.boxes),
+                       static_cast<T*>(out.scores), out.indices, out.counts, blocks);
   return launched();
 }
 
@@ -195,15 +197,18 @@ Status run_chain(const ProposalInputs& in, const ProposalSettings& set, void* wo
   const Pieces<U> p = take_from<U>(in, set, n, k, workspace);
   Decoder<T, kLegacy> decoder{};
   FF_TRY(make_decoder(in, set, &decoder));
-  if (set.filter_before_top_n)
-    FF_LAUNCH((proposals_valid_kernel<T, kLegacy>), dim3(blocks_for(in.A, kThreads), unsigned(in.B)), dim3(kThreads), 0,
-              stream, decoder, p.valid);
+  if (set.filter_before_top_n) {
+    const unsigned blocks = blocks_for(in.A, kThreads);
+    FF_LAUNCH((proposals_valid_kernel<T, kLegacy>), dim3(blocks * unsigned(in.B)), dim3(kThreads), 0, stream, decoder,
+              p.valid, blocks);
+  }
   int64_t starts[kMaxLevels + 1] = {0};
   for (int64_t l = 0; l < in.L; ++l) starts[l + 1] = starts[l] + in.level_sizes[l];
   FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n,
                              set.filter_before_top_n ? p.valid : nullptr, p.top_n, p.selected, p.num_selected, stream));
-  FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(blocks_for(n, kThreads), unsigned(S)), dim3(kThreads), 0,
-            stream, decoder, unsigned(in.L), n, p.selected, p.num_selected, p.boxes, p.valid);
+  const unsigned blocks = blocks_for(n, kThreads);
+  FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(blocks * unsigned(S)), dim3(kThreads), 0, stream, decoder,
+            unsigned(in.L), n, p.selected, p.num_selected, p.boxes, p.valid, blocks);
   FF_LAUNCH((proposals_compact_kernel<U>), dim3(unsigned(S)), dim3(kCompactThreads), 0, stream, n, p.valid,
             p.num_selected, p.boxes, p.selected, p.num_boxes);
   FF_TRY(nms_sorted_segments_cuda(compute, p.boxes, nullptr, p.num_boxes, S, n, set.iou_threshold, k, set.legacy, p.nms,

@@ -393,7 +393,9 @@ __global__ void __launch_bounds__(kChunk)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   FF_SHARED(uint32_t, scratch, [kChunkWarps]);
   FF_DYN_SHARED(unsigned char, memory);
-  let_next_launch_start();  // proposals_merge_kernel waits for this one's end before it does anything
+  // proposals_merge_kernel waits for this one's end before it does anything. With one level it does not come, and what
+  // comes instead is none of ours.
+  if (segments.levels > 1) let_next_launch_start();
   const int segment = int(blockIdx.x) / kCluster;
   const ClusterMemory<Compute<T>> arrays(memory, set);
   ClusterStep<T, kLegacy>(decoder, set, out, segments.row(segment), segment, segment / segments.levels, arrays, scratch)

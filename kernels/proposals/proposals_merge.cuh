@@ -20,9 +20,10 @@ template <class T, class Kept, class U = Compute<T>>
 __global__ void __launch_bounds__(kMergeThreads)
     proposals_merge_kernel(const __grid_constant__ Kept kept, int L, int k, int64_t P, U* __restrict__ out_boxes,
                            T* __restrict__ out_scores, int64_t* __restrict__ out_indices,
-                           int64_t* __restrict__ out_counts) {
+                           int64_t* __restrict__ out_counts, unsigned blocks /* of an image */) {
   wait_for_launch_before();
-  const int64_t b = blockIdx.y, thread = int64_t(blockIdx.x) * kMergeThreads + threadIdx.x, first = b * L;
+  const int64_t b = blockIdx.x / blocks, thread = int64_t(blockIdx.x % blocks) * kMergeThreads + threadIdx.x;
+  const int64_t first = b * L;
   int counts[kMaxLevels], total = 0;
 #pragma unroll
   for (int l = 0; l < kMaxLevels; ++l) total += counts[l] = l < L ? kept.count(first + l) : 0;

@@ -296,7 +296,7 @@ size_t roi_align_workspace_cuda(DType dtype, const RoiAlignShape& shape) {
 Status roi_align_cuda(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois,
                       void* workspace, void* output, Stream stream) {
   FF_TRY(check_shape(shape));
-  if (shape.R * shape.C == 0) return kOk;
+  if (shape.R * shape.C * shape.PH * shape.PW == 0) return kOk;
   return visit(dtype, [&](auto tag) {
     return align<typename decltype(tag)::type>(shape, features, rois, workspace, output, stream);
   });

@@ -53,7 +53,7 @@ Status pool(const RoiPoolShape& shape, const void* input, const void* rois, doub
   T* const to = static_cast<T*>(output);
   if (const TilePlan tile = choose_tile(shape, sizeof(T)); tile.quads > 0) {
     const auto kernel = argmax ? &pool_tile_kernel<T, true> : &pool_tile_kernel<T, false>;
-    FF_TRY(allow_dynamic_shared(kernel, tile.bytes));
+    FF_TRY(allow_dynamic_shared(kernel, size_t(most_tile_bytes())));
     FF_LAUNCH(kernel, dim3(unsigned(shape.B * tile.slices * tile.shares)), dim3(kTileThreads), tile.bytes, stream, s,
               tile, int32_t(shape.R), from, boxes, U(scale), to, argmax);
     return launched();
@@ -178,7 +178,6 @@ Status pool_backward(const RoiPoolShape& shape, const void* grad_output, bool gr
   const PoolShape s = device_shape(shape);
   WorkspaceArena arena(workspace);
   const BackwardWorkspace<U> memory(arena, shape);
-  if (shape.B == 0) return kOk;
   FF_LAUNCH(pool_tables_kernel<U>, dim3(unsigned(shape.B) + blocks_for(2 * shape.R, 4)), dim3(128), 0, stream, s,
             static_cast<const U*>(rois), U(scale), argmax, memory.tables, memory.packed);
   const ArgmaxSource<T> source{s,
@@ -206,7 +205,7 @@ Status check_shape(const RoiPoolShape& s) {
 Status roi_pool_cuda(DType dtype, const RoiPoolShape& shape, const void* input, const void* rois, double scale,
                      void* output, int32_t* argmax, Stream stream) {
   FF_TRY(check_shape(shape));
-  if (shape.R * shape.C == 0) return kOk;
+  if (shape.R * shape.C * shape.PH * shape.PW == 0) return kOk;
   return visit(dtype, [&](auto tag) {
     return pool<typename decltype(tag)::type>(shape, input, rois, scale, output, argmax, stream);
   });
@@ -224,6 +223,7 @@ Status roi_pool_backward_cuda(DType dtype, const RoiPoolShape& shape, const void
                               bool grad_output_channels_last, const int32_t* argmax, const void* rois, double scale,
                               void* workspace, void* grad_input, Stream stream) {
   FF_TRY(check_shape(shape));
+  if (shape.B * shape.C * shape.H * shape.W == 0) return kOk;
   return visit(dtype, [&](auto tag) {
     return pool_backward<typename decltype(tag)::type>(shape, grad_output, grad_output_channels_last, argmax, rois,
                                                        scale, workspace, grad_input, stream);

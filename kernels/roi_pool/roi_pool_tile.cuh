@@ -18,7 +18,7 @@ namespace frcnn_fast::roi_pool {
 
 constexpr int kTileThreads = 512;
 constexpr int kQuad = 4;                // channels of an element of the tile
-constexpr int64_t kCounterBytes = 128;  // of shared memory, besides the tile
+constexpr int64_t kCounterBytes = 128;  // of static shared memory, besides the tile
 constexpr int64_t kMostTileQuads = 4;   // wider slices would only make each block load more before it begins
 
 // n / by for n below 2^16, by 1 ... 2^16: two instructions where a division takes twenty.
@@ -48,15 +48,18 @@ struct alignas(kQuad * sizeof(T) > 16 ? 16 : kQuad * sizeof(T)) Quad {
   T of[kQuad];
 };
 
+// Of a slice, on the current device.
+inline int64_t most_tile_bytes() { return int64_t(max_dynamic_shared()) - kCounterBytes; }
+
 // The one place that decides how the map is read. As many channels as the device's shared memory takes, in equal
 // slices; none where the map is too large even for four, or where the RoIs are so few that to load the whole map costs
 // more than it saves.
 inline TilePlan choose_tile(const RoiPoolShape& s, size_t element) {
   constexpr int64_t kWorthLoading = 16;  // RoIs an image
-  if (s.channels_last || s.R < kWorthLoading * s.B || s.R > INT32_MAX - kWarp) return {};
+  if (s.channels_last || s.B == 0 || s.R < kWorthLoading * s.B || s.R > INT32_MAX - kWarp) return {};
   if (s.PH > kWarp || s.PW > kWarp || s.H > 0xffff || s.W > 0xffff) return {};  // edges have no room
   const int64_t plane = s.H * s.W * int64_t(kQuad * element), quads = (s.C + kQuad - 1) / kQuad;
-  const int64_t room = int64_t(max_dynamic_shared()) - FF_MUTANT(roi_tile_room, kCounterBytes, 0);
+  const int64_t room = most_tile_bytes() + FF_MUTANT(roi_tile_room, 0, kCounterBytes);
   const int64_t most = plane > 0 ? minimum(minimum(room / plane, kMostTileQuads), quads) : 0;
   if (most <= 0) return {};
   TilePlan plan{};

@@ -47,10 +47,16 @@ def calibrated(part: nn.Module, inputs: Any) -> Any:
 
 
 def spread(layer: nn.Module, inputs: Tensor, std: float, mean: float = 0.0) -> None:
-    """Weights and bias by which `layer`, without them, gives values of this mean and deviation on `inputs`."""
+    """Weights and bias by which a linear layer or a 1 x 1 convolution gives values of this mean and deviation.
+
+    They look along the directions in which the inputs differ most. Any others would have to be large, and would enlarge
+    rounding errors with what little differs there.
+    """
     with torch.no_grad():
-        nn.init.normal_(layer.weight, std=0.01)
+        rows = inputs.transpose(0, 1).flatten(1).T
+        directions = torch.pca_lowrank(rows, q=16)[2]
         nn.init.zeros_(layer.bias)
-        values = layer(inputs)
-        layer.weight.mul_(std / values.std())
+        weight = torch.randn(layer.weight.shape[0], 16) @ directions.T
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        layer.weight.mul_(std / (rows @ weight.T).std(0).mean())
         layer.bias.copy_(mean - layer(inputs).transpose(0, 1).flatten(1).mean(1))

@@ -150,7 +150,9 @@ void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dyn
   if (order == Order::kDescending) std::reverse(first_blocks.begin(), first_blocks.end());
   if (order == Order::kRandom) std::shuffle(first_blocks.begin(), first_blocks.end(), random);
 
-  const Launch launch{&body, grid, block, cluster, dynamic_bytes, limit};
+  // What a kernel was allowed is dynamic; the static arrays come on top of it.
+  const size_t all = limit > kSharedBytes ? kMaxSharedBytes : kSharedBytes;
+  const Launch launch{&body, grid, block, cluster, dynamic_bytes, all};
   const size_t together = order == Order::kRandom ? kInterleaved : 1;
   for (size_t i = 0; i < first_blocks.size(); i += together) {
     const auto begin = first_blocks.begin() + ptrdiff_t(i);

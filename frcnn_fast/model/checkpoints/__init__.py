@@ -29,7 +29,7 @@ def from_checkpoint(
 ) -> FasterRCNN:
     """The detector of another library's checkpoint, ready to detect, with the results that it has there.
 
-    torchvision: `fasterrcnn_resnet50_fpn` (and other depths), `_v2`, `fasterrcnn_mobilenet_v3_large_fpn`; detectron2 and
+    torchvision: `fasterrcnn_resnet50_fpn` (and other depths), `_v2`, `fasterrcnn_mobilenet_v3_large_fpn`; detectron2,
     mmdetection (2, 3): Faster R-CNN on ResNet with FPN, or C4. Tensors tell the library, the depth of the network and
     the number of classes; what they do not tell is taken from the library's own configuration of that model, and
     `settings` correct it: a torchvision mobilenet_v3_large_320_fpn is `shorter=320, longer=640, proposals_test=(150,
