@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 file=sys.stderr,
             )
             return exit_status(result.stopped_by)
+        if result.recall is not None:
+            print(result.recall.table())
+            print(f"proposals, curves and weights: {result.out}")
+            return 0
         if result.evaluation is None:
             print(f"curves and weights: {result.out}")
             return 0
@@ -122,6 +126,7 @@ def _begin(args: argparse.Namespace) -> TrainResult | None:
         options=options,
         weights=config.run.weights,
         test=test,
+        proposals=config.run.proposals,
         drawings=config.run.drawings,
         data=data,
     )

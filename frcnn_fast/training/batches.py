@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView
@@ -110,6 +111,7 @@ class TrainingBatches:
     Args:
         total: how many batches; default: all of the training.
         start: how many come before them, which are not read.
+        proposals: of all images, by image id, in pixels of the image; the batches then carry them.
 
     Raises:
         ValueError: the data set is empty; while iterating, ten images in a row could not be read, or a target breaks
@@ -126,11 +128,12 @@ class TrainingBatches:
         total: int | None = None,
         start: int = 0,
         unreadable: dict[str, None] | None = None,
+        proposals: Mapping[str, Tensor] | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("dataset: got an empty data set, expected at least one image")
         sizes = config.shorter, config.longer
-        view = DetectionView(dataset, *sizes, flips=options.flips, warn=False, rule=config.resize)
+        view = DetectionView(dataset, *sizes, flips=options.flips, warn=False, rule=config.resize, proposals=proposals)
         self.total = sum(stage.iterations for stage in options.stages()) - start if total is None else total
         self.unreadable: dict[str, None] = {} if unreadable is None else unreadable
         size = options.batch_size

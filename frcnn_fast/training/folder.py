@@ -24,11 +24,21 @@ class RunFolder:
         self.sheet = self.path / "train_batch.jpg"
         self.drawings = self.path / "drawings"
         self.checkpoints = self.path / "checkpoints"
+        self.proposals = self.path / "proposals.npz"  # of the training images
+        self.test_proposals = self.path / "test_proposals.npz"
+        self.recall = self.path / "recall.json"
+        self.stages = self.path / "stages"
 
     @property
     def files(self) -> tuple[Path, ...]:
         pictures = self.losses, self.sheet, self.drawings
-        return self.settings, self.metrics, self.log, self.weights, self.evaluation, self.checkpoints, *pictures
+        proposals = self.proposals, self.test_proposals, self.recall, self.stages
+        texts = self.settings, self.metrics, self.log, self.evaluation
+        return *texts, self.weights, self.checkpoints, *proposals, *pictures
+
+    def of_stage(self, name: str) -> RunFolder:
+        """Where the stage of that name keeps its weights and proposals; "": here."""
+        return RunFolder(self.stages / name) if name else self
 
     @property
     def is_free(self) -> bool:

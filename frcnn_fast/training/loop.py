@@ -21,6 +21,7 @@ from frcnn_fast.training.interrupt import StopOnSignal
 from frcnn_fast.training.optim import load_optimizer, make_optimizer, optimizer_tensors, set_rate
 from frcnn_fast.training.options import TrainOptions
 from frcnn_fast.training.randomness import load_random, random_tensors
+from frcnn_fast.training.schemes import Stage, beginning, prepare, renew, set_modes
 
 Record = dict[str, Any]
 
@@ -65,7 +66,8 @@ class Training:
     """A training in progress: which stage and iteration it is at, and everything that its next update depends on.
 
     Args:
-        detector: on `device`; parameters that do not require a gradient now are never trained.
+        detector: on `device`, with the weights that training starts from; parameters that do not require a gradient
+            now are never trained.
         options: the stages and their schedule.
 
     `state` is all of it as tensors and plain values; `restore` puts it back, so that the updates after it are the same
@@ -79,6 +81,7 @@ class Training:
         self.stage = 0  # of `stages`
         self.iteration = 0  # done in this stage
         self._frozen = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
+        self._initial = beginning(detector, self.stages)
         self._begin()
 
     @property
@@ -89,8 +92,7 @@ class Training:
     def _begin(self) -> None:
         """The parts that this stage trains, its optimiser and its schedule."""
         stage = self.stages[self.stage]
-        for name, parameter in self.detector.named_parameters():
-            parameter.requires_grad_(name.partition(".")[0] in stage.trainable and name not in self._frozen)
+        prepare(self.detector, stage, self._frozen)
         self.optimizer = make_optimizer(self.detector, self.options)
         self._schedule = dataclasses.replace(self.options, iterations=stage.iterations)
 
@@ -101,6 +103,7 @@ class Training:
 
     def next_stage(self) -> None:
         self.stage, self.iteration = self.stage + 1, 0
+        renew(self.detector, self.stages[self.stage], self._initial)
         self._begin()
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -143,6 +146,7 @@ def fit(
     *,
     log: Callable[[Record], bool | None],
     save: Callable[[], None],
+    finish: Callable[[Stage], object] = lambda stage: None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> Fitted:
     """Train from where `training` is to the end of its last stage, or until Ctrl-C, SIGTERM or `log` ends it.
@@ -154,13 +158,14 @@ def fit(
             the learning rate; returning True ends the training.
         save: called every options.checkpoint_every iterations, at the end of every stage, and at the end. The
             detector is then as `Training.state` has it.
+        finish: called when a stage has come to its end, after `save`; once more where a training goes on from there.
         advance: called after every iteration with its number of images.
 
     Raises:
         FloatingPointError: a loss is not finite; the last checkpoint stays.
     """
     options, mean = training.options, _MeanLosses(training.options)
-    training.detector.train()
+    set_modes(training.detector, training.stages[training.stage])
     with StopOnSignal() as signals:
         while True:
             left = training.stages[training.stage].iterations - training.iteration
@@ -179,6 +184,7 @@ def fit(
                     save()
                 if stop:
                     return Fitted(done, signals.received)
+            finish(training.stages[training.stage])
             if training.stage + 1 == len(training.stages):
                 return Fitted(training.done, None)
             training.next_stage()

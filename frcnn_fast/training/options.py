@@ -19,7 +19,7 @@ class TrainOptions:
     """
 
     scheme: str = option("approximate-joint", "what is trained when", tuple(SCHEMES))
-    iterations: int = option(80_000, "mini-batches")
+    iterations: int = option(80_000, "mini-batches; of each stage, where the scheme has several")
     epochs: float | None = option(None, "instead of iterations: passes over the images, mirror images not counted")
     batch_size: int = option(1, "images in one")
     optimizer: str = option("sgd", "sgd (with momentum) or adamw", ("sgd", "adamw"))

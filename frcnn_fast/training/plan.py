@@ -17,7 +17,9 @@ def plan(
     detector: FasterRCNN, options: TrainOptions, images: int, device: torch.device, from_weights: bool
 ) -> list[str]:
     """Lines for the console; those that begin with "warning:" say what to do instead."""
-    passes = options.iterations * options.batch_size / images
+    stages = len(options.stages())
+    passes = stages * options.iterations * options.batch_size / images
+    several = f"{stages} stages of " if stages > 1 else ""
     parameters = list(detector.parameters())
     total = sum(p.numel() for p in parameters)
     moving = sum(p.numel() for p in parameters if p.requires_grad)
@@ -25,8 +27,8 @@ def plan(
     lines = [
         f"detector: {detector.config.backbone}, {len(detector.class_names)} classes, {_millions(total)} parameters"
         f"{_frozen(detector)}",
-        f"training: {options.scheme}, {options.iterations} iterations of {options.batch_size} on {images} images "
-        f"({passes:.3g} passes) by {options.optimizer} at {options.lr:.3g}",
+        f"training: {options.scheme}, {several}{options.iterations} iterations of {options.batch_size} on {images} "
+        f"images ({passes:.3g} passes) by {options.optimizer} at {options.lr:.3g}",
         f"memory: {_bytes(total * 4 + moving * (bytes_each - 4))} for weights, gradients and optimiser, the maps of "
         f"{options.batch_size} images besides; a checkpoint has {_bytes(total * 4 + moving * (bytes_each - 8))}",
         f"device: {_device(device)}",

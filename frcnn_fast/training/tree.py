@@ -31,6 +31,9 @@ class RunSettings:
     """What belongs to a run and to none of its parts."""
 
     weights: str | None = option(None, "ImageNet weights to start from: .safetensors, .npz, .pth")
+    proposals: tuple[str, ...] | None = option(
+        None, "for the scheme fast-rcnn: files, folders or runs with proposals of the training and test images"
+    )
     drawings: int = option(8, "test images to draw at the end")
     anchors: str = option(
         "given", "auto: anchor sizes and ratios that fit the boxes of the training set", ("given", "auto")

@@ -55,9 +55,7 @@ def from_checkpoint(
     library = next((library for library in LIBRARIES if library.MARK in tensors), None)
     if library is None:
         marks = ", ".join(f"{library.MARK} ({library.__name__.rpartition('.')[2]})" for library in LIBRARIES)
-        raise ValueError(
-            f"{shown}: no detector that is known here: expected one of {marks}; got {listed(list(tensors))}"
-        )
+        raise ValueError(f"{shown}: no detector that is known here: expected {marks}; got {listed(list(tensors))}")
     try:
         found = library.translate(tensors, norm_eps)
     except KeyError as error:
