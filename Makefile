@@ -8,6 +8,7 @@ OUT ?= runs/digits
 GPU_OUT ?= runs/gpu
 BENCH_VENV ?= .bench-venv
 BENCH_OUT ?= runs/bench.json
+COMPAT_VENV ?= .compat-venv
 
 PY := $(VENV)/bin/python
 BIN := $(CURDIR)/$(VENV)/bin
@@ -23,7 +24,7 @@ BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 # processes by itself. Each prints when it ends, and none is left out because another failed.
 STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
 
-.PHONY: train test test-long $(STEPS) check format build bench bench-env gpu-test gpu-bench clean
+.PHONY: train test test-long test-compat $(STEPS) check format build bench bench-env gpu-test gpu-bench clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
@@ -44,6 +45,16 @@ test-interpreted: build $(VENV)/test-ready
 
 test-long:
 	FRCNN_LONG=1 $(MAKE) --no-print-directory test
+
+# Detectors and backbones of torchvision and timm beside what their checkpoints become here. An environment of its own with
+# another torch, several GB; the package is used from where it was built, since the compiled half serves every torch.
+test-compat: build $(COMPAT_VENV)/ready
+	PYTHONPATH="$(CURDIR)" $(COMPAT_VENV)/bin/python -m pytest -q tests/compat
+
+$(COMPAT_VENV)/ready: tests/compat/requirements.txt
+	$(PYTHON) -m venv $(COMPAT_VENV)
+	$(COMPAT_VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/compat/requirements.txt
+	touch $@
 
 check: check-ruff check-clang-format check-mypy
 

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from frcnn_fast.model import from_checkpoint
+from frcnn_fast.model import FasterRCNN, from_checkpoint
 from frcnn_fast.model.checkpoints.coco import COCO_80, COCO_91
 from frcnn_fast.model.layers import scale_and_shift
 
@@ -27,6 +28,12 @@ def shapes(name: str) -> dict[str, list[int]]:
 def state(name: str) -> dict[str, torch.Tensor]:
     """Tensors that can be told from each other: each is filled with its place in the list."""
     return {key: torch.full(shape, float(i)) for i, (key, shape) in enumerate(shapes(name).items())}
+
+
+@functools.lru_cache(maxsize=1)
+def converted(name: str) -> FasterRCNN:
+    """The detector of `state`; nobody changes it."""
+    return from_checkpoint(state(name))
 
 
 def place(name: str, key: str) -> float:
@@ -62,7 +69,7 @@ class TestRecorded:
         ],
     )
     def test_what_it_becomes(self, name, backbone, classes):
-        detector = from_checkpoint(state(name))
+        detector = converted(name)
         assert not detector.training
         assert detector.config.backbone == backbone
         assert detector.class_names == list(classes)
@@ -131,7 +138,7 @@ class TestRecorded:
         ],
     )
     def test_where_tensors_come_from(self, name, pairs):
-        ours = from_checkpoint(state(name)).state_dict()
+        ours = converted(name).state_dict()
         for to, source in pairs.items():
             assert ours[to].unique().tolist() == [place(name, source)], to
 

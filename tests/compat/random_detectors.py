@@ -54,9 +54,9 @@ def spread(layer: nn.Module, inputs: Tensor, std: float, mean: float = 0.0) -> N
     """
     with torch.no_grad():
         rows = inputs.transpose(0, 1).flatten(1).T
-        _, size, directions = torch.pca_lowrank(rows, q=16)
+        _, size, directions = torch.pca_lowrank(rows, q=8)
         nn.init.zeros_(layer.bias)
-        weight = torch.randn(layer.weight.shape[0], 16) @ (directions / size.sqrt()).T
+        weight = torch.randn(layer.weight.shape[0], 8) @ (directions / size).T
         layer.weight.copy_(weight.reshape(layer.weight.shape))
         layer.weight.mul_(std / (rows @ weight.T).std(0).mean())
         layer.bias.copy_(mean - layer(inputs).transpose(0, 1).flatten(1).mean(1))
