@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         among.wait_for_all()
         if among.is_first:
             out.finish(plan.files)
+        among.wait_for_all()  # a rank that ends with an error has all the others ended
     return 1 if broken else 0
 
 

@@ -100,6 +100,7 @@ DOORS: dict[str, dict[str, tuple[str, ...]]] = {
         "cell_anchors": ("anchors",), "grid_size": ("anchor_grid",), "stride": (), "offset": ("anchor_offset",),
     },
     "rpn_proposals": {"filter_order": ("filter_before_top_n",)},
+    "detections": {"background": ("background_last",)},
     "roi_pool": SIZES,
     "roi_align": SIZES,
     "multiscale_roi_align": SIZES,

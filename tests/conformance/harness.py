@@ -63,15 +63,17 @@ class Op:
 
 
 def simple_op(name: str, outputs: str, cases: tuple[Case, ...], *, lead: str) -> Op:
-    """An op whose oracle has its name and arguments (a filter order is a flag there)."""
+    """An op whose oracle has its name and arguments (what is one of two words here is a flag there)."""
 
     def call(args: Args) -> Any:
         return getattr(frcnn_fast.ops, name)(**args)
 
     def oracle(args: Args) -> Any:
+        args = dict(args)
         if "filter_order" in args:
-            args = dict(args)
             args["filter_before_top_n"] = args.pop("filter_order") == "before_top_n"
+        if "background" in args:
+            args["background_last"] = args.pop("background") == "last"
         return getattr(reference, name)(**args)
 
     return Op(name, tuple(outputs.split()), cases, lead, call, oracle)
