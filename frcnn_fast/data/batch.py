@@ -104,7 +104,7 @@ class Collate:
         crowd = torch.zeros(batch_size, padded, dtype=torch.bool)
         for b, (image, target) in enumerate(samples):
             (h, w), count = sizes[b], counts[b]
-            self.preprocess(image, out=images[b, :, :h, :w])
+            self.preprocess(image, out=images[b, :, :h, :w], whole=image.dtype == torch.uint8)
             images[b, :, h:, :] = 0
             images[b, :, :h, w:] = 0
             gt_boxes[b, :count] = target["boxes"]

@@ -207,10 +207,10 @@ class Preprocess:
         self._offset = [m * unit for m in mean]
         self._factor = [1.0 / (s * unit) for s in std]
 
-    def __call__(self, image: Tensor, out: Tensor | None = None) -> Tensor:
-        """uint8 [..., 3, H, W] RGB, or float32 of the same range where `resize` did not round, to float32 of the same
-        shape (into `out` where given)."""
-        if image.dtype not in (torch.uint8, torch.float32) or image.dim() < 3 or image.shape[-3] != 3:
+    def __call__(self, image: Tensor, out: Tensor | None = None, *, whole: bool = True) -> Tensor:
+        """uint8 [..., 3, H, W] RGB to float32 of the same shape (into `out` where given). whole=False: float32, 0..255,
+        which `resize` did not round."""
+        if image.dtype != (torch.uint8 if whole else torch.float32) or image.dim() < 3 or image.shape[-3] != 3:
             raise ValueError(f"image must be a uint8 tensor [..., 3, H, W], got {image.dtype} {tuple(image.shape)}")
         if out is None:
             out = torch.empty(image.shape, dtype=torch.float32, device=image.device)
