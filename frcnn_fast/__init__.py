@@ -1,8 +1,23 @@
 """Fast, exact region-proposal ops for two-stage detectors, and a thin Faster R-CNN made of them."""
 
+from typing import TYPE_CHECKING, Any
+
 from frcnn_fast import ops
+from frcnn_fast.mmcv import stand_in_for_mmcv
 from frcnn_fast.ops import use_backend
 from frcnn_fast.patch import patch_torchvision
 
+if TYPE_CHECKING:
+    from frcnn_fast.inference import Detector
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "ops", "patch_torchvision", "use_backend"]
+__all__ = ["Detector", "__version__", "ops", "patch_torchvision", "stand_in_for_mmcv", "use_backend"]
+
+
+def __getattr__(name: str) -> Any:
+    # The detector's modules are not needed by whoever wants the ops alone.
+    if name == "Detector":
+        from frcnn_fast.inference import Detector
+
+        return Detector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from frcnn_fast._options import add_options, chosen
+from frcnn_fast.data import ProposalSet, read_proposals
 from frcnn_fast.data.config import AUTO, NONE, DataConfig
-from frcnn_fast.evaluation import VocResult
+from frcnn_fast.evaluation import CocoResult, VocResult
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 
@@ -48,9 +49,9 @@ def _one_line(message: str) -> str:
     return " ".join(line.strip() for line in lines)
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
+def add_dataset_arguments(parser: argparse.ArgumentParser, default: str = "", leave_out: Sequence[str] = ()) -> None:
     """The fields of `DataConfig` as options; `default` says what is used where none of them is given."""
-    add_options(parser.add_argument_group("data", default and f"default: {default}"), DataConfig)
+    add_options(parser.add_argument_group("data", default and f"default: {default}"), DataConfig, leave_out)
 
 
 def data_config(args: argparse.Namespace, notes: Any = None) -> DataConfig:
@@ -68,6 +69,12 @@ def data_config(args: argparse.Namespace, notes: Any = None) -> DataConfig:
     return DataConfig(**given)
 
 
-def last_line(result: VocResult) -> str:
+def open_proposals(files: Any, notes: Any = None) -> ProposalSet | None:
+    """The proposals in the files that the command line names, or else in those of a run's notes, if any."""
+    noted = notes if isinstance(notes, list) and all(isinstance(file, str) for file in notes) else []
+    return read_proposals(*(files or noted)) if files or noted else None
+
+
+def last_line(result: VocResult | CocoResult) -> str:
     """The figure that scripts read."""
-    return f"VOC07 mAP {result.map07:.4f}"
+    return f"COCO AP {result.ap:.4f}" if isinstance(result, CocoResult) else f"VOC07 mAP {result.map07:.4f}"

@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-contrib-python-headless"}
+_PACKAGE_OF = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "cv2": "opencv-contrib-python-headless",
+}
 
 
 def require(module: str, extra: str) -> Any:

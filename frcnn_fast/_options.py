@@ -23,22 +23,32 @@ def check_choices(settings: Any) -> None:
             raise ValueError(f"{field.name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
 
 
-def add_options(group: argparse._ArgumentGroup, settings: type) -> None:
-    """Add --name for every field of a dataclass; what is not given is absent from the result."""
+def add_options(
+    group: argparse._ArgumentGroup, settings: type, leave_out: Sequence[str] = (), *, defaults: Any = None
+) -> None:
+    """Add --name for every field of a dataclass; what is not given is absent from the result.
+
+    `defaults`, an instance of it, is what --help shows as the values of what is not given.
+    """
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
+        if field.name in leave_out:
+            continue
         name, hint, text = "--" + field.name.replace("_", "-"), hints[field.name], field.metadata["help"]
         kind = next(a for a in typing.get_args(hint) if a is not type(None)) if _is_union(hint) else hint
-        absent: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        if defaults is not None:
+            text = f"{text} [{_shown(getattr(defaults, field.name))}]"
+        absent: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         if kind is bool:
             group.add_argument(name, action=argparse.BooleanOptionalAction, **absent)
         elif typing.get_origin(kind) is tuple:
-            of, *others = typing.get_args(kind)
+            of, *_ = typing.get_args(kind)
             nested = typing.get_origin(of) is tuple
             group.add_argument(
                 name,
-                nargs="+" if others == [Ellipsis] else 1 + len(others),
-                type=_comma_separated(typing.get_args(of)[0]) if nested else of,
+                nargs="+",
+                type=_comma_separated(typing.get_args(of)[0] if nested else of),
+                action="store" if nested else _Joined,
                 metavar="A,B" if nested else _metavar(field, of),
                 **absent,
             )
@@ -53,6 +63,16 @@ def chosen(args: argparse.Namespace, settings: type) -> dict[str, Any]:
     """The fields of `settings` that were given on the command line."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(settings) if hasattr(args, f.name)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, tuple):
+        parts = [",".join(map(_shown, part)) if isinstance(part, tuple) else _shown(part) for part in value]
+        return " ".join(parts)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _is_union(hint: Any) -> bool:
@@ -71,9 +91,16 @@ def _or_none(kind: type) -> Callable[[str], Any]:
     return parse
 
 
+class _Joined(argparse.Action):
+    """`1 2 3` and `1,2,3` are the same list."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, [value for part in values for value in part])
+
+
 def _comma_separated(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     def parse(text: str) -> tuple[Any, ...]:
         return tuple(kind(part) for part in text.split(","))
 
-    parse.__name__ = "list of numbers"
+    parse.__name__ = f"{kind.__name__} list"
     return parse

@@ -17,7 +17,7 @@ _SHORT_NAMES = {
 }
 
 
-def progress_bar(total: int, **settings: Any) -> Any:
+def progress_bar(total: int | None, **settings: Any) -> Any:
     """A tqdm bar that counts images: live on a terminal, a line every ten seconds in a log."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
     tqdm = require("tqdm", "train").tqdm

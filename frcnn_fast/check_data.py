@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import statistics
@@ -15,13 +16,13 @@ from typing import Any, NamedTuple
 from frcnn_fast import _command
 from frcnn_fast._names import checked_class_names, printable
 from frcnn_fast._options import add_options, chosen
-from frcnn_fast.data import voc
+from frcnn_fast.data.config import AUTO
 from frcnn_fast.data.datasets import class_names_of, errors_of, quick_target
+from frcnn_fast.data.formats import FORMATS, Reading, find_format, splits_of
 from frcnn_fast.data.images import read_image
-from frcnn_fast.data.layout import find_split, split_names
+from frcnn_fast.data.records import Box, Place, Source, place_of, placed, refuse_size, trust_swapped
 from frcnn_fast.data.targets import TargetError, check_target, checked_image, image_name
 from frcnn_fast.data.transforms import resized_shape
-from frcnn_fast.data.voc_xml import VocAnnotation, read_annotation
 from frcnn_fast.model import DetectorConfig, preset
 
 FEW_OBJECTS = 10
@@ -44,9 +45,10 @@ class Object(NamedTuple):
     where: str  # file and line, or image and row
     image: str
     name: str
-    box: tuple[float, float, float, float]  # half-open, pixels of the image
-    corners: tuple[float, float, float, float]  # as written
+    box: Box  # half-open, pixels of the image
+    written: Box  # as in the file
     size: tuple[int, int] | None  # of the image, height and width
+    as_corners: bool  # whether it is written as x1, y1, x2, y2 in pixels
 
 
 class Report:
@@ -56,6 +58,7 @@ class Report:
         self.findings: list[Finding] = []
         self.images: dict[str, set[str]] = {}  # of every split: their annotations' files, or their names
         self.objects: list[Object] = []
+        self.found = ""  # what was found and how it was read
 
     def error(self, text: str) -> None:
         self.findings.append(Finding(True, text))
@@ -75,104 +78,107 @@ class Report:
         )
 
 
-def check_voc(
+def check_files(
     root: str | os.PathLike[str],
     splits: Sequence[str] | None = None,
     *,
+    dataset: str | None = None,
+    reading: Reading | None = None,
     class_names: Sequence[str] | None = None,
-    one_based: bool = True,
     ignore_other_classes: bool = False,
     config: DetectorConfig | None = None,
 ) -> Report:
-    """Everything that is wrong or odd in a data set that `VocDetection` reads.
+    """Everything that is wrong or odd in a data set of files.
 
     Args:
         splits: default: all that are there.
+        dataset: its format, a key of `frcnn_fast.data.formats.FORMATS`; None looks.
+        reading: what else the format is told.
         config: the detector that is to be trained; its sizes tell which objects are tiny.
     """
     report, root = Report(), Path(root)
     names = None if class_names is None else checked_class_names(class_names)
-    if splits is None:
-        try:
-            splits = split_names(root)
-        except ValueError as error:
-            report.error(str(error))
-            return report
+    reading = (reading or Reading())._replace(class_names=names)
+    try:
+        form = dataset or find_format(root)
+        splits = splits_of(root, form) if splits is None else splits
+    except ValueError as error:
+        report.error(str(error))
+        return report
+    report.found = f"{printable(os.fspath(root))} is {FORMATS[form].title}, splits {', '.join(map(printable, splits))}"
     for split in splits:
         try:
-            found = find_split(root, split)
+            source = FORMATS[form].read(root, split, reading)
         except ValueError as error:
             report.error(str(error))
             continue
-        for name in found.repeated:
-            report.odd(f"{printable(os.fspath(root))} ({split}): the list has {printable(name)} again")
-        _check_split(report, found, split, names, one_based, ignore_other_classes)
+        for name in source.repeated:
+            report.odd(f"{source.title}: the list has {printable(name)} again")
+        _check_split(report, source, split, names, ignore_other_classes)
     _check_splits(report)
     _check_objects(report, config or DetectorConfig(), names)
     return report
 
 
 def _check_split(
-    report: Report, found: Any, split: str, names: Sequence[str] | None, one_based: bool, ignore_other_classes: bool
+    report: Report, source: Source, split: str, names: Sequence[str] | None, ignore_other_classes: bool
 ) -> None:
     places = []
     seen = report.images.setdefault(split, set())
     done = {image for images in report.images.values() for image in images}
-    for path in found.annotations:
-        key = os.fspath(path)
-        seen.add(key)
-        if key in done:  # by another split
+    for record in source.records:
+        seen.add(record.key)
+        if record.key in done:  # by another split
             continue
-        faults: list[str] = []
-        try:
-            annotation = read_annotation(path, faults)
-            places.append(voc.place_of(annotation, found.images, one_based))
-        except ValueError as error:
-            faults.append(str(error))
-        for fault in faults:
+        for fault in record.faults:
             report.error(fault)
+        if record.image is None:
+            continue
+        try:
+            # What is sound in a broken record is looked at too.
+            places.append(place_of(dataclasses.replace(record, faults=[])))
+        except ValueError as error:
+            report.error(str(error))
     broken = errors_of(lambda k: read_image(places[k].image), range(len(places)))
-    trusted = voc.trust_swapped(places)
+    trusted = trust_swapped(places)
     for place, damage in zip(places, broken, strict=True):
         if damage:
             report.error(damage)
         try:
-            voc.refuse_size(place, trusted)
+            refuse_size(place, trusted)
         except ValueError as refused:
             report.error(str(refused))
             continue
-        line = f"{printable(place.annotation.path)}:{place.annotation.size_line}"
+        line = place.record.size_where or place.record.where
         if place.swapped:
-            report.odd(f"{line}: width and height are exchanged in <size>")
+            report.odd(f"{line}: width and height are exchanged in {place.record.size_name}")
         if place.undecided:
             report.odd(f"{line}: the image has an orientation tag that the annotation cannot decide on; it is turned")
-        _check_rows(report, place, names, one_based, ignore_other_classes)
+        _check_rows(report, source, place, names, ignore_other_classes)
 
 
 def _check_rows(
-    report: Report, place: voc.Place, names: Sequence[str] | None, one_based: bool, ignore_other_classes: bool
+    report: Report, source: Source, place: Place, names: Sequence[str] | None, ignore_other_classes: bool
 ) -> None:
-    annotation: VocAnnotation = place.annotation
-    for item in annotation.objects:
-        where = f"{printable(annotation.path)}:{item.line}"
+    size = "" if place.size is None else f" of {place.size[1]} x {place.size[0]}"
+    for item in place.record.objects:
         if names is not None and item.name not in names:
             if not ignore_other_classes:
-                report.error(f"{where}: class {printable(item.name)!r} is not in the label list ({', '.join(names)})")
+                listed = ", ".join(names)
+                report.error(f"{item.where}: class {printable(item.name)!r} is not in the label list ({listed})")
             continue
-        shown = f"({', '.join(f'{value:g}' for value in item.corners)})"
-        box, sticks_out = voc.half_open(item, place.size, one_based)
+        shown = _shown(item.written)
+        box, sticks_out = placed(item, place)
         if box is None:
-            size = "" if place.size is None else f" of {place.size[1]} x {place.size[0]}"
-            report.odd(f"{where}: the box {shown} has no extent or lies outside its image{size}; it is left out")
+            report.odd(f"{item.where}: the box {shown} has no extent or lies outside its image{size}; it is left out")
             continue
         if sticks_out:
-            assert place.size is not None
-            report.odd(
-                f"{where}: the box {shown} sticks out over its image of {place.size[1]} x {place.size[0]}; it is cut"
-            )
-        if one_based and 0 in item.corners[:2]:
-            report.odd(f"{where}: the box {shown} begins at 0; if the annotations count from 0, use --zero-based")
-        report.objects.append(Object(where, annotation.path, item.name, box, item.corners, place.size))
+            report.odd(f"{item.where}: the box {shown} sticks out over its image{size}; it is cut")
+        if source.one_based and 0 in item.written[:2]:
+            report.odd(f"{item.where}: the box {shown} begins at 0; if the annotations count from 0, use --zero-based")
+        report.objects.append(
+            Object(item.where, place.record.key, item.name, box, item.written, place.size, source.corners)
+        )
 
 
 def check_any(dataset: Any, *, config: DetectorConfig | None = None, split: str = "dataset") -> Report:
@@ -209,7 +215,7 @@ def check_any(dataset: Any, *, config: DetectorConfig | None = None, split: str 
         if not faults:
             for row, (box, label) in enumerate(zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)):
                 where = f"image {name}: target['boxes'][{row}]"
-                report.objects.append(Object(where, name, names[label - 1], tuple(box), tuple(box), size))
+                report.objects.append(Object(where, name, names[label - 1], tuple(box), tuple(box), size, True))
     _check_objects(report, config or DetectorConfig(), names)
     return report
 
@@ -245,7 +251,7 @@ def _check_duplicates(report: Report) -> None:
             first[key] = item
         elif first[key].where != item.where:
             what = "again" if first[key].name == item.name else f"also as {printable(first[key].name)!r}"
-            report.odd(f"{item.where}: the box {_shown(item.corners)} is there {what} ({first[key].where})")
+            report.odd(f"{item.where}: the box {_shown(item.written)} is there {what} ({first[key].where})")
 
 
 def _check_coordinates(report: Report) -> None:
@@ -254,22 +260,22 @@ def _check_coordinates(report: Report) -> None:
         by_image[item.image].append(item)
     for items in by_image.values():
         large = items[0].size is None or min(items[0].size) > 8
-        if large and all(max(item.corners) <= 1.5 for item in items):
+        if large and all(max(item.box) <= 1.5 for item in items):
             report.odd(
-                f"{items[0].where}: the box {_shown(items[0].corners)}, as all of its image, looks like fractions of "
+                f"{items[0].where}: the box {_shown(items[0].written)}, as all of its image, looks like fractions of "
                 "the image, 0..1; expected pixels"
             )
-    placed = [item for item in report.objects if item.size is not None]
-    if len(placed) >= 4 and all(_may_be_xywh(item) for item in placed):
+    sized = [item for item in report.objects if item.size is not None]
+    if len(sized) >= 4 and all(item.as_corners and _may_be_xywh(item) for item in sized):
         report.odd(
-            f"{placed[0].where}: the box {_shown(placed[0].corners)}, as all {len(placed)}, looks like x, y, width, "
+            f"{sized[0].where}: the box {_shown(sized[0].written)}, as all {len(sized)}, looks like x, y, width, "
             "height too (it would lie inside its image); see the boxes drawn in train_batch.jpg"
         )
 
 
 def _may_be_xywh(item: Object) -> bool:
     assert item.size is not None
-    x, y, width, height = item.corners
+    x, y, width, height = item.written
     return x + width <= item.size[1] + 1 and y + height <= item.size[0] + 1
 
 
@@ -324,25 +330,26 @@ def _shown(corners: Iterable[float]) -> str:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.check_data", description=__doc__)
-    parser.add_argument("--data-root", required=True, metavar="DIR", help="a data set in a layout that training reads")
+    _command.add_dataset_arguments(parser, leave_out=("train_split", "test_split", "skip_broken"))
     parser.add_argument("--split", nargs="+", metavar="NAME", help="which to look at (default: all that are there)")
-    parser.add_argument("--class-names", nargs="+", metavar="NAME", help="default: all names in the annotations")
-    parser.add_argument("--zero-based", action="store_true", help="the annotations count pixels from 0, not from 1")
-    parser.add_argument(
-        "--ignore-other-classes", action="store_true", help="objects of other classes than --class-names are no errors"
-    )
     add_options(parser.add_argument_group("detector (default: what suits the backbone)"), DetectorConfig)
     args = parser.parse_args(argv)
     with _command.errors(parser):
         settings = chosen(args, DetectorConfig)
-        report = check_voc(
-            args.data_root,
+        data = _command.data_config(args)
+        if data.data_root is None:
+            raise ValueError("data_root: got nothing, expected the folder of the data")
+        report = check_files(
+            data.data_root,
             args.split,
-            class_names=args.class_names,
-            one_based=not args.zero_based,
-            ignore_other_classes=args.ignore_other_classes,
+            dataset=None if data.dataset == AUTO else data.dataset,
+            reading=data.reading(),
+            class_names=data.class_names,
+            ignore_other_classes=data.ignore_other_classes,
             config=preset(settings.pop("backbone", "vgg16"), **settings),
         )
+        if report.found:
+            print(report.found)
         for finding in sorted(report.findings, key=lambda finding: not finding.is_error):
             print(finding)
         print(report.summary())

@@ -1,200 +1,173 @@
-"""Find objects in image files: draws them and writes JSON."""
+"""Find objects in images and videos: draws them and writes JSON."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import hashlib
+import itertools
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from frcnn_fast import _command
-from frcnn_fast._device import choose_device
 from frcnn_fast._names import printable
-from frcnn_fast.data import Collate, boxes_to_original, read_image, resize
-from frcnn_fast.data.images import IMAGE_SUFFIXES
-from frcnn_fast.io import append_jsonl, read_jsonl, write_json
-from frcnn_fast.model import FasterRCNN, load_detector
-from frcnn_fast.visualize import draw_boxes, save_image
-
-
-@torch.inference_mode()
-def detect(detector: FasterRCNN, image: Tensor, *, score_threshold: float | None = None) -> dict[str, Tensor]:
-    """Detections in one image, best first.
-
-    Args:
-        detector: ready to detect (`load_detector`); it is put into eval mode.
-        image: uint8 [3, H, W], RGB, any size of at least one pixel.
-        score_threshold: the least score, in [0, 1], also below the detector's own; None keeps that one.
-
-    Returns:
-        boxes [D, 4] in pixels of `image`, scores [D], labels [D] (k means detector.class_names[k - 1]), on the CPU;
-        at most config.max_detections.
-    """
-    if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or image.numel() == 0:
-        raise ValueError(
-            f"image: got {image.dtype} with shape {tuple(image.shape)}, expected uint8 [3, H, W] with pixels"
-        )
-    detector.eval()
-    config, device = detector.config, detector.rng.device
-    resized, scale = resize(image, config.shorter, config.longer)
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scale": scale}
-    batch = Collate(config.preprocess)([(resized, nothing)]).to(device)
-    with _threshold(detector, score_threshold):
-        found = detector(batch.images, batch.image_sizes, image_scales=batch.image_scales).to_list()[0]
-    boxes = boxes_to_original(found["boxes"], resized.shape[-2:], image.shape[-2:])
-    kept = slice(None) if score_threshold is None else found["scores"] >= score_threshold
-    return {"boxes": boxes[kept].cpu(), "scores": found["scores"][kept].cpu(), "labels": found["labels"][kept].cpu()}
-
-
-@contextmanager
-def _threshold(detector: FasterRCNN, value: float | None) -> Iterator[None]:
-    """The detector's threshold lowered to just below `value`: it keeps what scores more than its own."""
-    config = detector.config
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"score_threshold: got {value}, expected a score from 0 to 1")
-    if value is not None and value <= config.score_threshold:
-        detector.config = dataclasses.replace(config, score_threshold=value * (1 - 1e-6))
-    try:
-        yield
-    finally:
-        detector.config = config
-
-
-def image_files(names: Sequence[str]) -> list[str]:
-    """The files named, as they are spelt, and the image files in the folders named, sorted."""
-    files: list[str] = []
-    for name in names:
-        if os.path.isdir(name):
-            # Names that begin with a dot are what systems leave behind ("._a.jpg"), no images.
-            inside = sorted(
-                entry.name
-                for entry in os.scandir(name)
-                if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
-            )
-            if not inside:
-                raise ValueError(f"{printable(name)}: no image files in this folder ({', '.join(IMAGE_SUFFIXES)})")
-            files += [os.path.join(name, file) for file in inside]
-        else:
-            files.append(name)
-    return files
-
-
-class ResultFolder:
-    """Where detections go: detections.jsonl, one line an image as it is done; the drawings; and at the end
-    detections.json, the same records as one list.
-
-    Args:
-        path: the folder.
-        overwrite: delete the result that is there; without it, one is refused.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        self.path = Path(path)
-        self.lines, self.whole = self.path / "detections.jsonl", self.path / "detections.json"
-        earlier = [file for file in (self.lines, self.whole) if os.path.lexists(file)]
-        if earlier and not overwrite:
-            raise ValueError(
-                f"--out: {printable(os.fspath(earlier[0]))} is an earlier result; choose another folder, or replace it "
-                "with --overwrite"
-            )
-        self.path.mkdir(parents=True, exist_ok=True)
-        for file in [*self._earlier_drawings(), *earlier]:
-            file.unlink(missing_ok=True)
-        self.lines.touch()  # a folder that cannot be written to is found out now
-        self._taken = {entry.name for entry in os.scandir(self.path)}
-
-    def _earlier_drawings(self) -> list[Path]:
-        """The drawings that the earlier result lists, and no other file."""
-        try:
-            names = [record.get("drawing") for record in read_jsonl(self.lines)] if self.lines.is_file() else []
-        except ValueError:
-            return []
-        return [self.path / name for name in names if isinstance(name, str) and name == os.path.basename(name)]
-
-    def free_name(self, image: str) -> str:
-        """A file name for an image's drawing that nothing in the folder has, so not the image itself either."""
-        stem = Path(image).stem
-        name, number = f"{stem}.png", 1
-        while name in self._taken:
-            number += 1
-            name = f"{stem}-{number}.png"
-        self._taken.add(name)
-        return name
-
-    def add(self, record: dict[str, Any]) -> None:
-        append_jsonl(self.lines, record)
-
-    def finish(self) -> None:
-        write_json(self.whole, read_jsonl(self.lines))
-
-
-def _record(name: str, image: Tensor, found: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "image": name,
-        "width": image.shape[-1],
-        "height": image.shape[-2],
-        "detections": [
-            {"class": class_names[label - 1], "score": score, "box": box}
-            for label, score, box in zip(
-                found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
-            )
-        ],
-    }
+from frcnn_fast._progress import progress_bar
+from frcnn_fast._ranks import ranks
+from frcnn_fast.inference import Detector, Result
+from frcnn_fast.inference.files import detect_images, detect_video
+from frcnn_fast.inference.folder import Plan, ResultFolder
+from frcnn_fast.inference.inputs import input_files, is_video
+from frcnn_fast.model import FasterRCNN
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.detect", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run's folder or model.safetensors")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for drawings and detections.jsonl")
-    parser.add_argument("--overwrite", action="store_true", help="replace the result that DIR has")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="least score (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser = _parser(prog)
     args = parser.parse_args(argv)
-    with _command.errors(parser):
-        if not 0 <= args.score_threshold <= 1:
-            raise ValueError(f"--score-threshold: got {args.score_threshold}, expected a score from 0 to 1")
-        detector = load_detector(args.checkpoint, device=choose_device(args.device))
-        files = image_files(args.images)
-        out, broken = ResultFolder(args.out, args.overwrite), 0
-        for name in files:
-            # One bad file does not cost the others their detections.
-            try:
-                image = read_image(name, upright=True)
-                found = detect(detector, image, score_threshold=args.score_threshold)
-            except (ValueError, RuntimeError, MemoryError) as error:
-                broken += 1
-                _complain(parser.prog, name, error)
-                continue
-            record = {**_record(name, image, found, detector.class_names), "drawing": None}
-            try:
-                drawing = draw_boxes(
-                    image, found["boxes"], found["labels"], found["scores"], class_names=detector.class_names
-                )
-                file = out.free_name(name)
-                save_image(out.path / file, drawing)
-                record["drawing"] = file
-            except (ValueError, RuntimeError, MemoryError, OSError) as error:
-                broken += 1
-                _complain(parser.prog, name, error)
-            out.add(record)
-            place = "not drawn" if record["drawing"] is None else printable(os.fspath(out.path / record["drawing"]))
-            print(f"{printable(name)}: {len(record['detections'])} objects, {place}")
-        out.finish()
+    with _command.errors(parser), ranks() as among:
+        _check(args)
+        detector = Detector(args.checkpoint, device=among.device(args.device))
+        out = ResultFolder(args.out, among.rank if among.count > 1 else None)
+
+        def begin() -> Plan:
+            settings = {"detector": fingerprint(detector.model), "score_threshold": args.score_threshold}
+            return out.begin(input_files(args.images), settings, overwrite=args.overwrite, resume=args.resume)
+
+        plan = among.made_by_first(begin)
+        out.own_lines.touch()  # a folder that cannot be written to is found out now
+        mine = dict(list(plan.drawings.items())[among.rank :: among.count])
+        broken = _Command(args, parser.prog, detector, out, show_bars=among.is_first and sys.stderr.isatty()).run(mine)
+        among.wait_for_all()
+        if among.is_first:
+            out.finish(plan.files)
+        among.wait_for_all()  # a rank that ends with an error has all the others ended
     return 1 if broken else 0
 
 
-def _complain(prog: str, name: str, error: Exception) -> None:
-    text = printable(str(error) or type(error).__name__)
-    shown = printable(name)
-    print(f"{prog}: error: {text if text.startswith(shown) else f'{shown}: {text}'}", file=sys.stderr)
+class _Command:
+    """Looks at the files of this process, tells of each, and writes the records."""
+
+    def __init__(
+        self, args: argparse.Namespace, prog: str, detector: Detector, out: ResultFolder, show_bars: bool
+    ) -> None:
+        self.args, self.prog, self.detector, self.out, self.show_bars = args, prog, detector, out, show_bars
+        self.settings = {"batch": args.batch_size, "score_threshold": args.score_threshold}
+        self.broken = 0
+
+    def run(self, drawings: Mapping[str, str]) -> int:
+        """How many of the files (each with the name of its drawing) could not be looked at or drawn."""
+        # Only on a terminal: elsewhere, a line for each image is enough.
+        with progress_bar(len(drawings), desc="detecting", disable=not self.show_bars) as self.bar:
+            # In order, and as many images as there are in a row together.
+            for videos, names in itertools.groupby(drawings, key=is_video):
+                part = {name: drawings[name] for name in names}
+                self._videos(part) if videos else self._images(part)
+        return self.broken
+
+    def _images(self, drawings: Mapping[str, str]) -> None:
+        on_gpu = self.detector.device.type == "cuda"
+        threads = self.args.workers if self.args.workers is not None else (4 if on_gpu else 0)
+        places = {name: self.out.path / file for name, file in drawings.items()}
+        for name, result, drawing in detect_images(
+            self.detector, places, draw=self.args.drawings, threads=threads, **self.settings
+        ):
+            self.bar.update()
+            for error in (result, drawing):
+                if isinstance(error, Exception):
+                    self._complain(name, error)
+            if isinstance(result, Result):
+                file = drawings[name] if drawing is True else None
+                self.out.add({**result.to_dict(), "drawing": file})
+                self._tell(name, f"{len(result)} objects", file)
+
+    def _videos(self, drawings: Mapping[str, str]) -> None:
+        for name, planned in drawings.items():
+            try:
+                self._video(name, planned if self.args.drawings else None)
+            except (ValueError, ImportError, RuntimeError, MemoryError, OSError) as error:
+                self._complain(name, error)
+            self.bar.update()
+
+    def _video(self, name: str, file: str | None) -> None:
+        known = self.out.first_frames(name) if self.args.resume else []
+        place = None if file is None else self.out.path / file
+        count, objects = len(known), sum(len(record["detections"]) for record in known)
+        last: dict[str, Any] | None = None
+        try:
+            for frame, result in detect_video(
+                self.detector, name, place, known=known, progress=self.show_bars, **self.settings
+            ):
+                count += 1
+                if isinstance(result, Exception):
+                    self._complain(f"{name}, frame {frame.number}", result)
+                    continue
+                if last is not None:
+                    self.out.add(last)
+                objects += len(result)
+                last = {"image": name, "frame": frame.number, "time": frame.time, **result.to_dict(), "drawing": file}
+        except BaseException:
+            if last is not None:
+                self.out.add(last)
+            raise
+        if last is not None:  # the video is whole, and so is its drawing
+            self.out.add({**last, "last": True})
+        self._tell(name, f"{count} frames, {objects} objects", file)
+
+    def _tell(self, name: str, found: str, file: str | None) -> None:
+        place = "not drawn" if file is None else printable(os.fspath(self.out.path / file))
+        self.bar.write(f"{printable(name)}: {found}, {place}", file=sys.stdout)
+
+    def _complain(self, name: str, error: Exception) -> None:
+        self.broken += 1
+        text, shown = printable(str(error) or type(error).__name__), printable(name)
+        line = text if text.startswith(shown) else f"{shown}: {text}"
+        self.bar.write(f"{self.prog}: error: {line}", file=sys.stderr)
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog or "python -m frcnn_fast.detect", description=__doc__)
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help='images, videos, folders of them, or patterns ("photos/**/*.jpg")'
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run's folder or model.safetensors")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for drawings and detections.jsonl")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with the result that DIR has: skip what is done")
+    earlier.add_argument("--overwrite", action="store_true", help="replace the result that DIR has")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="least score (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images a forward pass (default: 8 on a GPU, 1 on the processor)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads that read and draw (default: 4 on a GPU, else none)"
+    )
+    parser.add_argument(
+        "--drawings", action=argparse.BooleanOptionalAction, default=True, help="whether to draw (default: yes)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not 0 <= args.score_threshold <= 1:
+        raise ValueError(f"--score-threshold: got {args.score_threshold}, expected a score from 0 to 1")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size: got {args.batch_size}, expected at least one image")
+    if args.workers is not None and args.workers < 0:
+        raise ValueError(f"--workers: got {args.workers}, expected a number of threads, 0 for none")
+
+
+def fingerprint(model: FasterRCNN) -> str:
+    """The same for the same weights, settings and classes, wherever they lie."""
+    described = json.dumps([model.class_names, model.config.to_dict()], sort_keys=True)
+    digest = hashlib.blake2b(described.encode(), digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from typing import Any
 
 import torch
 
 import frcnn_fast
 from frcnn_fast import _extension
+from frcnn_fast.mmcv.finder import EXTENSION
+from frcnn_fast.mmcv.table import SERVED
 from frcnn_fast.ops._backends import carries_code_for, triton_interprets, why_no_cuda
 
 _PACKAGES = ("numpy", "triton", "cupy-cuda13x", "pillow", "scikit-learn", "tqdm", "matplotlib", "safetensors")
@@ -60,6 +64,21 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _mmcv() -> str:
+    """mmcv itself is not imported: it may be broken."""
+    found = importlib.util.find_spec("mmcv")
+    if found is None:
+        return "not installed"
+    owners = importlib.metadata.packages_distributions().get("mmcv", [])
+    name = ", ".join(f"{owner} {_version(owner)}" for owner in dict.fromkeys(owners)) or "unknown version"
+    if PathFinder.find_spec(EXTENSION, found.submodule_search_locations) is not None:
+        return f"{name} with a compiled half of its own"
+    return (
+        f"{name} without a compiled half: frcnn_fast.stand_in_for_mmcv(), or python -m frcnn_fast.mmdet SCRIPT, serves "
+        f"{len(SERVED)} of its functions"
+    )
+
+
 def report() -> list[tuple[str, str]]:
     """Everything the doctor knows, as (name, finding)."""
     info = build_info()
@@ -68,6 +87,7 @@ def report() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads"),
         *[(package, _version(package) or "not installed") for package in _PACKAGES],
+        ("mmcv", _mmcv()),
     ]
     if info is None:
         lines.append(("binary", _extension.missing_reason))

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,11 +23,11 @@ from frcnn_fast.data import (
     DetectionView,
     boxes_to_original,
     class_names_of,
-    read_proposals,
 )
 from frcnn_fast.data.targets import Target, checked_sample
 from frcnn_fast.data.transforms import Sample
-from frcnn_fast.evaluation import VocEvaluator, VocResult
+from frcnn_fast.evaluation import CocoEvaluator, Mistakes, VocEvaluator, VocResult
+from frcnn_fast.evaluation.report import ReportFolder
 from frcnn_fast.io import load_checkpoint, write_json
 from frcnn_fast.model import FasterRCNN, load_detector
 
@@ -84,11 +85,46 @@ def _found_and_true(
 
 
 def detect_all(
-    detector: FasterRCNN, dataset: DetectionDataset, *, batch_size: int = 8, workers: int = 0, progress: bool = True
+    detector: FasterRCNN,
+    dataset: DetectionDataset,
+    proposals: Mapping[str, Tensor] | None = None,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: bool = True,
 ) -> Iterator[Target]:
-    """Detections of every image, in order: boxes [D, 4] in pixels of the original image, scores, labels."""
-    for detections, _ in _found_and_true(detector, dataset, batch_size, workers, progress):
+    """Detections of every image, in order: boxes [D, 4] in pixels of the original image, scores, labels.
+
+    proposals: as in `evaluate`.
+    """
+    for detections, _ in _found_and_true(detector, dataset, batch_size, workers, progress, proposals):
         yield detections
+
+
+class Evaluator(Protocol):
+    """What takes the detections and the target of one image after the other."""
+
+    def add(self, detections: Mapping[str, Any], target: Mapping[str, Any]) -> None: ...
+
+
+def run_evaluators(
+    detector: FasterRCNN,
+    dataset: DetectionDataset,
+    evaluators: Sequence[Evaluator],
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: bool = True,
+    proposals: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Give every image's detections and target to each of the evaluators (`VocEvaluator`, `CocoEvaluator`, `Mistakes`),
+    in order, in pixels of the original image. Arguments and errors as in `evaluate`."""
+    class_names = class_names_of(dataset)
+    if class_names != list(detector.class_names):
+        raise ValueError(f"dataset: its classes are {class_names}, expected the detector's, {detector.class_names}")
+    for detections, target in _found_and_true(detector, dataset, batch_size, workers, progress, proposals):
+        for evaluator in evaluators:
+            evaluator.add(detections, target)
 
 
 def evaluate(
@@ -110,12 +146,16 @@ def evaluate(
         ValueError: the data set's classes are not the detector's, a target breaks the rules of
             `frcnn_fast.data.checked_target`, or an image cannot be read.
     """
-    class_names = class_names_of(dataset)
-    if class_names != list(detector.class_names):
-        raise ValueError(f"dataset: its classes are {class_names}, expected the detector's, {detector.class_names}")
-    evaluator = VocEvaluator(class_names, iou_threshold=iou_threshold)
-    for detections, target in _found_and_true(detector, dataset, batch_size, workers, progress, proposals):
-        evaluator.add(detections, target)
+    evaluator = VocEvaluator(detector.class_names, iou_threshold=iou_threshold)
+    run_evaluators(
+        detector,
+        dataset,
+        [evaluator],
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        proposals=proposals,
+    )
     return evaluator.result()
 
 
@@ -124,34 +164,60 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run's folder or model.safetensors")
     _command.add_dataset_arguments(parser, "the one of the run")
     parser.add_argument(
-        "--proposals", nargs="+", metavar="FILE", help="files of proposals, in the place of those of the RPN"
+        "--proposals",
+        nargs="+",
+        metavar="FILE",
+        help="proposals in the place of the RPN's (default: the files that the run was trained on)",
     )
-    parser.add_argument("--iou", type=float, default=0.5, help="overlap that a right detection must exceed")
+    parser.add_argument("--metric", choices=("voc", "coco"), default="voc", help="whose figures (default: %(default)s)")
+    parser.add_argument("--iou", type=float, help="overlap that a right detection must exceed (default: 0.5)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
-    parser.add_argument("-o", "--out", metavar="FILE", help="write the result as JSON")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it is there already")
+    parser.add_argument(
+        "-o", "--out", metavar="DIR", help="write a report: figures, plots, the worst images; X.json: the figures alone"
+    )
+    parser.add_argument("--worst", type=int, default=24, metavar="N", help="images to draw (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what DIR has")
     args = parser.parse_args(argv)
     with _command.errors(parser):
-        if args.out and os.path.lexists(args.out) and not args.overwrite:
-            raise ValueError(f"--out: {printable(args.out)} is there already; choose another file or --overwrite it")
+        if args.metric == "coco" and args.iou is not None:
+            raise ValueError("--iou: COCO's figures have their own overlaps; leave it out, or use --metric voc")
+        file = args.out if args.out and args.out.lower().endswith(".json") else None
+        if file and os.path.lexists(file) and not args.overwrite:
+            raise ValueError(f"--out: {printable(file)} is there already; choose another file or --overwrite it")
         detector = load_detector(args.checkpoint, device=choose_device(args.device))
-        data = _command.data_config(args, load_checkpoint(args.checkpoint).extra.get("data"))
+        notes = load_checkpoint(args.checkpoint).extra
+        data = _command.data_config(args, notes.get("data")).resolved()
         dataset = data.open_test(detector.class_names)
         if dataset is None:
             raise ValueError(f"test_split: {data.without_test()}")
-        result = evaluate(
+        print(data.described(test=dataset), file=sys.stderr)
+        report = ReportFolder(args.out, args.overwrite) if args.out and not file else None
+
+        names, iou = detector.class_names, 0.5 if args.iou is None else args.iou
+        voc, mistakes = VocEvaluator(names, iou_threshold=iou), Mistakes(names, iou_threshold=iou)
+        coco = CocoEvaluator(names) if args.metric == "coco" else None
+        wanted: list[Evaluator] = [coco] if coco is not None else [voc]
+        run_evaluators(
             detector,
             dataset,
-            iou_threshold=args.iou,
+            [*wanted, *(e for e in (voc, mistakes) if e not in wanted)] if report else wanted,
             batch_size=args.batch_size,
             workers=args.workers,
-            proposals=read_proposals(*args.proposals) if args.proposals else None,
+            proposals=_command.open_proposals(args.proposals, notes.get("proposals")),
         )
+        results: dict[str, Any] = {"coco": coco.result()} if coco is not None else {"voc": voc.result()}
+        result = results[args.metric]
         print(result.table())
-        if args.out:
-            write_json(args.out, result.to_dict())
+        if file:
+            write_json(file, result.to_dict())
+        if report:
+            title = f"{args.checkpoint} on {data.data_root or 'the embedded digits'} ({data.test_split})"
+            results = {"voc": voc.result(), **results}
+            threshold = report.write(title, results, voc.curves(), mistakes, lambda k: dataset[k][0], args.worst)
+            print(f"best threshold for all classes: {threshold:.3f}")
+            print(f"report: {report.path / 'index.html'}")
         print(_command.last_line(result))
     return 0
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import pickle
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,19 @@ def write_json(path: PathLike, value: Any) -> None:
 
 def append_jsonl(path: PathLike, record: Mapping[str, Any]) -> None:
     """Append one record as one line of JSON and hand it to the system at once. NaN and ±Inf become null."""
-    line = _encoded(json.dumps(_plain(dict(record)), ensure_ascii=False) + "\n")
+    line = _line(record)
     with open(path, "ab") as file:
         file.write(line)
+
+
+def write_jsonl(path: PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of records anew, atomically."""
+    with atomic_path(path) as beside:
+        beside.write_bytes(b"".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return _encoded(json.dumps(_plain(dict(record)), ensure_ascii=False) + "\n")
 
 
 def _encoded(text: str) -> bytes:
@@ -158,13 +169,24 @@ def save_checkpoint(
     Raises:
         OSError: the file could not be written; names the file.
     """
-    save_file = require("safetensors.torch", "train").save_file
     metadata = {
         "format": _FORMAT,
         "class_names": json.dumps(list(class_names)),
         "config": json.dumps(_plain(config)),
         "extra": json.dumps(_plain(extra or {})),
     }
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors with a checksum, atomically; the rules are those of `save_checkpoint`.
+
+    Args:
+        path: file name.
+        tensors: any device, any strides. Tensors that share memory are written once each.
+        metadata: texts by name. "checksum" is added, of all that the file holds.
+    """
+    save_file = require("safetensors.torch", "train").save_file
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     memory: set[int] = set()
     for name, tensor in whole.items():
@@ -173,9 +195,18 @@ def save_checkpoint(
         memory.add(whole[name].untyped_storage().data_ptr())
     with atomic_path(path) as beside:
         try:
-            save_file(whole, beside, metadata=metadata)
+            save_file(whole, beside, metadata={**metadata, "checksum": _checksum(whole, metadata)})
         except require("safetensors", "train").SafetensorError as error:
             raise OSError(f"{path}: the checkpoint could not be written ({error})") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.blake2b(json.dumps(sorted(metadata.items())).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: PathLike) -> Checkpoint:
@@ -190,7 +221,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
     file = Path(path)
     if file.is_dir():
         file = file / "model.safetensors"
-    tensors, metadata = _read_safetensors(file)
+    tensors, metadata = read_tensors(file)
     if metadata.get("format") != _FORMAT:
         found = metadata.get("format", "no such entry")
         raise ValueError(
@@ -227,7 +258,7 @@ def load_weights(path: PathLike) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
     if file.suffix == ".safetensors":
-        return _read_safetensors(file)[0]
+        return read_tensors(file)[0]
     if file.suffix == ".npz":
         return _read_npz(file)
     if file.suffix in (".pth", ".pt"):
@@ -235,7 +266,14 @@ def load_weights(path: PathLike) -> dict[str, Tensor]:
     raise ValueError(f"{file}: weights must be a .safetensors, .npz, .pth or .pt file")
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, on the CPU, and the metadata of a safetensors file, of `write_tensors` or of anybody.
+
+    Raises:
+        ValueError: the file is missing or broken, or its checksum, where it has one, is not that of its contents; names
+            it.
+    """
+    file = Path(path)
     safetensors = require("safetensors", "train")
     require("safetensors.torch", "train")
     if not file.is_file():
@@ -243,9 +281,13 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
-            return tensors, opened.metadata() or {}
+            metadata = dict(opened.metadata() or {})
     except Exception as error:  # a broken header raises whatever the step that met it raises
         raise ValueError(f"{file}: not a readable safetensors file ({error})") from error
+    written = metadata.pop("checksum", None)
+    if written is not None and written != _checksum(tensors, metadata):
+        raise ValueError(f"{file}: its contents are not what was written (the checksum differs); the file is corrupt")
+    return tensors, metadata
 
 
 def _read_npz(file: Path) -> dict[str, Tensor]:

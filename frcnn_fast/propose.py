@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         if not args.out.lower().endswith((".npz", ".json")):
             raise ValueError(f"--out: got {printable(args.out)}, expected a name that ends in .npz or .json")
         notes = None if args.source in SEARCHES else load_checkpoint(args.source).extra.get("data")
-        data, proposals = _command.data_config(args, notes), ProposalSet({})
+        data, proposals = _command.data_config(args, notes).resolved(), ProposalSet({})
         if args.on != "test":
             proposals |= proposals_of(args.source, data.open_train(), **proposing(args))
         test = None if args.on == "train" else data.open_test()

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         if args.out and os.path.lexists(args.out) and not args.overwrite:
             raise ValueError(f"--out: {printable(args.out)} is there already; choose another file or --overwrite it")
         runs = [source for source in args.sources if source not in SEARCHES and not is_proposals(source)]
-        data = _command.data_config(args, load_checkpoint(runs[0]).extra.get("data") if runs else None)
+        data = _command.data_config(args, load_checkpoint(runs[0]).extra.get("data") if runs else None).resolved()
         dataset = data.open_test()
         if dataset is None:
             raise ValueError(f"test_split: {data.without_test()}")

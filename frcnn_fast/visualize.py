@@ -6,17 +6,18 @@ import colorsys
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from frcnn_fast._extras import require
+from frcnn_fast._lettering import Colour, captioned, draw_dashes, draw_plates, font_of, with_legend
 from frcnn_fast.io import PathLike, atomic_path, read_jsonl
 
-_SHORTER_SIDE = 400  # smaller images are enlarged until lines and letters are fine beside their objects
+_SMALL_SIDE = 300  # images with a shorter side under this are enlarged ...
+_SHORTER_SIDE = 400  # ... to this at least, until lines and letters are fine beside their objects
 _LONGER_SIDE = 4000  # but to no more than this: a narrow strip is not worth the memory
-_CAPTION = (32, 34, 38)
 _PAPER = (245, 245, 243)
 
 # A loss has the same colour in every plot, whichever others are there; the first stage is blue, the second red.
@@ -30,7 +31,7 @@ LOSS_COLOURS = {
 _OTHER_COLOURS = ("tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:gray")
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
+def class_colour(label: int) -> Colour:
     """The RGB colour of a class label; labels next to each other are far apart in hue."""
     turn, place = divmod(label - 1, 10)
     hue = (0.58 + 0.3 * place + 0.05 * turn) % 1.0
@@ -52,8 +53,9 @@ def draw_boxes(
 ) -> Any:
     """Draw boxes with their class and score.
 
-    An image whose shorter side is under 400 pixels is enlarged by a whole factor first, up to 4000 pixels. The best
-    boxes are drawn last, on top. Labels are placed where they cover no other label, if there is such a place.
+    An image whose shorter side is under 300 pixels is enlarged by a whole factor first, to at least 400 and at most
+    4000 pixels. The best boxes are drawn last, on top. Labels lie inside the image, and where they cover no other
+    label if there is such a place; otherwise the better box's lies on top.
 
     Args:
         image: uint8 tensor or array [3, H, W], RGB, or a PIL image.
@@ -68,33 +70,11 @@ def draw_boxes(
     Returns:
         A PIL image.
     """
-    image_module = require("PIL.Image", "train")
-    image_draw = require("PIL.ImageDraw", "train")
-    drawing = _as_drawing(image)
-    factor = max(1, min(math.ceil(_SHORTER_SIDE / min(drawing.size)), _LONGER_SIDE // max(drawing.size)))
-    if factor > 1:
-        drawing = drawing.resize((drawing.width * factor, drawing.height * factor), image_module.Resampling.BICUBIC)
-    shorter = min(drawing.size)
-    line = max(2, round(shorter / 220))
-    font = _font(max(14, round(shorter / 34)))
-    draw = image_draw.Draw(drawing)
-
-    corners = np.asarray(_numbers(boxes), dtype=np.float64).reshape(-1, 4) * factor
-    order = np.argsort(_numbers(scores), kind="stable") if scores is not None else np.arange(len(corners))
-    plates: list[tuple[str, tuple[int, int, int], tuple[int, int, int, int]]] = []
-    for i in order.tolist():
-        if not np.isfinite(corners[i]).all():
-            continue
-        x1, y1, x2, y2 = np.rint(corners[i]).astype(int).tolist()
-        if x1 >= x2 or y1 >= y2:
-            continue
+    order = np.argsort(_numbers(scores), kind="stable") if scores is not None else range(len(boxes))
+    marks = []
+    for i in map(int, order):
         label = int(labels[i]) if labels is not None else 1
-        colour = class_colour(label)
         hard = difficult is not None and bool(difficult[i])
-        thickness = 1 if hard else line
-        # A dark rim keeps the line visible on a ground of its own colour.
-        draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0), width=thickness + 2)
-        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=thickness)
         words = []
         if labels is not None:
             words.append(class_names[label - 1] if class_names is not None else str(label))
@@ -102,10 +82,72 @@ def draw_boxes(
             words.append(f"{float(scores[i]):.2f}")
         if hard:
             words.append("difficult")
-        if words:
-            plates.append((" ".join(words), colour, (x1, y1, x2, y2)))
-    _draw_plates(draw, font, plates, drawing.size)
-    return _captioned(drawing, caption, font) if caption else drawing
+        marks.append(Mark(tuple(_numbers(boxes[i]).tolist()), class_colour(label), " ".join(words), thin=hard))
+    return draw_marks(image, marks, caption=caption)
+
+
+class Mark(NamedTuple):
+    """A box to draw, with what is written on the plate at it ("": no plate)."""
+
+    box: tuple[float, ...]  # x1, y1, x2, y2 in pixels of the image, half-open
+    colour: Colour
+    text: str = ""
+    thin: bool = False
+    dashed: bool = False
+
+
+def draw_marks(
+    image: Any,
+    marks: Sequence[Mark],
+    *,
+    caption: str = "",
+    legend: Sequence[tuple[Colour, str]] = (),
+    sparing: bool = False,
+) -> Any:
+    """`draw_boxes` with a colour and a text for each box; the last ones lie on top.
+
+    Args:
+        image, caption: as in `draw_boxes`.
+        marks: boxes with a NaN or without area are left out.
+        legend: colours and what they mean, written below the image.
+        sparing: leave out texts that would hide much of others; those of the last marks stay.
+
+    Returns:
+        A PIL image.
+    """
+    image_module = require("PIL.Image", "train")
+    image_draw = require("PIL.ImageDraw", "train")
+    drawing = _as_drawing(image)
+    factor = 1
+    if min(drawing.size) < _SMALL_SIDE:
+        factor = max(1, min(math.ceil(_SHORTER_SIDE / min(drawing.size)), _LONGER_SIDE // max(drawing.size)))
+        drawing = drawing.resize((drawing.width * factor, drawing.height * factor), image_module.Resampling.BICUBIC)
+    shorter = min(drawing.size)
+    line = max(2, round(shorter / 220))
+    font = font_of(max(14, round(shorter / 34)))
+    draw = image_draw.Draw(drawing)
+
+    plates: list[tuple[str, Colour, tuple[int, int, int, int]]] = []
+    for mark in marks:
+        corners = np.asarray(mark.box, dtype=np.float64) * factor
+        if not np.isfinite(corners).all():
+            continue
+        x1, y1, x2, y2 = np.rint(corners).astype(int).tolist()
+        if x1 >= x2 or y1 >= y2:
+            continue
+        thickness = 1 if mark.thin else line
+        # A dark rim keeps the line visible on a ground of its own colour.
+        draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0), width=thickness + 2)
+        if mark.dashed:
+            draw_dashes(draw, (x1, y1, x2 - 1, y2 - 1), mark.colour, thickness)
+        else:
+            draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=mark.colour, width=thickness)
+        if mark.text:
+            plates.append((mark.text, mark.colour, (x1, y1, x2, y2)))
+    draw_plates(draw, font, plates, drawing.size, sparing)
+    if caption:
+        drawing = captioned(drawing, caption, font)
+    return with_legend(drawing, legend, font) if legend else drawing
 
 
 def side_by_side(
@@ -261,51 +303,3 @@ def _as_drawing(image: Any) -> Any:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ValueError(f"image must be uint8 [3, H, W] or a PIL image, got {pixels.dtype} {pixels.shape}")
     return image_module.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-
-
-def _font(size: int) -> Any:
-    image_font = require("PIL.ImageFont", "train")
-    return image_font.load_default(size)
-
-
-def _draw_plates(draw: Any, font: Any, plates: Sequence[tuple], size: tuple[int, int]) -> None:
-    """Write each text on a plate of its colour at its box: the first free place of a few, else the freest."""
-    ascent = font.getbbox("Ag0")
-    height = ascent[3] - ascent[1] + 6
-    taken: list[tuple[int, int, int, int]] = []
-    for text, colour, (x1, y1, x2, y2) in reversed(plates):  # the best box chooses first
-        width = math.ceil(font.getlength(text)) + 8
-        places = []
-        for left, top in (
-            (x1, y1 - height),
-            (x1, y2),
-            (x2 - width, y1 - height),
-            (x2 - width, y2),
-            (x1, y1),
-            (x2, y1),
-            (x1 - width, y1),
-            (x1, y2 - height),
-        ):
-            left, top = max(0, min(left, size[0] - width)), max(0, min(top, size[1] - height))
-            places.append((left, top, left + width, top + height))
-        place = min(places, key=lambda p: sum(_common_area(p, other) for other in taken))
-        taken.append(place)
-        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour, outline=(0, 0, 0))
-        luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-        ink = (0, 0, 0) if luma > 120 else (255, 255, 255)
-        draw.text((place[0] + 4, place[1] + 3 - ascent[1]), text, fill=ink, font=font)
-
-
-def _common_area(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _captioned(drawing: Any, caption: str, font: Any) -> Any:
-    """The drawing under a dark bar with one line of text."""
-    image_module, image_draw = require("PIL.Image", "train"), require("PIL.ImageDraw", "train")
-    box = font.getbbox("Ag0")
-    bar = box[3] - box[1] + 14
-    whole = image_module.new("RGB", (drawing.width, drawing.height + bar), _CAPTION)
-    whole.paste(drawing, (0, bar))
-    image_draw.Draw(whole).text((10, 7 - box[1]), caption, fill=(255, 255, 255), font=font)
-    return whole

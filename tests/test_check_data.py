@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Subset
 
 from frcnn_fast import cli
-from frcnn_fast.check_data import Report, check_any, check_voc
+from frcnn_fast.check_data import Report, check_any, check_files
 from frcnn_fast.model import preset
 from tests.test_data import image_file, voc_object, voc_tree, voc_xml
 from tests.test_files import oriented
@@ -33,7 +33,7 @@ def one(texts: list[str], *parts: str) -> None:
 
 
 def small(root: Path) -> Report:
-    return check_voc(root, config=preset("small"))
+    return check_files(root, config=preset("small"))
 
 
 class TestErrors:
@@ -75,7 +75,7 @@ class TestErrors:
 
     def test_nothing_there(self, tmp_path, capsys):
         assert cli.main(["check-data", "--data-root", str(tmp_path / "nowhere")]) == 1
-        assert "nowhere: no PASCAL VOC data" in capsys.readouterr().out
+        assert "nowhere: no data set: there is no such folder" in capsys.readouterr().out
 
     def test_nothing_wrong(self, tmp_path):
         assert small(voc_tree(tmp_path, a=FINE)).findings == []
@@ -116,7 +116,7 @@ class TestOdd:
         one(
             found, "b.xml:4: tiny against the anchors: 1 of 11 objects, the smallest 4.0 x 5.0 pixels", "--anchor-sizes"
         )
-        report = check_voc(tmp_path, config=preset("small", anchor_sizes=((4.0, 5.0), (48.0, 76.0))))
+        report = check_files(tmp_path, config=preset("small", anchor_sizes=((4.0, 5.0), (48.0, 76.0))))
         assert not any("tiny" in text for text in odd(report))
 
     def test_classes(self, tmp_path):

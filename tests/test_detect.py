@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from frcnn_fast import cli, detect, evaluate
+from frcnn_fast.inference import Detector, Result, files, sources
+from frcnn_fast.inference.inputs import input_files
 from frcnn_fast.io import read_jsonl
-from frcnn_fast.model import build_detector, load_detector, preset, save_detector
+from frcnn_fast.model import FasterRCNN, build_detector, load_detector, preset, save_detector
 from tests.test_data import image_file, voc_object, voc_tree, voc_xml
 from tests.test_files import oriented
 
@@ -109,8 +111,8 @@ class TestNames:
             (tmp_path / "in" / name).write_text("no image")
         assert call(run, tmp_path / "out", tmp_path / "in") == 0
         assert len(found(tmp_path / "out")) == 1
-        with pytest.raises(ValueError, match=r"c\.jpg: no image files in this folder"):
-            detect.image_files([str(tmp_path / "in/c.jpg")])
+        with pytest.raises(ValueError, match=r"c\.jpg: no images or videos in this folder"):
+            input_files([str(tmp_path / "in/c.jpg")])
 
 
 class TestBadItems:
@@ -119,28 +121,28 @@ class TestBadItems:
         for name in "abcdef":
             image_file(tmp_path / "in" / f"{name}.png")
         (tmp_path / "in/b.png").write_bytes((tmp_path / "in/b.png").read_bytes()[:80])
-        right_detect, right_draw, right_save = detect.detect, detect.draw_boxes, detect.save_image
+        right_forward, right_plot, right_save = FasterRCNN.forward, Result.plot, files.save_image
         asked: list[str] = []
 
         def no_memory(*args: Any, **kwargs: Any) -> Any:
             asked.append("detect")
             if len(asked) == 2:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore of it")
-            return right_detect(*args, **kwargs)
+            return right_forward(*args, **kwargs)
 
-        def no_drawing(*args: Any, **kwargs: Any) -> Any:
+        def no_drawing(result: Result) -> Any:
             if len(asked) == 3:
                 raise MemoryError
-            return right_draw(*args, **kwargs)
+            return right_plot(result)
 
         def no_space(path: Path, drawing: Any) -> None:
             if path.name == "e.png":
                 raise OSError(28, "No space left on device", str(path))
             right_save(path, drawing)
 
-        monkeypatch.setattr(detect, "detect", no_memory)
-        monkeypatch.setattr(detect, "draw_boxes", no_drawing)
-        monkeypatch.setattr(detect, "save_image", no_space)
+        monkeypatch.setattr(FasterRCNN, "forward", no_memory)
+        monkeypatch.setattr(Result, "plot", no_drawing)
+        monkeypatch.setattr(files, "save_image", no_space)
         assert call(run, tmp_path / "out", tmp_path / "in") == 1
         records = found(tmp_path / "out")
         assert [(Path(record["image"]).stem, record["drawing"]) for record in records] == [
@@ -157,14 +159,14 @@ class TestBadItems:
     def test_what_is_done_stays_when_it_is_interrupted(self, run, tmp_path, monkeypatch):
         for name in "abc":
             image_file(tmp_path / "in" / f"{name}.png")
-        right = detect.read_image
+        right = sources.read_image
 
         def interrupted(path, **options):
             if path.endswith("c.png"):
                 raise KeyboardInterrupt
             return right(path, **options)
 
-        monkeypatch.setattr(detect, "read_image", interrupted)
+        monkeypatch.setattr(sources, "read_image", interrupted)
         with pytest.raises(SystemExit) as stop:
             call(run, tmp_path / "out", tmp_path / "in")
         assert stop.value.code == 130
@@ -199,23 +201,22 @@ class TestThreshold:
         assert not (tmp_path / "o").exists()
 
     def test_it_is_the_least_score_also_below_the_detectors_own(self, run):
-        detector = load_detector(run)
-        detector.config = preset("small", score_threshold=0.4)
+        model = load_detector(run)
+        model.config = preset("small", score_threshold=0.4)
+        detector = Detector(model)
         image = torch.randint(0, 256, (3, 60, 100), dtype=torch.uint8)
-        everything = detect.detect(detector, image, score_threshold=0.0)
-        assert len(everything["scores"]) > 30
-        assert detector.config.score_threshold == 0.4
-        scores = everything["scores"].sort().values
+        everything = detector(image, score_threshold=0.0)
+        assert len(everything) > 30
+        assert model.config.score_threshold == 0.4
+        scores = everything.scores.sort().values
         for threshold in (float(scores[-1]), float(scores[15]), 0.3, 0.5, 1.0):
-            kept = detect.detect(detector, image, score_threshold=threshold)["scores"]
+            kept = detector(image, score_threshold=threshold).scores
             assert (kept >= threshold).all()
             if threshold == float(scores[-1]):
                 assert len(kept) >= 1
-        assert torch.equal(
-            detect.detect(detector, image)["scores"], detect.detect(detector, image, score_threshold=0.4)["scores"]
-        )
+        assert torch.equal(detector(image).scores, detector(image, score_threshold=0.4).scores)
         with pytest.raises(ValueError, match="score_threshold: got 50, expected a score from 0 to 1"):
-            detect.detect(detector, image, score_threshold=50)
+            detector(image, score_threshold=50)
 
     def test_zero_means_zero(self, run, tmp_path):
         image_file(tmp_path / "a.png")
@@ -233,12 +234,19 @@ class TestResults:
         with pytest.raises(SystemExit) as stop:
             call(run, out, tmp_path / "b.png")
         assert stop.value.code == 1
-        assert "is an earlier result; choose another folder, or replace it with --overwrite" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "is an earlier result; choose another folder, go on with it with --resume, or replace it with" in error
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
         (out / "mine.png").write_bytes(b"mine")
         arguments = [str(tmp_path / "b.png"), "--checkpoint", str(run), "-o", str(out), "--overwrite"]
         assert detect.main(arguments) == 0
-        assert {path.name for path in out.iterdir()} == {"b.png", "mine.png", "detections.json", "detections.jsonl"}
+        assert {path.name for path in out.iterdir()} == {
+            "b.png",
+            "mine.png",
+            "detections.json",
+            "detections.jsonl",
+            "plan.json",
+        }
         assert (out / "mine.png").read_bytes() == b"mine"
 
     def test_drawings_never_replace_the_images(self, run, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from frcnn_fast.data import VocDetection, read_image
-from frcnn_fast.data.layout import NoSplitError, split_names
+from frcnn_fast.data.layout import voc_splits
 from frcnn_fast.data.voc_xml import read_annotation
 from tests.test_data import image_file, voc_object, voc_tree, voc_xml
 
@@ -380,7 +380,7 @@ class TestLayouts:
             if split != "val":
                 assert len(VocDetection(tmp_path, split)) == 2  # no list yet: all of it
             else:
-                with pytest.raises(NoSplitError, match=r"no split 'val': the 2 annotations .*'all'.*val\.txt"):
+                with pytest.raises(ValueError, match=r"no split 'val': the 2 annotations .*'all'.*val\.txt"):
                     VocDetection(tmp_path, split)
         (tmp_path / "README.txt").write_text("Cats and dogs.\n")
         for folder in (tmp_path, tmp_path / "annotations", tmp_path / "ImageSets", tmp_path / "imagesets/main"):
@@ -388,8 +388,8 @@ class TestLayouts:
             (folder / "train.txt").write_text("b.png\n")
             dataset = VocDetection(tmp_path, "train")
             assert (ids(dataset), dataset.class_names) == (["b"], ["cat", "dog"])
-            assert split_names(tmp_path) == ["train"]
-            with pytest.raises(NoSplitError, match=r"test\.txt: no such file; .* has train$"):
+            assert voc_splits(tmp_path) == ["train"]
+            with pytest.raises(ValueError, match=r"test\.txt: no such file; .* has train$"):
                 VocDetection(tmp_path, "test")
             (folder / "train.txt").unlink()
             if folder.name.lower() == "imagesets":
@@ -403,7 +403,7 @@ class TestLayouts:
         dataset = VocDetection(tmp_path, "val")
         assert dataset.image_path(0) == tmp_path / "images/val/a.jpg"
         assert dataset.class_names == ["cat", "dog"]
-        with pytest.raises(NoSplitError, match="has train, val"):
+        with pytest.raises(ValueError, match="has train, val"):
             VocDetection(tmp_path, "test")
 
     def test_a_folder_a_split_with_both_inside(self, tmp_path):
@@ -417,21 +417,21 @@ class TestLayouts:
             image_file(tmp_path / split / "a.jpg")
             (tmp_path / split / "a.xml").write_text(voc_xml(voc_object()))
         (tmp_path / "docs").mkdir()
-        assert split_names(tmp_path) == ["train", "valid"]
-        with pytest.raises(NoSplitError, match="no PASCAL VOC data for the split 'test'; XML files are in train, val"):
+        assert voc_splits(tmp_path) == ["train", "valid"]
+        with pytest.raises(ValueError, match="no PASCAL VOC data for the split 'test'; XML files are in train, val"):
             VocDetection(tmp_path, "test")
 
     def test_one_folder_for_all(self, tmp_path):
         image_file(tmp_path / "a.jpg")
         (tmp_path / "a.xml").write_text(voc_xml(voc_object()))
         assert len(VocDetection(tmp_path, "train")) == 1
-        assert split_names(tmp_path) == ["all"]
-        with pytest.raises(NoSplitError, match="no split 'test'"):
+        assert voc_splits(tmp_path) == ["all"]
+        with pytest.raises(ValueError, match="no split 'test'"):
             VocDetection(tmp_path, "test")
 
     def test_other_formats_are_named(self, tmp_path):
         (tmp_path / "annotations.json").write_text("{}")
-        with pytest.raises(ValueError, match="COCO's format must be converted"):
+        with pytest.raises(ValueError, match="is it COCO's format"):
             VocDetection(tmp_path, "train")
         with pytest.raises(ValueError, match="nowhere: no PASCAL VOC data: there is no such folder"):
             VocDetection(tmp_path / "nowhere", "train")

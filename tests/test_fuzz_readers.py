@@ -3,6 +3,7 @@ FRCNN_LONG=1."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,13 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-from frcnn_fast.data import VocDetection, read_image
+from frcnn_fast.check_data import check_files
+from frcnn_fast.data import CocoDetection, CsvDetection, VocDetection, YoloDetection, read_image
 from frcnn_fast.data.images import read_header
 from frcnn_fast.data.layout import Folder, _listed
 from frcnn_fast.data.voc_xml import read_annotation
 from frcnn_fast.io import load_checkpoint, load_weights, read_jsonl, save_checkpoint
 from frcnn_fast.model import build_detector, load_detector, preset, save_detector
 from tests.test_data import voc_object, voc_tree, voc_xml
+from tests.test_formats import coco_document, coco_tree, csv_tree, yolo_tree
 
 LONG = bool(os.environ.get("FRCNN_LONG"))
 SLOWEST = 10.0  # seconds for one input of a few kilobytes, on a busy machine
@@ -113,6 +116,24 @@ LIST_WORDS = [
 JSON_WORDS = [
     *(b"[" * 3000, b'{"a":' * 3000, b"9" * 5000, b"NaN", b"\\ud800", b"\xff", b"\n", b'"', b"\x00", b"}", b"1e999"),
 ]
+COCO_WORDS = [
+    *(
+        b'"bbox"',
+        b'"id"',
+        b'"image_id"',
+        b'"file_name"',
+        b'"../a.jpg"',
+        b"[1,2,3,4]",
+        b"-1",
+        b"3",
+        b"1e400",
+        b"[]",
+        b"{}",
+    ),
+]
+TABLE_WORDS = [
+    *(b" ", b",", b'"', b"\n", b"nan", b"-", b"1e999", b"9" * 400, b"\x00", b"a.jpg", b"0", b"1", b"dog", b"_")
+]
 IMAGE_WORDS = [
     *(b"\xff\xd8", b"\xff\xd9", b"II*\x00", b"MM\x00*", b"\x89PNG", b"IHDR", b"\x00" * 8, b"\xff" * 8, b"Exif\0\0"),
 ]
@@ -149,6 +170,60 @@ class TestReaders:
             return VocDetection(root, "train", class_names=["x"])
 
         assert fuzz("data sets", path, seeds, LIST_WORDS, self.count(2_000), whole) > 5
+
+    def test_coco(self, tmp_path):
+        path = coco_tree(tmp_path)
+        seeds = [path.read_bytes(), json.dumps(coco_document(), indent=1).encode("utf-16")]
+        read = self.both(CocoDetection, tmp_path)
+        assert fuzz("coco", path, seeds, JSON_WORDS + COCO_WORDS, self.count(20_000), read) > 5
+
+    def test_yolo_labels(self, tmp_path):
+        path = yolo_tree(tmp_path)
+        seeds = [
+            b"1 0.2 0.5 0.2 0.3\n0 .5 .5 1 1\n",
+            b"0 0.1 0.1 0.3 0.1 0.3 0.5\r\n",
+            "1 0.2 0.5 0.2 0.3".encode("utf-16"),
+        ]
+        read = self.both(YoloDetection, tmp_path)
+        assert fuzz("yolo", path, seeds, TABLE_WORDS, self.count(20_000), read) > 5
+
+    def test_data_yaml(self, tmp_path):
+        pytest.importorskip("yaml", reason="pyyaml reads data.yaml")
+        yolo_tree(tmp_path, yaml=True)
+        path = tmp_path / "data.yaml"
+        seeds = [path.read_bytes(), b"train: [images/train, images/train]\nnames:\n- cat\n- dog\n"]
+        words = [
+            b"*a",
+            b"&a",
+            b"[" * 500,
+            b"{",
+            b"\t",
+            b": ",
+            b"!!python/object:os.system",
+            b"names:",
+            b"\x00",
+            b"- ",
+            b"%",
+        ]
+        assert fuzz("data.yaml", path, seeds, words, self.count(10_000), self.both(YoloDetection, tmp_path)) > 5
+
+    def test_tables(self, tmp_path):
+        path = csv_tree(tmp_path, "b.jpg,100,60,dog,11,21,30,40", "a.jpg,100,60,cat,1,1,100,60", "a.jpg,,,,,,,")
+        seeds = [path.read_bytes(), path.read_bytes().replace(b",", b";"), path.read_text().encode("utf-16")]
+        read = self.both(CsvDetection, tmp_path)
+        assert fuzz("tables", path, seeds, TABLE_WORDS, self.count(20_000), read) > 5
+
+    def both(self, kind, root: Path) -> Callable[[Path], object]:
+        """Read as a training does, without and with its broken parts left out, and as check-data does."""
+
+        def read(_: Path) -> object:
+            report = check_files(root)
+            splits = report.images or {"train": set()}
+            with contextlib.suppress(ValueError):
+                kind(root, next(iter(splits)), skip_broken=True)
+            return kind(root, next(iter(splits)))
+
+        return read
 
     def test_json_lines(self, tmp_path):
         seeds = [b'{"a": 1, "b": [1.5, null]}\n{"a": "\xc3\xb3"}\n', b"", b'{"a": {}}']

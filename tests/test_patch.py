@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -104,7 +106,8 @@ def test_what_is_replaced_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     first: Any = pretend_library(monkeypatch, half=half, renamed=half, Net=Net)
     late: Any = ModuleType("pretend.late")
     other: Any = ModuleType("another")
-    other.half, forward = half, Net.forward
+    other.half_of, other.halves, other.default = half, [half], lambda f=half: f(4)
+    forward = Net.forward
     monkeypatch.setitem(sys.modules, "another", other)
     library = Library(
         "pretend",
@@ -115,18 +118,35 @@ def test_what_is_replaced_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
         },
     )
     patch = library.patch()
-    assert patch.replaced == ["pretend.first.half", "pretend.first.Net.forward", "pretend.first.Net.loss"]
-    assert first.half is first.renamed
-    assert other.half is half
+    assert patch.replaced == [
+        "pretend.first.half", "pretend.first.Net.forward", "pretend.first.Net.loss", "another.half_of",
+    ]  # fmt: skip
+    assert first.half is first.renamed is other.half_of
+    assert (other.halves, other.default()) == ([half], 2), "what no module's name holds stays"
     assert (first.half(4), first.half(x=5), Net().forward(1)) == (-4, 2, "ours")
     late.half = kept = first.half
     monkeypatch.setitem(sys.modules, "pretend.late", late)
     somebody_elses = Net.loss = lambda self: "somebody else's"  # type: ignore[method-assign]
     patch.undo()
-    assert first.half is first.renamed is late.half is half
+    assert first.half is first.renamed is late.half is other.half_of is half
     assert Net.forward is forward
     assert Net.loss is somebody_elses
     assert kept(4) == 2
+
+
+def test_a_lazy_module_stays_unloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sleepy.py").write_text("raise RuntimeError('loaded')")
+    spec = importlib.util.spec_from_file_location("sleepy", tmp_path / "sleepy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "sleepy", module)
+    spec.loader.exec_module(module)
+    pretend_library(monkeypatch, half=lambda x: x // 2)
+    Library("pretend", {"first:half": lambda x: -x}).patch().undo()
+    with pytest.raises(RuntimeError, match="loaded"):
+        _ = module.anything
 
 
 def test_what_a_library_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

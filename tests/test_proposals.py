@@ -156,8 +156,8 @@ class TestFiles:
         np.savez(tmp_path / "q.npz", **wrong)
         with pytest.raises(ValueError, match=r"q\.npz: its image_ids, counts and boxes do not fit"):
             read_proposals(tmp_path / "q.npz")
-        with pytest.raises(ValueError, match=r"got none for 2 images, the first b, expected .* 1 images .* such as a"):
-            ProposalSet({"a": A}).require(["a", "b", "c"])
+        with pytest.raises(ValueError, match="got none for 2 images of the test set, the first digits-test-0-1"):
+            ProposalSet({"digits-test-0-0": A}).require(DigitsDetection("test", length=3), "test set")
 
 
 class TestBatches:

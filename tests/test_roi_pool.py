@@ -76,6 +76,17 @@ def test_layouts_and_threads_agree_to_the_bit(
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_one_bin_has_both_layouts(op: str, threads: Callable[[int], None]) -> None:
+    """[R, C, 1, 1] is contiguous and channels_last at once; the workspace is that of the layout which is run."""
+    features, rois = example(80, 64, 24)
+    threads(1)
+    output, grad = results(op, features, rois, 1)
+    again, grad_again = results(op, features.contiguous(memory_format=LAST), rois, 1)
+    assert torch.equal(output, again)
+    assert torch.equal(grad, grad_again)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_few_and_many_regions_agree(op: str) -> None:
     """A region's output does not depend on what else is pooled."""
     features, rois = example(80, 20, 45)

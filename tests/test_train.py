@@ -13,40 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from frcnn_fast import _command, cli, detect, doctor, evaluate, train
-from frcnn_fast.data import DigitsDetection
 from frcnn_fast.io import read_jsonl
-from frcnn_fast.model import DetectorConfig, build_detector, load_detector, preset, save_detector
+from frcnn_fast.model import build_detector, load_detector, preset, save_detector
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
-from frcnn_fast.training import TrainOptions, fit, recipe
+from frcnn_fast.training import Training, TrainOptions, fit, recipe
 from frcnn_fast.training.batches import ShuffledForever, TrainingBatches
 from frcnn_fast.training.folder import free_folder, new_run
 from frcnn_fast.training.interrupt import StopOnSignal
 from frcnn_fast.training.schemes import SCHEMES, Stage
-
-SIZE = (128, 160)
-
-
-def digits(split, length):
-    return DigitsDetection(split, length=length, size=SIZE)
-
-
-class OneClass:
-    """A data set whose objects are all the same to it: a detector learns that in a few seconds."""
-
-    def __init__(self, dataset):
-        self.class_names = ["digit"]
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        image, target = self.dataset[index]
-        return image, {**target, "labels": torch.ones_like(target["labels"])}
+from frcnn_fast.training.start import resumed
+from tests.small_data import SIZE, OneClass, digits, write_voc_tree
 
 
 def quick(**changes):
@@ -73,25 +52,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def voc_tree(tmp_path_factory):
-    """Six images of digits written as a PASCAL VOC tree: four to train on, two to test on."""
-    root = tmp_path_factory.mktemp("voc")
-    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (root / folder).mkdir(parents=True)
-    data = digits("train", 6)
-    for index in range(len(data)):
-        image, target = data[index]
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / f"JPEGImages/{index}.jpg")
-        objects = "".join(
-            f"<object><name>digit</name><difficult>0</difficult><bndbox><xmin>{x1 + 1:.0f}</xmin>"
-            f"<ymin>{y1 + 1:.0f}</ymin><xmax>{x2:.0f}</xmax><ymax>{y2:.0f}</ymax></bndbox></object>"
-            for x1, y1, x2, y2 in target["boxes"].tolist()
-        )
-        size = f"<size><width>{SIZE[1]}</width><height>{SIZE[0]}</height><depth>3</depth></size>"
-        annotation = f"<annotation><filename>{index}.jpg</filename>{size}{objects}</annotation>"
-        (root / f"Annotations/{index}.xml").write_text(annotation)
-    (root / "ImageSets/Main/trainval.txt").write_text("0\n1\n2\n3\n")
-    (root / "ImageSets/Main/test.txt").write_text("4\n5\n")
-    return root
+    return write_voc_tree(tmp_path_factory.mktemp("voc"))
 
 
 class TestSchedule:
@@ -120,11 +81,11 @@ class TestSchedule:
             TrainOptions(**changes)
 
     def test_every_epoch_shows_every_image_once(self):
-        indices = list(ShuffledForever(5, 12, seed=1))
+        indices = [item.image for item in ShuffledForever(5, 12, seed=1)]
         assert sorted(indices[:5]) == sorted(indices[5:10]) == [0, 1, 2, 3, 4]
         assert len(indices) == 12
-        assert indices == list(ShuffledForever(5, 12, seed=1))
-        assert indices != list(ShuffledForever(5, 12, seed=2))
+        assert indices == [item.image for item in ShuffledForever(5, 12, seed=1)]
+        assert indices != [item.image for item in ShuffledForever(5, 12, seed=2)]
 
 
 class TestTraining:
@@ -138,7 +99,16 @@ class TestTraining:
     def test_it_leaves_its_results(self, run):
         names = {str(path.relative_to(run.out)) for path in run.out.rglob("*") if path.is_file()}
         drawings = {"drawings/digits-test-0-0.png", "drawings/digits-test-0-1.png"}
-        files = {"config.json", "metrics.jsonl", "model.safetensors", "loss.png", "evaluation.json", "train_batch.jpg"}
+        files = {
+            "config.toml",
+            "metrics.jsonl",
+            "train.log",
+            "model.safetensors",
+            "loss.png",
+            "evaluation.json",
+            "train_batch.jpg",
+        }
+        files.add("checkpoints/000000100.safetensors")
         assert names == files | drawings
         written = json.loads((run.out / "evaluation.json").read_text())
         assert written["map07"] == pytest.approx(run.evaluation.map07)
@@ -255,7 +225,7 @@ class TestCommands:
         assert detect.main(arguments) == 0
         records = json.loads((tmp_path / "found/detections.json").read_text())
         assert [record["drawing"] for record in records] == [
-            "4.png", "0.png", "1.png", "2.png", "3.png", "4-2.png", "5.png",
+            "4.png", "0.png", "1.png", "2.png", "3.png", "5.png",
         ]  # fmt: skip
         assert all((tmp_path / "found" / record["drawing"]).is_file() for record in records)
         assert (records[0]["width"], records[0]["height"]) == (SIZE[1], SIZE[0])
@@ -286,7 +256,7 @@ class TestCommands:
         [
             (["train", "--dataset", "voc"], "data_root: got nothing"),
             (["train", "--dataset", "digits", "--data-root", "x"], "data_root: got 'x', expected nothing"),
-            (["train", "--data-root", "nowhere"], "nowhere: no PASCAL VOC data"),
+            (["train", "--data-root", "nowhere"], "nowhere: no data set"),
             (["train", "--lr", "-1"], "lr: got -1.0"),
             (["train", "--backbone", "resnet"], "backbone: got 'resnet'"),
             (["train", "--weights", "nowhere.npz"], "nowhere.npz: no such file"),
@@ -308,15 +278,6 @@ class TestCommands:
     def test_classes_of_another_data_set_are_refused(self, run):
         with pytest.raises(ValueError, match=r"dataset: its classes are \['square'\], expected the detector's"):
             evaluate.evaluate(run.detector, type("Squares", (), {"class_names": ["square"]})())
-
-    def test_detect_wants_pixels(self, run):
-        with pytest.raises(ValueError, match=r"image: got torch.float32 with shape \(3, 8, 8\)"):
-            detect.detect(run.detector, torch.zeros(3, 8, 8))
-        with pytest.raises(ValueError, match=r"image: got torch.uint8 with shape \(3, 0, 8\)"):
-            detect.detect(run.detector, torch.zeros(3, 0, 8, dtype=torch.uint8))
-        assert set(detect.detect(run.detector, torch.zeros(3, 1, 1, dtype=torch.uint8))) == {
-            "boxes", "scores", "labels",
-        }  # fmt: skip
 
     def test_the_list_of_commands(self, capsys):
         assert cli.main([]) == cli.main(["--help"]) == 0
@@ -351,9 +312,11 @@ class TestStages:
             moved[done] = {name for name in now if not torch.equal(now[name], before[name])}
             before = now
 
-        batches = TrainingBatches(digits("train", 9), detector.config, options)
-        assert len(batches) == 5
-        fitted = fit(detector, batches, options, log=records.append, save=save, device=torch.device("cpu"))
+        def batches(done, left):
+            return TrainingBatches(digits("train", 9), detector.config, options, total=left, start=done)
+
+        training = Training(detector, options, torch.device("cpu"))
+        fitted = fit(training, batches, log=records.append, save=lambda: save(training.done))
         assert fitted == (5, None)
         assert {name.split(".")[0] for name in moved[2]} == {"backbone", "rpn"}
         assert {name.split(".")[0] for name in moved[4]} == {"roi_head"}
@@ -374,9 +337,13 @@ class TestFolders:
 
         first = run()
         assert first.out == tmp_path / "run"
-        contents = {path.name: path.read_bytes() for path in first.out.iterdir()}
+
+        def contents():
+            return {path.name: path.read_bytes() for path in first.out.rglob("*") if path.is_file()}
+
+        before = contents()
         assert [run().out.name, run().out.name] == ["run-2", "run-3"]
-        assert {path.name: path.read_bytes() for path in first.out.iterdir()} == contents
+        assert contents() == before
 
     def test_overwrite_leaves_nothing_of_the_older_run(self, tmp_path):
         def run(**changes):
@@ -393,8 +360,9 @@ class TestFolders:
         # Its weights were never worth keeping; the older run's must not pass for them.
         assert {path.name for path in tmp_path.iterdir()} <= {
             "notes.txt",
-            "config.json",
+            "config.toml",
             "metrics.jsonl",
+            "train.log",
             "train_batch.jpg",
         }
         assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -403,20 +371,17 @@ class TestFolders:
         (tmp_path / "run").mkdir()
         (tmp_path / "run/notes.txt").touch()
         assert free_folder(tmp_path / "run").path == tmp_path / "run"
-        assert new_run(f"{tmp_path}/run/", {"a": 1}).path == tmp_path / "run"
-        assert json.loads((tmp_path / "run/config.json").read_text()) == {"a": 1}
+        assert new_run(f"{tmp_path}/run/", "a = 1").path == tmp_path / "run"
+        assert (tmp_path / "run/config.toml").read_text() == "a = 1"
         assert free_folder(f"{tmp_path}/run/").path == tmp_path / "run-2"
 
     def test_the_settings_are_kept(self, run):
-        settings = json.loads((run.out / "config.json").read_text())
-        assert DetectorConfig.from_dict(settings["detector"]) == run.detector.config
-        kept = {**settings["training"], "milestones": tuple(settings["training"]["milestones"])}
-        assert TrainOptions(**kept) == recipe(
-            "small", iterations=100, log_every=10, warmup=10, lr=2e-3, device="cpu", freeze=0
-        )
-        assert settings["class_names"] == ["digit"]
-        assert settings["weights"] is None
-        assert settings["versions"]["torch"] == torch.__version__
+        config = resumed(run.out).config
+        assert config.detector == run.detector.config
+        expected = recipe("small", iterations=100, log_every=10, warmup=10, lr=2e-3, freeze=0)
+        assert config.training == expected
+        assert (config.data, config.run.weights, config.run.drawings) == (None, None, 2)
+        assert f"torch {torch.__version__})" in (run.out / "config.toml").read_text().splitlines()[0]
 
     def test_the_command_finds_a_folder_of_its_own(self, voc_tree, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
@@ -424,9 +389,8 @@ class TestFolders:
         assert train.main(arguments) == train.main(arguments) == 0
         assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["voc", "voc-2"]
         assert "results in runs/voc-2" in capsys.readouterr().err
-        settings = json.loads((tmp_path / "runs/voc-2/config.json").read_text())
-        assert settings["data"]["data_root"] == str(voc_tree)
-        assert settings["data"]["train_split"] == "trainval"
+        data = resumed(tmp_path / "runs/voc-2").config.data
+        assert (data.data_root, data.train_split, data.class_names) == (str(voc_tree), "trainval", ("digit",))
         assert train.main([*arguments, "--overwrite"]) == 0
         assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["voc", "voc-2"]
 
@@ -548,7 +512,8 @@ class TestSignals:
         assert b"VOC07" not in output
         assert load_detector(tmp_path).class_names == [str(digit) for digit in range(10)]
         assert {path.name for path in tmp_path.iterdir()} == {
-            "config.json", "metrics.jsonl", "model.safetensors", "loss.png", "train_batch.jpg",
+            "config.toml", "metrics.jsonl", "model.safetensors", "loss.png", "train_batch.jpg", "checkpoints",
+            "train.log",
         }  # fmt: skip
 
     @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])

@@ -17,7 +17,9 @@ MIN_SIZE = 1e-3
 DECODE_FLOPS = 30
 
 
-def _case(shape: Shape, field: str, B: int, before: int, after: int) -> Callable[[str], Case]:
+def _case(
+    shape: Shape, field: str, B: int, before: int, after: int, filter_order: str = "after_top_n"
+) -> Callable[[str], Case]:
     def make(device: str) -> Case:
         s = scene(shape, field, B).to(device)
         grids = shape.grids(device)
@@ -32,6 +34,7 @@ def _case(shape: Shape, field: str, B: int, before: int, after: int) -> Callable
                 post_nms_top_n=after,
                 iou_threshold=THRESHOLD,
                 min_size=MIN_SIZE,
+                filter_order=filter_order,
                 backend=backend,
             )
 
@@ -70,6 +73,9 @@ def _rows() -> Iterator[Row]:
             axis = (f"images ({name})", 1) if main else None
             make = _case(shape, field, 1, before, after)
             yield Row("rpn_proposals", f"{name} b1 {field}", make, goal=goal, headline=main, axis=axis)
+        # The paper's order, and so our detector's; torchvision has the other one alone.
+        make = _case(shape, "trained", 1, before, after, "before_top_n")
+        yield Row("rpn_proposals", f"{name} b1 trained before_top_n", make, headline=shape is VGG)
         for B in (2, 4, 8):
             make = _case(shape, "trained", B, before, after)
             yield Row("rpn_proposals", f"{name} b{B} trained", make, headline=B == 8, axis=(f"images ({name})", B))

@@ -8,6 +8,8 @@ without the background). `image` is a uint8 tensor [3, H, W], RGB; `target` a di
     difficult  bool [G]        no positive in training, not counted in evaluation
     image_id   str
 
+It may have `area`, float [G], where the data says another size of an object than its box's (COCO's evaluation asks).
+
 `checked_target` is these rules; other types are taken where their meaning is plain (its docstring says which), and the
 rest is refused before the first update. A data set that also has `target(index)`, the target without its image (and
 perhaps `image_size(index)`), is checked whole in no time. `torch.utils.data.Subset`, so `random_split`, and
@@ -16,12 +18,14 @@ perhaps `image_size(index)`), is checked whole in no time. `torch.utils.data.Sub
 
 from frcnn_fast._names import checked_class_names
 from frcnn_fast.data.batch import Batch, Collate
+from frcnn_fast.data.coco import CocoDetection
 from frcnn_fast.data.config import DataConfig
 from frcnn_fast.data.datasets import check_dataset, check_datasets, class_names_of
 from frcnn_fast.data.digits import DigitsDetection
 from frcnn_fast.data.images import read_image
 from frcnn_fast.data.proposals import ProposalSet, read_proposals, write_proposals
 from frcnn_fast.data.selective_search import selective_search
+from frcnn_fast.data.table import CsvDetection
 from frcnn_fast.data.targets import check_target, checked_target
 from frcnn_fast.data.transforms import (
     DetectionDataset,
@@ -32,10 +36,13 @@ from frcnn_fast.data.transforms import (
     resize,
 )
 from frcnn_fast.data.voc import VocDetection
+from frcnn_fast.data.yolo import YoloDetection
 
 __all__ = [
     "Batch",
+    "CocoDetection",
     "Collate",
+    "CsvDetection",
     "DataConfig",
     "DetectionDataset",
     "DetectionView",
@@ -43,6 +50,7 @@ __all__ = [
     "Preprocess",
     "ProposalSet",
     "VocDetection",
+    "YoloDetection",
     "boxes_to_original",
     "check_dataset",
     "check_datasets",

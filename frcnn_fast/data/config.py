@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from frcnn_fast._names import checked_class_names, printable
 from frcnn_fast._options import check_choices, option
 from frcnn_fast._settings import check_settings
 from frcnn_fast.data.digits import DigitsDetection
-from frcnn_fast.data.layout import split_names
+from frcnn_fast.data.formats import FORMATS, Reading, find_format, open_files, splits_of
 from frcnn_fast.data.transforms import DetectionDataset
-from frcnn_fast.data.voc import VocDetection
 
 AUTO, NONE = "auto", "none"
+DIGITS = "digits"
 _TRAIN, _TEST = ("trainval", "train", "all"), ("test", "val", "valid", "validation")
+_MOST_NAMES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,13 @@ class DataConfig:
 
     dataset: str = option(
         AUTO,
-        "digits: embedded, handwritten digits on photographs; voc: a PASCAL VOC tree; auto: what lies in data_root, or "
-        "else the digits",
-        (AUTO, "digits", "voc"),
+        "the data's format; digits: embedded, handwritten digits on photographs; auto: found by looking at data_root; "
+        "without one the digits",
+        (AUTO, DIGITS, *FORMATS),
     )
-    data_root: str | None = option(None, "folder of the data: Annotations, ImageSets/Main, JPEGImages")
-    train_split: str = option(AUTO, "split to train on; auto: trainval, else train, else the whole set")
+    data_root: str | None = option(None, "folder of the data, or its annotation file, data.yaml or table")
+    image_root: str | None = option(None, "folder of the images of coco or csv (default: found near the annotations)")
+    train_split: str = option(AUTO, "split to train on; auto: trainval, else train, else the only one")
     test_split: str = option(
         AUTO, "split to evaluate on; auto: test, or val if it is no part of the training; none: no evaluation"
     )
@@ -47,9 +50,9 @@ class DataConfig:
         check_choices(self)
         if self.class_names is not None:
             checked_class_names(self.class_names)
-        if self.dataset == "digits" and self.data_root:
+        if self.dataset == DIGITS and self.data_root:
             raise ValueError(f"data_root: got {self.data_root!r}, expected nothing: the digits need no data")
-        if self.dataset not in (AUTO, "digits") and not self.data_root:
+        if self.dataset not in (AUTO, DIGITS) and not self.data_root:
             raise ValueError(f"data_root: got nothing, expected the folder of the data (dataset {self.dataset!r})")
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,27 +70,33 @@ class DataConfig:
         return cls(**values)
 
     def resolved(self) -> DataConfig:
-        """The same data with nothing left to "auto": looked up, and the folder's path absolute. A training split that
-        is not there stays "auto"; a test split becomes "none".
+        """The same data with nothing left to "auto": looked up, and paths absolute. A training split that is not there
+        stays "auto"; a test split becomes "none".
 
         Raises:
             ValueError: `data_root` holds no data set.
         """
         if not self.data_root:
             return dataclasses.replace(
-                self, dataset="digits", train_split=_first(self.train_split), test_split=_first(self.test_split, "test")
+                self,
+                dataset=DIGITS,
+                train_split=_or(self.train_split, "train"),
+                test_split=_or(self.test_split, "test"),
             )
+        name = find_format(Path(self.data_root)) if self.dataset == AUTO else self.dataset
         train, test = self.train_split, self.test_split
         if AUTO in (train, test):
-            there = split_names(Path(self.data_root))
+            there = splits_of(Path(self.data_root), name)
             if train == AUTO:
-                train = next((name for name in _TRAIN if name in there), AUTO)
+                only = there[0] if len(there) == 1 and not _first_of(_TEST, there) else AUTO
+                train = _first_of(_TRAIN, there) or only
             if test == AUTO:
-                # "val" is a part of "trainval" and of the whole.
-                wanted = _TEST if train == "train" else _TEST[:1]
-                test = next((name for name in wanted if name in there), NONE)
+                whole = _first_of(("trainval", "all"), [train])  # which "val" is a part of
+                wanted = _TEST[:1] if whole else _TEST
+                test = _first_of(wanted, there) or NONE
+        root, images = os.path.abspath(self.data_root), self.image_root and os.path.abspath(self.image_root)
         return dataclasses.replace(
-            self, dataset="voc", data_root=os.path.abspath(self.data_root), train_split=train, test_split=test
+            self, dataset=name, data_root=root, image_root=images, train_split=train, test_split=test
         )
 
     def open_train(self) -> DetectionDataset:
@@ -98,7 +107,9 @@ class DataConfig:
         """
         found = self.resolved()
         if found.train_split == AUTO:
-            raise ValueError(f"train_split: {found._splits()}, expected one of {', '.join(_TRAIN)}; name another")
+            raise ValueError(
+                f"train_split: {found._splits()}, expected one of {', '.join(_TRAIN)}; name the one to train on"
+            )
         return found._open(found.train_split, self.class_names)
 
     def open_test(self, class_names: Sequence[str] | None = None) -> DetectionDataset | None:
@@ -110,26 +121,56 @@ class DataConfig:
         found = self.resolved()
         return None if found.test_split == NONE else found._open(found.test_split, class_names or self.class_names)
 
+    def reading(self, class_names: Sequence[str] | None = None) -> Reading:
+        """What the readers are told."""
+        images = None if self.image_root is None else Path(self.image_root)
+        return Reading(not self.zero_based, images, class_names or self.class_names)
+
     def without_test(self) -> str:
         """Why `open_test` gives none."""
         return f"{self._splits()}, none of them test or val; test_split names another"
 
+    def described(self, training: Any = None, test: Any = None) -> str:
+        """One line that says what was found and how it was read, of a config that is `resolved`."""
+        found = "the embedded digits" if self.data_root is None else printable(os.fspath(self.data_root))
+        title = "" if self.data_root is None else f" is {FORMATS[self.dataset].title}"
+        parts = [
+            f"{what} {printable(split)} ({len(part)} images)"
+            for what, split, part in (("train", self.train_split, training), ("test", self.test_split, test))
+            if part is not None
+        ]
+        names: list[str] = next((part.class_names for part in (training, test) if part is not None), [])
+        more = f", … {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        classes = f"{len(names)} classes: {', '.join(map(printable, names[:_MOST_NAMES]))}{more}"
+        return f"{found}{title}: {', '.join([*parts, classes])}"
+
     def _splits(self) -> str:
-        root = printable(os.fspath(self.data_root or ""))
-        return f"{root} has the splits {', '.join(map(printable, split_names(Path(root))))}"
+        root, found = printable(os.fspath(self.data_root or "")), self.resolved()
+        there = splits_of(Path(found.data_root or ""), found.dataset)
+        return f"{root} ({FORMATS[found.dataset].title}) has the splits {', '.join(map(printable, there))}"
 
     def _open(self, split: str, class_names: Sequence[str] | None) -> DetectionDataset:
         if self.data_root is None:
             return DigitsDetection(split)
-        return VocDetection(
-            self.data_root,
+        return open_files(
+            Path(self.data_root),
+            self.dataset,
             split,
+            self.reading(class_names),
             class_names=class_names,
-            one_based=not self.zero_based,
             ignore_other_classes=self.ignore_other_classes,
             skip_broken=self.skip_broken,
         )
 
 
-def _first(split: str, default: str = "train") -> str:
+def _or(split: str, default: str) -> str:
     return default if split == AUTO else split
+
+
+def _first_of(wanted: Sequence[str], there: Sequence[str]) -> str | None:
+    """The first of the wanted names that is there, perhaps with a year behind it ("train2017")."""
+    for name in wanted:
+        found = [split for split in there if re.fullmatch(name + r"([_-]?\d{4})?", split, flags=re.IGNORECASE)]
+        if len(found) == 1:
+            return found[0]
+    return None

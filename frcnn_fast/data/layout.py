@@ -15,13 +15,9 @@ from frcnn_fast.data.images import IMAGE_SUFFIXES
 from frcnn_fast.data.text import decode_list
 
 # Folders by their names in lower case.
-_ANNOTATIONS = ("annotations", "annotation", "xmls", "xml")
-_IMAGES = ("jpegimages", "images", "image", "imgs", "img")
+ANNOTATION_FOLDERS = ("annotations", "annotation", "xmls", "xml")
+IMAGE_FOLDERS = ("jpegimages", "images", "image", "imgs", "img")
 _WHOLE = ("all", "train", "trainval")  # what a set without lists may be asked for
-
-
-class NoSplitError(ValueError):
-    """The data set is there, and has no split of that name."""
 
 
 @dataclasses.dataclass
@@ -82,38 +78,35 @@ def find_split(root: Path, split: str) -> Split:
     """
     if not root.is_dir():
         raise ValueError(f"{_shown(root)}: no PASCAL VOC data: there is no such folder")
-    annotations = _child(root, _ANNOTATIONS)
+    annotations = subfolder(root, ANNOTATION_FOLDERS)
     if annotations is not None:
         return _side_by_side(root, annotations, split)
     inside = _named(root, split)
     if inside is not None:
-        nested = _child(inside, _ANNOTATIONS)
+        nested = subfolder(inside, ANNOTATION_FOLDERS)
         found = Folder(nested or inside).with_suffix(".xml")
         if found:
-            images = (_child(inside, _IMAGES) if nested else None) or inside
-            pattern = [path for folder in _folders(root) for path in _xml_below(folder)]
+            images = (subfolder(inside, IMAGE_FOLDERS) if nested else None) or inside
+            pattern = [path for folder in subfolders(root) for path in _xml_below(folder)]
             return Split(found, Folder(images), pattern, [])
     if Folder(root).with_suffix(".xml"):
         return _without_lists(root, root, root, split)
-    raise NoSplitError(f"{_shown(root)}: no PASCAL VOC data for the split {split!r}{_hint(root, split)}")
+    raise ValueError(f"{_shown(root)}: no PASCAL VOC data for the split {split!r}{_hint(root, split)}")
 
 
-def split_names(root: Path) -> list[str]:
-    """The splits of a data set; "all" where it has none.
-
-    Raises:
-        ValueError: there is no data set.
-    """
+def voc_splits(root: Path) -> list[str]:
+    """The splits of a data set, "all" where it has no lists; none where there is no data set in this format."""
     if not root.is_dir():
-        raise ValueError(f"{_shown(root)}: no PASCAL VOC data: there is no such folder")
-    annotations = _child(root, _ANNOTATIONS)
+        return []
+    annotations = subfolder(root, ANNOTATION_FOLDERS)
     if annotations is None:
-        names = [folder.name for folder in _folders(root) if _xml_below(folder)]
-        if not names and not Folder(root).with_suffix(".xml"):
-            raise ValueError(f"{_shown(root)}: no PASCAL VOC data{_hint(root, 'train')}")
-        return names or ["all"]
-    inside = Folder(_child(annotations, _ANNOTATIONS) or annotations)
-    names = [*_lists(root, inside), *(folder.name for folder in _folders(annotations) if _xml_below(folder))]
+        names = [folder.name for folder in subfolders(root) if _xml_below(folder)]
+        return names or (["all"] if Folder(root).with_suffix(".xml") else [])
+    inside = Folder(subfolder(annotations, ANNOTATION_FOLDERS) or annotations)
+    parts = [folder.name for folder in subfolders(annotations) if _xml_below(folder)]
+    if not parts and not inside.with_suffix(".xml") and not subfolder(root, ("imagesets",)):
+        return []
+    names = [*_lists(root, inside), *parts]
     # VOC's lists of single classes ("cat_train") are parts of the others.
     whole = [name for name in names if name.rpartition("_")[2] not in names or "_" not in name]
     return sorted(set(whole)) or ["all"]
@@ -121,8 +114,8 @@ def split_names(root: Path) -> list[str]:
 
 def _hint(root: Path, split: str) -> str:
     """What is there, and what was looked for."""
-    splits = [folder.name for folder in _folders(root) if _xml_below(folder)]
-    deeper = [folder for folder in _folders(root) if _child(folder, _ANNOTATIONS)]
+    splits = [folder.name for folder in subfolders(root) if _xml_below(folder)]
+    deeper = [folder for folder in subfolders(root) if subfolder(folder, ANNOTATION_FOLDERS)]
     others = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))[:12]
     hint = "; "
     if splits:
@@ -130,7 +123,7 @@ def _hint(root: Path, split: str) -> str:
     if deeper:
         hint += f"did you mean {_shown(deeper[0])}? "
     if not splits and (any(root.glob("*.json")) or any(root.glob("*/*.json"))):
-        hint += "it has JSON files: COCO's format must be converted to VOC's first; "
+        hint += "it has JSON files: is it COCO's format (CocoDetection)? "
     return (
         f"{hint}expected the folders Annotations, ImageSets/Main and JPEGImages, or annotations/ beside images/, or"
         f" XML files beside the images in {printable(split)}/; the folder has "
@@ -140,8 +133,10 @@ def _hint(root: Path, split: str) -> str:
 
 def _side_by_side(root: Path, annotations: Path, split: str) -> Split:
     """Annotations and images in two folders; the split is a list or a folder of both."""
-    images = _child(root, _IMAGES) or (root if Folder(root).with_suffix(*IMAGE_SUFFIXES) else root / "JPEGImages")
-    deeper = _child(annotations, _ANNOTATIONS)
+    images = subfolder(root, IMAGE_FOLDERS) or (
+        root if Folder(root).with_suffix(*IMAGE_SUFFIXES) else root / "JPEGImages"
+    )
+    deeper = subfolder(annotations, ANNOTATION_FOLDERS)
     lists = _lists(root, Folder(deeper or annotations))
     inside = _named(annotations, split)
     if deeper is not None and not Folder(annotations).with_suffix(".xml"):
@@ -149,18 +144,18 @@ def _side_by_side(root: Path, annotations: Path, split: str) -> Split:
     elif inside is not None and split not in lists:
         found = Folder(inside).with_suffix(".xml")
         if found:
-            everywhere = [path for folder in _folders(annotations) for path in _xml_below(folder)]
+            everywhere = [path for folder in subfolders(annotations) for path in _xml_below(folder)]
             return Split(found, Folder(_named(images, split) or images), everywhere, [])
     if split in lists:
         everywhere = Folder(annotations).with_suffix(".xml")
         paths, repeated = _listed(lists[split], Folder(annotations))
         return Split(paths, Folder(images), everywhere, repeated)
-    folders = [folder.name for folder in _folders(annotations) if _xml_below(folder)]
+    folders = [folder.name for folder in subfolders(annotations) if _xml_below(folder)]
     if not lists and not folders and not (root / "ImageSets").is_dir():
         return _without_lists(root, annotations, images, split)
     wanted = root / "ImageSets" / "Main" / f"{split}.txt"
     there = ", ".join(map(printable, sorted({*lists, *folders}))) or "no lists at all"
-    raise NoSplitError(f"{_shown(wanted)}: no such file; {_shown(wanted.parent)} has {there}")
+    raise ValueError(f"{_shown(wanted)}: no such file; {_shown(wanted.parent)} has {there}")
 
 
 def _without_lists(root: Path, annotations: Path, images: Path, split: str) -> Split:
@@ -169,7 +164,7 @@ def _without_lists(root: Path, annotations: Path, images: Path, split: str) -> S
     if not found:
         raise ValueError(f"{_shown(annotations)}: no XML files in this folder{_hint(root, split)}")
     if split not in _WHOLE:
-        raise NoSplitError(
+        raise ValueError(
             f"{_shown(root)}: no split {split!r}: the {len(found)} annotations in {_shown(annotations)} have no lists; "
             f"the whole set is the split 'all', 'train' or 'trainval'. For another, put the names of its images into "
             f"{_shown(root / 'ImageSets' / 'Main' / (split + '.txt'))}, one a line"
@@ -179,8 +174,8 @@ def _without_lists(root: Path, annotations: Path, images: Path, split: str) -> S
 
 def _lists(root: Path, annotations: Folder) -> dict[str, Path]:
     """The split lists by name. Outside ImageSets a text file is one if it names annotations."""
-    sets = _child(root, ("imagesets",))
-    places = [_child(sets, ("main",)), sets] if sets else []
+    sets = subfolder(root, ("imagesets",))
+    places = [subfolder(sets, ("main",)), sets] if sets else []
     found: dict[str, Path] = {}
     for place in [*places, root, annotations.path]:
         for path in Folder(place).with_suffix(".txt") if place is not None else ():
@@ -274,9 +269,9 @@ def find_image(images: Folder, stem: str, filename: str, near: str) -> Path:
     )
 
 
-def _child(folder: Path, names: Sequence[str]) -> Path | None:
+def subfolder(folder: Path, names: Sequence[str]) -> Path | None:
     """The subfolder with one of the names, in any case."""
-    there = {path.name.lower(): path for path in _folders(folder)}
+    there = {path.name.lower(): path for path in subfolders(folder)}
     return next((there[name] for name in names if name in there), None)
 
 
@@ -289,14 +284,14 @@ def _named(folder: Path, name: str) -> Path | None:
         return None
 
 
-def _folders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _xml_below(folder: Path) -> list[Path]:
     """The annotations of a folder, or of the one of annotations in it."""
     return Folder(folder).with_suffix(".xml") or (
-        Folder(nested).with_suffix(".xml") if (nested := _child(folder, _ANNOTATIONS)) else []
+        Folder(nested).with_suffix(".xml") if (nested := subfolder(folder, ANNOTATION_FOLDERS)) else []
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from frcnn_fast._extras import require
 from frcnn_fast._names import printable
-from frcnn_fast.data.targets import as_numbers
+from frcnn_fast.data.datasets import quick_target
+from frcnn_fast.data.targets import as_numbers, image_id
 from frcnn_fast.io import PathLike, atomic_path, write_json
 
 SUFFIXES = (".npz", ".json", ".mat")
@@ -57,15 +59,30 @@ class ProposalSet(Mapping[str, Tensor]):
         """The scores [N] of an image's boxes, where they have some."""
         return self._rows[image_id].scores
 
-    def require(self, image_ids: Iterable[str], name: str = "proposals") -> None:
-        """ValueError where one of these images has no entry; an entry without boxes is one."""
-        missing = [image for image in image_ids if image not in self._rows]
+    def require(self, dataset: Any, name: str = "dataset") -> None:
+        """ValueError where an image of a data set has no entry; an entry without boxes is one.
+
+        Of a data set that has no `target(index)` images are read for it, for five seconds at most.
+        """
+        missing = [image for image in _image_ids(dataset) if image not in self._rows]
         if missing:
             known = f"; those of {len(self)} images are there, such as {printable(next(iter(self)))}" if self else ""
             raise ValueError(
-                f"{name}: got none for {len(missing)} images, the first {printable(missing[0])}, expected an entry for "
-                f"every image id{known}"
+                f"proposals: got none for {len(missing)} images of the {name}, the first {printable(missing[0])}, "
+                f"expected an entry for every image id{known}"
             )
+
+
+def _image_ids(dataset: Any) -> Iterator[str]:
+    end = time.monotonic() + 5.0
+    for index in range(len(dataset)):
+        found = quick_target(dataset, index)
+        if found is None and time.monotonic() > end:
+            return
+        try:
+            yield image_id(dataset[index][1] if found is None else found[0], index)
+        except (OSError, ValueError, RuntimeError):  # an unreadable image is left to whoever needs it
+            continue
 
 
 def _rows_of(values: Any, image: str) -> _Rows:
@@ -90,7 +107,7 @@ def _rows_of(values: Any, image: str) -> _Rows:
 
 
 def read_proposals(*paths: PathLike) -> ProposalSet:
-    """The proposals in these files, or in the files of a folder (of a run: its proposals.npz), together.
+    """The proposals in these files, or in the files of a folder (of a run: those that it kept), together.
 
     - `.npz`: what `write_proposals` writes, or an array [N, 4] (or [N, 5], with a score) by the name of each image id;
     - `.json`: an object {image id: [[x1, y1, x2, y2], ...]}, perhaps with a fifth number, the score; or COCO's list of
@@ -147,8 +164,9 @@ def write_proposals(path: PathLike, proposals: ProposalSet) -> None:
 def _files(paths: Iterable[PathLike]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
-        if (path / "proposals.npz").is_file():
-            files.append(path / "proposals.npz")
+        kept = [path / name for name in ("proposals.npz", "test_proposals.npz") if (path / name).is_file()]
+        if kept:
+            files += kept
         elif path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
             if not inside:

@@ -20,6 +20,14 @@ _FIGURES = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
     *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
 )
+_TEXTS = (
+    "AP  at IoU 0.50:0.95",
+    "AP  at IoU 0.50",
+    "AP  at IoU 0.75",
+    *(f"AP  at IoU 0.50:0.95, {size} objects" for size in ("small", "medium", "large")),
+    *(f"AR  with {count} detection{'s' * (count > 1)} an image" for count in (1, 10, 100)),
+    *(f"AR  with 100 detections, {size} objects" for size in ("small", "medium", "large")),
+)
 
 
 @dataclasses.dataclass
@@ -48,6 +56,13 @@ class CocoResult:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers for a JSON file; NaN stays NaN (`write_json` makes it null)."""
         return dataclasses.asdict(self)
+
+    def table(self) -> str:
+        """The result as aligned text: the twelve figures, then the average precision of every class."""
+        lines = [f"{text:<44}  {_figure(getattr(self, name))}" for name, text in zip(_FIGURES, _TEXTS, strict=True)]
+        width = max(5, *(len(name) for name in self.ap_by_class)) if self.ap_by_class else 5
+        by_class = [f"{name:<{width}}  {_figure(value)}" for name, value in self.ap_by_class.items()]
+        return "\n".join([*lines, "", f"{'class':<{width}}  AP", *by_class])
 
 
 class CocoEvaluator:
@@ -135,6 +150,10 @@ class CocoEvaluator:
         }
         api.createIndex()
         return api
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

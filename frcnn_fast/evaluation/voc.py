@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_fast._names import checked_class_names
+from frcnn_fast.evaluation.curves import Curve
 from frcnn_fast.evaluation.inputs import found_of, objects_of, pairwise_iou
 
 
@@ -165,10 +166,21 @@ class VocEvaluator:
 
     def result(self) -> VocResult:
         """The average precisions over all images added so far."""
+        result = VocResult({}, {}, {}, {}, self.iou_threshold)
+        labels = _joined(self._labels, np.int64)
+        for label, (name, curve) in enumerate(self.curves().items(), start=1):
+            result.ap07[name] = voc_ap(curve.right, curve.num_objects, use_07_metric=True)
+            result.ap_area[name] = voc_ap(curve.right, curve.num_objects)
+            result.num_objects[name] = curve.num_objects
+            result.num_detections[name] = int((labels == label).sum())
+        return result
+
+    def curves(self) -> dict[str, Curve]:
+        """The ranked detections of every class over all images added so far."""
         scores, labels = _joined(self._scores, np.float64), _joined(self._labels, np.int64)
         overlaps, objects = _joined(self._overlaps, np.float64), _joined(self._objects, np.int64)
         difficult = _joined(self._difficult, np.bool_)
-        result = VocResult({}, {}, {}, {}, self.iou_threshold)
+        curves = {}
         for label, name in enumerate(self.class_names, start=1):
             mine = np.flatnonzero(labels == label)
             order = mine[np.argsort(-scores[mine], kind="stable")]
@@ -179,12 +191,8 @@ class VocEvaluator:
             hits = np.flatnonzero(hit)
             first[hits[np.unique(objects[order[hits]], return_index=True)[1]]] = True
             right = (hit & first)[~ignored]
-            num_objects = int(self._num_objects[label])
-            result.ap07[name] = voc_ap(right, num_objects, use_07_metric=True)
-            result.ap_area[name] = voc_ap(right, num_objects)
-            result.num_objects[name] = num_objects
-            result.num_detections[name] = len(order)
-        return result
+            curves[name] = Curve(scores[order][~ignored], right, int(self._num_objects[label]))
+        return curves
 
 
 def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:

@@ -72,6 +72,9 @@ class DetectorConfig:
     )
     pooling: str = option("roi_pool", "region pooling; several levels need roi_align", ("roi_pool", "roi_align"))
     pool_size: int = option(7, "its output is this many cells high and wide")
+    pool_levels: tuple[int, ...] | None = option(
+        None, "pyramid pooling (SPP): outputs of these sizes side by side, such as 1,2,3,6; the head is then fc"
+    )
     sampling_ratio: int = option(2, "samples of roi_align in a cell, along each axis")
     aligned: bool = option(False, "shift of roi_align by half a pixel")
     canonical_scale: float = option(224.0, "a region of this size belongs to canonical_level")
@@ -101,10 +104,12 @@ class DetectorConfig:
     detection_min_size: float = option(0.0, "smallest side of a detection, in pixels of the resized image")
 
     def __post_init__(self) -> None:
-        for field in ("anchor_sizes", "anchor_ratios", "proposals_train", "proposals_test", "box_weights"):
-            object.__setattr__(self, field, _tuples(getattr(self, field)))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
         check_settings(self, _BOUNDS)
         check_choices(self)
+        if self.pool_levels and self.head == "conv":
+            raise ValueError(f"pool_levels: got {self.pool_levels} with head 'conv', which needs a map; use head 'fc'")
         if not self.anchor_sizes or len({len(level) for level in self.anchor_sizes}) != 1:
             raise ValueError(
                 f"anchor_sizes: got {self.anchor_sizes}, expected one tuple per level, all of the same length "
@@ -135,7 +140,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         ("shorter", "longer", "rpn_convs", "rpn_channels", "rpn_batch_size", "roi_batch_size", "pool_size"), (1, 2**31)
     ),
-    **dict.fromkeys(("head_channels", "proposals_train", "proposals_test"), (1, 2**31)),
+    **dict.fromkeys(("head_channels", "proposals_train", "proposals_test", "pool_levels"), (1, 2**31)),
     **dict.fromkeys(("max_detections", "sampling_ratio"), (0, 2**31)),
     **dict.fromkeys(("anchor_sizes", "anchor_ratios", "feature_scale", "canonical_scale", "n_cls", "n_reg"), _POSITIVE),
     **dict.fromkeys(("box_weights",), _POSITIVE),

@@ -17,6 +17,10 @@ def build_head(backbone: nn.Module, channels: int, config: DetectorConfig) -> nn
     """The head's layers that `config.head` names, for maps of `channels`."""
     if config.head == "conv":
         return ConvHead(channels, config.pool_size, config.head_channels)
+    if config.pool_levels:
+        return TwoLayerHead(
+            channels * sum(size**2 for size in config.pool_levels), config.head_channels, config.dropout
+        )
     own = getattr(backbone, "head", None) if config.head == "own" else None
     head = own(config.pool_size, config.head_channels, config.dropout) if own else None
     if head is not None:
@@ -74,8 +78,11 @@ def rows_of_images(boxes: Tensor, counts: Tensor) -> Tensor:
 class RoIHead(nn.Module):
     """Pools each region to pool_size x pool_size, runs the body, and predicts classes and boxes.
 
+    With config.pool_levels it is spatial pyramid pooling (He et al. 2014): a region is pooled once for every size, and
+    the bins of all sizes are one vector. One size is the paper's pooling.
+
     Args:
-        body: module from [R, C, pool, pool] to [R, body.out_features].
+        body: module from [R, C, pool, pool] to [R, body.out_features]; from [R, C * bins] with a pyramid.
         shape: of the backbone's maps; those at its `roi_levels` are pooled.
         num_classes: K + 1, the background included.
         config: pooling and predictor settings.
@@ -101,9 +108,15 @@ class RoIHead(nn.Module):
         gaussian_(self.bbox_pred, 0.001)
 
     def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Pooled features of rows (image, x1, y1, x2, y2) [R, 5]: [R, C, pool, pool], zero for padded rows."""
-        size, config = self.config.pool_size, self.config
+        """Pooled features of rows (image, x1, y1, x2, y2) [R, 5]: [R, C, pool, pool], zero for padded rows; of a
+        pyramid [R, C * bins], size by size."""
         features = [features[level] for level in self.levels]
+        if self.config.pool_levels:
+            return torch.cat([self._pooled(features, rois, size).flatten(1) for size in self.config.pool_levels], 1)
+        return self._pooled(features, rois, self.config.pool_size)
+
+    def _pooled(self, features: Sequence[Tensor], rois: Tensor, size: int) -> Tensor:
+        config = self.config
         if config.pooling == "roi_pool":
             return ops.roi_pool(features[0], rois, size, self.scales[0])
         if len(features) == 1:

@@ -99,11 +99,11 @@ class Operator:
             found = self.run(backend, *args)
         return found if self.returns is None else tuple.__new__(self.returns, found)
 
-    def run(self, backend: str | None, *args: Any) -> Any:
-        """Computes the op here and now, without the dispatcher."""
+    def run(self, backend: str | None, *args: Any, into: Sequence[Any] | None = None) -> Any:
+        """Computes the op here and now, without the dispatcher; `into`: tensors as `outputs` would allocate them."""
         a = tuple.__new__(self._Arguments, args)
         first = args[0][0] if self._lists else args[0]
-        results = self.outputs(a)
+        results = self.outputs(a) if into is None else into
         chosen = asked_for(backend)
         if chosen is not None or not first.is_cpu:
             chosen = choose(self.name, backend, first.device)

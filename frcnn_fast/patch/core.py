@@ -7,7 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from types import CodeType, FunctionType, TracebackType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 from frcnn_fast._extras import require
@@ -40,6 +40,7 @@ class Library:
         self.active = False  # read by every replacement
         self.holders = 0  # patches that have not been undone
         self.replacements: list[Replacement] = []  # while there are holders
+        self.elsewhere: list[str] = []  # where other modules had a function: "module.name"
 
     def patch(self) -> Patch:
         """Replace everything, if no other patch has; ImportError where something to be replaced is missing."""
@@ -56,7 +57,7 @@ class Library:
             self.holders -= 1
             if not self.holders:
                 self._restore()
-                self.replacements = []
+                self.replacements, self.elsewhere = [], []
 
     def _find(self) -> list[Replacement]:
         version = require(self.name, self.name).__version__
@@ -96,7 +97,8 @@ class Library:
 
     def _put(self) -> None:
         self.active = True
-        self._rename((r.theirs, r.ours) for r in self.replacements if r.owner is None)
+        places = self._rename((r.theirs, r.ours) for r in self.replacements if r.owner is None)
+        self.elsewhere = sorted(place for place in places if not place.startswith(self.name + "."))
         for _, owner, theirs, ours in self.replacements:
             if owner is not None:
                 setattr(owner, theirs.__name__, ours)
@@ -110,26 +112,38 @@ class Library:
             if owner is not None and vars(owner).get(theirs.__name__) is ours:
                 setattr(owner, theirs.__name__, theirs)
 
-    def _rename(self, pairs: Iterable[tuple[FunctionType, FunctionType]]) -> None:
-        """Put the second of each pair wherever a module of the library has the first, by whatever name."""
+    def _rename(self, pairs: Iterable[tuple[FunctionType, FunctionType]]) -> list[str]:
+        """Put the second of each pair wherever a loaded module has the first, by whatever name; returns the places.
+
+        A module that imported a function by name (`from torchvision.ops import nms`) has it in its own namespace, so
+        it is looked for by identity, in every module of the process.
+        """
         new = {id(old): new for old, new in pairs}
+        places = []
         for module_name, module in list(sys.modules.items()):
-            if module_name == self.name or module_name.startswith(self.name + "."):
-                for name, value in list(vars(module).items()):
-                    if id(value) in new:
-                        setattr(module, name, new[id(value)])
+            if not isinstance(module, ModuleType):
+                continue
+            # Not vars(): a module that loads lazily would be loaded by it.
+            names = ModuleType.__getattribute__(module, "__dict__")
+            for name, value in list(names.items()):
+                if id(value) in new:
+                    names[name] = new[id(value)]
+                    places.append(f"{module_name}.{name}")
+        return places
 
 
 class Patch:
     """A patch in force, until `undo()`; also a context manager.
 
     Attributes:
-        replaced: what it replaces, as "module.function" or "module.class.method".
+        replaced: what it replaces, as "module.function" or "module.class.method": in the library, then in the modules
+            that had imported its functions by name.
     """
 
     def __init__(self, library: Library) -> None:
         self._library: Library | None = library
-        self.replaced = [f"{library.name}.{r.path.replace(':', '.')}" for r in library.replacements]
+        own = [f"{library.name}.{r.path.replace(':', '.')}" for r in library.replacements]
+        self.replaced = own + library.elsewhere
 
     def undo(self) -> None:
         """Takes this patch back; the library is itself again when no other is left. Once is enough."""

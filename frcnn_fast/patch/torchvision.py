@@ -29,13 +29,14 @@ def patch_torchvision() -> Patch:
 
     It changes torchvision's modules and classes, so it holds for the whole process: every thread, and detectors built
     before as after. Patches count: torchvision is itself again when all of them are undone, in whatever order; leaving
-    the block undoes its patch, by an exception too. A name that other code imported from torchvision before
-    (`from torchvision.ops import nms`) stays what it was.
+    the block undoes its patch, by an exception too. Names that other modules imported from torchvision before
+    (`from torchvision.ops import nms`: transformers, detectron2, your own) are reached too, and listed in `replaced`;
+    what is held otherwise (a default argument, an attribute of an object) stays what it was.
 
     Replaced are, in training and in evaluation, forward and backward:
 
-    - `nms`, `batched_nms`, `box_iou`, `roi_pool`, `roi_align` of torchvision.ops, by whatever name its modules
-      know them: so also in `RoIAlign`, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, FCOS;
+    - `nms`, `batched_nms`, `box_iou`, `roi_pool`, `roi_align` of torchvision.ops, by whatever name modules know
+      them: so also in `RoIAlign`, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, FCOS;
     - making anchors, decoding and `filter_proposals` of RegionProposalNetwork: `ops.rpn_proposals`;
     - `RegionProposalNetwork.assign_targets_to_anchors`: `ops.assign_anchors`, without a matrix of anchors x boxes;
     - `RoIHeads.postprocess_detections`: `ops.detections`;

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView
@@ -16,26 +17,38 @@ from frcnn_fast.data.transforms import Sample
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.training.interrupt import ignore_signals
 from frcnn_fast.training.options import TrainOptions
+from frcnn_fast.training.randomness import drawn_anew
 
 _ATTEMPTS = 10
 
 
-class ShuffledForever(Sampler[int]):
-    """Indices 0..length-1 in random order, then in another one, and so on; `total` of them."""
+class Item(NamedTuple):
+    """One item of the stream of training images."""
 
-    def __init__(self, length: int, total: int, seed: int) -> None:
-        self.length, self.total, self.seed = length, total, seed
+    place: int  # in the stream: 0, 1, ...
+    image: int  # in the data set
+
+
+class ShuffledForever(Sampler[Item]):
+    """Indices 0..length-1 in random order, then in another one, and so on: places `start` to `start` + `total`.
+
+    The order depends on the seed alone, not on where the stream is entered.
+    """
+
+    def __init__(self, length: int, total: int, seed: int, start: int = 0) -> None:
+        self.length, self.total, self.seed, self.start = length, total, seed, start
 
     def __len__(self) -> int:
         return self.total
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Item]:
         generator = torch.Generator().manual_seed(self.seed)
-        left = self.total
-        while left > 0:
-            order = torch.randperm(self.length, generator=generator)[:left]
-            yield from order.tolist()
-            left -= len(order)
+        place, end = 0, self.start + self.total
+        while place < end:
+            order = torch.randperm(self.length, generator=generator)
+            for item in range(max(place, self.start), min(place + self.length, end)):
+                yield Item(item, int(order[item - place]))
+            place += self.length
 
 
 class _Read(NamedTuple):
@@ -48,16 +61,22 @@ class _Read(NamedTuple):
 class _Readable:
     """A view of which every item can be read: another image takes an unreadable one's place.
 
-    Errors are values here: a worker process could raise them only with its traceback in the message.
+    Random changes of an image are drawn by its place in the stream, so that neither the number of workers nor where
+    the stream was entered matters. Errors are values here: a worker process could raise them only with its traceback
+    in the message.
     """
 
-    def __init__(self, view: DetectionView) -> None:
-        self.view = view
+    def __init__(self, view: DetectionView, seed: int) -> None:
+        self.view, self.seed = view, seed
 
     def __len__(self) -> int:
         return len(self.view)
 
-    def __getitem__(self, index: int) -> _Read:
+    def __getitem__(self, item: Item) -> _Read:
+        with drawn_anew(self.seed, item.place):
+            return self._read(item.image)
+
+    def _read(self, index: int) -> _Read:
         errors: list[str] = []
         replacements = random.Random(index)  # the same in every process
         while len(errors) < _ATTEMPTS:
@@ -84,10 +103,15 @@ class _CollateReadable:
 
 
 class TrainingBatches:
-    """`total` batches of resized (and mirrored) images of a data set; the order depends on the seed alone.
+    """Batches of resized (and mirrored) images of a data set; the order depends on the seed alone.
 
     An image that cannot be read (ValueError or OSError) is left out with a warning, and a random other one takes its
     place. `unreadable` holds the messages of all so far, each once.
+
+    Args:
+        total: how many batches; default: all of the training.
+        start: how many come before them, which are not read.
+        proposals: of all images, by image id, in pixels of the image; the batches then carry them.
 
     Raises:
         ValueError: the data set is empty; while iterating, ten images in a row could not be read, or a target breaks
@@ -95,21 +119,35 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, dataset: DetectionDataset, config: DetectorConfig, options: TrainOptions, pin_memory: bool = False
+        self,
+        dataset: DetectionDataset,
+        config: DetectorConfig,
+        options: TrainOptions,
+        pin_memory: bool = False,
+        *,
+        total: int | None = None,
+        start: int = 0,
+        unreadable: dict[str, None] | None = None,
+        proposals: Mapping[str, Tensor] | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("dataset: got an empty data set, expected at least one image")
-        view = DetectionView(dataset, config.shorter, config.longer, flips=options.flips, warn=False)
-        self.total = sum(stage.iterations for stage in options.stages())
-        self.unreadable: dict[str, None] = {}
+        view = DetectionView(
+            dataset, config.shorter, config.longer, flips=options.flips, warn=False, proposals=proposals
+        )
+        self.total = sum(stage.iterations for stage in options.stages()) - start if total is None else total
+        self.unreadable: dict[str, None] = {} if unreadable is None else unreadable
+        size = options.batch_size
         self._loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
-            _Readable(view),  # type: ignore[arg-type]  # any map-style object will do
-            batch_size=options.batch_size,
-            sampler=ShuffledForever(len(view), self.total * options.batch_size, options.seed),
+            _Readable(view, options.seed),  # type: ignore[arg-type]  # any map-style object will do
+            batch_size=size,
+            sampler=ShuffledForever(len(view), self.total * size, options.seed, start * size),
             collate_fn=_CollateReadable(Collate(config.preprocess)),
             num_workers=options.workers,
             worker_init_fn=ignore_signals,
             pin_memory=pin_memory,
+            # One of its own: starting to read must not move the generator that the training draws from.
+            generator=torch.Generator().manual_seed(options.seed),
         )
 
     def __len__(self) -> int:

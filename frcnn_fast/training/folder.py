@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from frcnn_fast.io import PathLike, write_json
+from frcnn_fast.io import PathLike, atomic_path, read_jsonl, write_jsonl
 
 
 class RunFolder:
@@ -17,22 +15,44 @@ class RunFolder:
 
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
-        self.settings = self.path / "config.json"
+        self.settings = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "train.log"
         self.weights = self.path / "model.safetensors"
         self.losses = self.path / "loss.png"
         self.evaluation = self.path / "evaluation.json"
         self.sheet = self.path / "train_batch.jpg"
         self.drawings = self.path / "drawings"
+        self.checkpoints = self.path / "checkpoints"
+        self.proposals = self.path / "proposals.npz"  # of the training images
+        self.test_proposals = self.path / "test_proposals.npz"
+        self.recall = self.path / "recall.json"
+        self.stages = self.path / "stages"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return self.settings, self.metrics, self.weights, self.losses, self.evaluation, self.sheet, self.drawings
+        pictures = self.losses, self.sheet, self.drawings
+        proposals = self.proposals, self.test_proposals, self.recall, self.stages
+        texts = self.settings, self.metrics, self.log, self.evaluation
+        return *texts, self.weights, self.checkpoints, *proposals, *pictures
+
+    def of_stage(self, name: str) -> RunFolder:
+        """Where the stage of that name keeps its weights and proposals; "": here."""
+        return RunFolder(self.stages / name) if name else self
 
     @property
     def is_free(self) -> bool:
         """Whether it has no file of a run; other files do not matter."""
         return not any(file.exists() for file in self.files)
+
+
+def cut_back(metrics: Path, done: int, evaluated: int) -> None:
+    """Remove the records after iteration `done` from a file of records, those of evaluations after iteration
+    `evaluated`, and a last line that was not finished."""
+    if metrics.exists():
+        last = {"iteration": done, "evaluated": evaluated}
+        records = read_jsonl(metrics)
+        write_jsonl(metrics, [r for r in records if all(r.get(key, 0) <= most for key, most in last.items())])
 
 
 def free_folder(out: PathLike) -> RunFolder:
@@ -42,12 +62,12 @@ def free_folder(out: PathLike) -> RunFolder:
     return next(folder for folder in map(RunFolder, names) if folder.is_free)
 
 
-def new_run(out: PathLike, settings: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
+def new_run(out: PathLike, settings: str, overwrite: bool = False) -> RunFolder:
     """Begin a run: its folder, with its settings in it.
 
     Args:
         out: the folder; where it has a run already, `free_folder` chooses another.
-        settings: written as config.json.
+        settings: the text of config.toml.
         overwrite: delete the run that is there instead.
     """
     if overwrite:
@@ -61,5 +81,6 @@ def new_run(out: PathLike, settings: Mapping[str, Any], overwrite: bool = False)
             open(folder.settings, "x").close()  # two runs that begin at once do not get the same folder
         except FileExistsError:
             continue
-        write_json(folder.settings, settings)
+        with atomic_path(folder.settings) as beside:
+            beside.write_text(settings, encoding="utf-8")
         return folder

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from frcnn_fast._options import check_choices, option
+from frcnn_fast._settings import check_settings
 from frcnn_fast.training.schemes import SCHEMES, Stage
 
 
@@ -18,7 +19,8 @@ class TrainOptions:
     """
 
     scheme: str = option("approximate-joint", "what is trained when", tuple(SCHEMES))
-    iterations: int = option(80_000, "mini-batches")
+    iterations: int = option(80_000, "mini-batches; of each stage, where the scheme has several")
+    epochs: float | None = option(None, "instead of iterations: passes over the images, mirror images not counted")
     batch_size: int = option(1, "images in one")
     optimizer: str = option("sgd", "sgd (with momentum) or adamw", ("sgd", "adamw"))
     lr: float = option(1e-3, "learning rate after the warm-up")
@@ -26,7 +28,9 @@ class TrainOptions:
     weight_decay: float = option(5e-4, "pull of the weights towards zero")
     warmup: int = option(100, "iterations over which the learning rate grows to its full size")
     schedule: str = option("steps", "steps at the milestones, or cosine down to zero", ("steps", "cosine"))
-    milestones: tuple[int, ...] = option((60_000,), "iterations at which the learning rate is multiplied ...")
+    milestones: tuple[float, ...] = option(
+        (0.75,), "iterations, or below 1 shares of the training, at which the learning rate is multiplied ..."
+    )
     lr_factor: float = option(0.1, "... by this")
     clip: float = option(0.0, "upper bound of the gradient's norm; 0: none")
     flips: bool = option(True, "double the training set by mirror images")
@@ -37,15 +41,25 @@ class TrainOptions:
     workers: int = option(0, "processes that prepare images; 0: this one does")
     log_every: int = option(20, "iterations between two records of metrics.jsonl")
     checkpoint_every: int = option(500, "iterations between two checkpoints")
+    keep: int = option(1, "checkpoints before the last one that stay")
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
 
     def __post_init__(self) -> None:
+        check_settings(self, {})
         check_choices(self)
         for name in ("iterations", "batch_size", "log_every", "checkpoint_every"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers"):
+        for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers", "keep"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("lr", self.lr, self.lr > 0, "a positive learning rate")
+        _expect("epochs", self.epochs, self.epochs is None or self.epochs > 0, "a positive number of passes")
+
+    def for_images(self, count: int) -> TrainOptions:
+        """The same with `epochs` turned into iterations over so many training images."""
+        if self.epochs is None:
+            return self
+        iterations = max(1, math.ceil(self.epochs * count / self.batch_size))
+        return dataclasses.replace(self, iterations=iterations, epochs=None)
 
     def stages(self) -> list[Stage]:
         return SCHEMES[self.scheme](self.iterations)
@@ -55,7 +69,8 @@ class TrainOptions:
         if iteration < self.warmup:
             return self.lr * (iteration + 1) / self.warmup
         if self.schedule == "steps":
-            return self.lr * self.lr_factor ** sum(iteration >= step for step in self.milestones)
+            steps = (step if step >= 1 else step * self.iterations for step in self.milestones)
+            return self.lr * self.lr_factor ** sum(iteration >= step for step in steps)
         done = (iteration - self.warmup) / max(1, self.iterations - self.warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 

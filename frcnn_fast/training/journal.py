@@ -1,0 +1,67 @@
+"""What a run tells while it goes on: records for programs, lines for people, a bar on a terminal."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from frcnn_fast._progress import losses_in_short, progress_bar
+from frcnn_fast.io import append_jsonl
+from frcnn_fast.training.folder import RunFolder
+from frcnn_fast.training.plan import duration, time_left
+
+
+class Journal:
+    """metrics.jsonl, train.log and the console of one run.
+
+    Args:
+        total: images of the whole training; `seen` of them are behind.
+        images: images of the training set, for the count of passes.
+        progress: whether to say anything on the console.
+    """
+
+    def __init__(self, folder: RunFolder, total: int, seen: int, images: int, progress: bool) -> None:
+        self._folder, self._total, self._seen, self._images, self._progress = folder, total, seen, images, progress
+        self._bar = progress_bar(total, initial=seen, smoothing=0.05, disable=not progress)
+        self._told_time = False
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if value is not None:
+            self.say([f"ended by {kind.__name__ if kind else ''}: {value}"], console=False)
+        self._bar.close()
+
+    def say(self, lines: Iterable[str], console: bool = True) -> None:
+        """Lines into train.log, and onto the console."""
+        now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
+        with open(self._folder.log, "a", encoding="utf-8", errors="backslashreplace") as file:
+            for line in lines:
+                file.write(f"{now}  {line}\n")
+                if console and self._progress:
+                    self._bar.write(line, file=sys.stderr)
+
+    def advance(self, images: int) -> None:
+        self._seen += images
+        self._bar.update(images)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """The losses of the last iterations."""
+        append_jsonl(self._folder.metrics, record)
+        short, speed = losses_in_short(record), record["images_per_second"]
+        self._bar.set_postfix_str(short, refresh=False)
+        left = (self._total - self._seen) / speed
+        line = (
+            f"iteration {record['iteration']} (pass {self._seen / self._images:.2f})  {short}  lr {record['lr']:.3g}  "
+            f"{speed:.3g} images/s, {duration(left)} left"
+        )
+        self.say([line], console=False)
+        if not self._told_time:
+            self._told_time = True
+            self.say(time_left(left))
