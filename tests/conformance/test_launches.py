@@ -1,5 +1,6 @@
 """How the CUDA half launches: in how many launches (and fills) a call is done, each of which is a node of a captured
-graph and costs as much as a small kernel; and by which way, on devices and with code that have no clusters of blocks."""
+graph and costs as much as a small kernel; and by which way, on devices and with code that lack clusters of blocks.
+"""
 
 from __future__ import annotations
 
