@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from frcnn_fast.data.targets import checked_sample, image_name
+from frcnn_fast.data.targets import checked_sample, checked_target, image_name
 from frcnn_fast.data.transforms import Preprocess, Sample
 
 
@@ -97,14 +97,14 @@ class Collate:
         batch_size = len(samples)
         padded = max(counts) if self.max_boxes is None else self.max_boxes
 
-        height, width = (-(-max(side) // self.stride) * self.stride for side in zip(*sizes))
+        height, width = self.padded(*map(max, zip(*sizes)))
         images = torch.empty(batch_size, 3, height, width)
         gt_boxes = torch.zeros(batch_size, padded, 4)
         gt_labels = torch.full((batch_size, padded), -1, dtype=torch.int64)
         crowd = torch.zeros(batch_size, padded, dtype=torch.bool)
         for b, (image, target) in enumerate(samples):
             (h, w), count = sizes[b], counts[b]
-            self.preprocess(image, out=images[b, :, :h, :w])
+            self.preprocess(image, out=images[b, :, :h, :w], whole=image.dtype == torch.uint8)
             images[b, :, h:, :] = 0
             images[b, :, :h, w:] = 0
             gt_boxes[b, :count] = target["boxes"]
@@ -126,12 +126,21 @@ class Collate:
             **_padded_proposals([target.get("proposals") for _, target in samples]),
         )
 
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The shape that an image of this size has in a batch of its own."""
+        return -(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride
+
     def _checked(self, sample: Sample, place: int) -> Sample:
         if self.max_boxes is not None and isinstance(sample[1], Mapping):
             boxes: Any = sample[1].get("boxes")
             if hasattr(boxes, "__len__") and len(boxes) > self.max_boxes:
                 name = image_name(sample[1], place)
                 raise ValueError(f"image {name} has {len(boxes)} boxes, max_boxes is {self.max_boxes}: raise it")
+        image, target = sample
+        if isinstance(image, Tensor) and image.dtype == torch.float32 and "scale" in target:
+            # `resize` made it, without rounding; anybody else's floats may be of any range.
+            size = int(image.shape[1]), int(image.shape[2])
+            return image, checked_target(target, size, self.num_classes, name=place)
         return checked_sample(sample, self.num_classes, name=place)
 
 

@@ -181,11 +181,11 @@ class Detector:
         if isinstance(item, Exception):
             return _Slot(outcome=item)
         try:
-            resized, scale = resize(item.image, self.model.config.shorter, self.model.config.longer)
+            config = self.model.config
+            resized, scale = resize(item.image, config.shorter, config.longer, config.resize)
         except (RuntimeError, MemoryError) as error:
             return _Slot(outcome=error)
-        height, width = (-(-side // collate.stride) for side in resized.shape[-2:])
-        return _Slot(item, resized, scale, (height, width))
+        return _Slot(item, resized, scale, collate.padded(*resized.shape[-2:]))
 
     def _detect_next(self, waiting: deque[_Slot], batch: int, collate: Collate, score_threshold: float | None) -> None:
         """The longest waiting image, and with it the next ones of its shape."""
@@ -234,7 +234,7 @@ class Detector:
 
 @dataclasses.dataclass
 class _Slot:
-    """An image on its way; `shape` counts the padded image's sides in strides."""
+    """An image on its way; `shape` is the padded one."""
 
     item: Loaded | None = None
     resized: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
