@@ -390,7 +390,7 @@ def timm(monkeypatch):
 
     layers = types.SimpleNamespace(freeze_batch_norm_2d=freeze)
     module: Any = types.ModuleType("timm")
-    module.create_model, module.layers = create_model, layers
+    vars(module).update(create_model=create_model, layers=layers)
     monkeypatch.setitem(sys.modules, "timm", module)
     monkeypatch.setitem(sys.modules, "timm.layers", layers)
 
