@@ -111,6 +111,8 @@ def train(
     boxes = proposals if isinstance(proposals, Mapping) else settings.proposals
     given = given_proposals(boxes, options.scheme, stages, dataset, test)
     detector_config = dataclasses.replace(whole.detector, parts=stages[-1].parts)
+    if any(stage.through_boxes for stage in stages):
+        detector_config = dataclasses.replace(detector_config, pooling="prroi_pool")
     with ranks() as job:
         device = choose_device(job.device(options.device))
         torch.manual_seed(options.seed)

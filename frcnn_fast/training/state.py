@@ -112,13 +112,14 @@ class Training:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One iteration. Returns its losses, still on the device."""
         set_rate(self.optimizer, self.lr)
-        options = self.options
+        options, stage = self.options, self.stages[self.stage]
         losses = train_step(
             self._module,
             batch,
             self.optimizer,
             options.clip,
-            self.stages[self.stage].losses,
+            stage.losses,
+            stage.through_boxes,
             precision=options.precision,
             scaler=self._scaler,
             parts=options.accumulate,

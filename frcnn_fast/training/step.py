@@ -24,6 +24,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     clip: float = 0.0,
     minimised: Collection[str] | None = None,
+    through_boxes: bool = False,
     *,
     precision: str = "float32",
     scaler: torch.amp.GradScaler | None = None,
@@ -36,6 +37,7 @@ def train_step(
         batch: on the detector's device.
         clip: upper bound of the gradient's norm; 0: none.
         minimised: names of the losses to minimise; None: all that the detector returns.
+        through_boxes: as in `FasterRCNN.forward`.
         precision: of the convolutions and products, a key of `PRECISIONS`; weights and losses are float32.
         scaler: for "float16", whose small gradients would vanish.
         parts: compute the batch in so many parts, one after the other, which takes less memory. The update is by the
@@ -52,7 +54,7 @@ def train_step(
         # Gradients go to the other processes once, with the last part.
         quiet = isinstance(detector, DistributedDataParallel) and not last
         with detector.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
-            losses = _losses(detector, piece, precision, minimised)
+            losses = _losses(detector, piece, precision, minimised, through_boxes)
             share = len(piece) / len(batch)
             loss = torch.stack(list(losses.values())).sum()
             loss = loss if share == 1 else loss * share
@@ -72,8 +74,12 @@ def train_step(
     return sums
 
 
-def _losses(detector: nn.Module, batch: Batch, precision: str, minimised: Collection[str] | None) -> dict[str, Tensor]:
+def _losses(
+    detector: nn.Module, batch: Batch, precision: str, minimised: Collection[str] | None, through_boxes: bool
+) -> dict[str, Tensor]:
     chosen: dict[str, Any] = {} if minimised is None else {"losses": minimised}
+    if through_boxes:
+        chosen["through_boxes"] = True
     if batch.proposals is not None:
         chosen |= {"proposals": batch.proposals, "proposal_counts": batch.proposal_counts}
     dtype = PRECISIONS[precision]
