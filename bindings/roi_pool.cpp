@@ -19,7 +19,8 @@ bool is_channels_last(const TensorView& tensor, const char* name) {
   return true;
 }
 
-// Of the pooled maps that go with such a map: `is_channels_last` of maps whose two layouts are the same memory is false.
+// Of the pooled maps that go with such a map: `is_channels_last` of maps whose two layouts are the same memory is
+// false.
 bool output_is_channels_last(const TensorView& map, const char* name, int64_t output_height, int64_t output_width) {
   return is_channels_last(map, name) && output_height * output_width != 1;
 }
@@ -183,10 +184,9 @@ size_t roi_align_workspace(const TensorView& input, const TensorView& rois, int6
                            double spatial_scale, int64_t sampling_ratio, bool aligned) {
   const RoiAlignLevel level = level_of(input, "input");
   const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
-  return forward_workspace(input, align_shape(input.size(0), input.size(1), {level}, rois.size(0), output_height,
-                                              output_width,
-                                              output_is_channels_last(input, "input", output_height, output_width),
-                                              options));
+  return forward_workspace(input,
+                           align_shape(input.size(0), input.size(1), {level}, rois.size(0), output_height, output_width,
+                                       output_is_channels_last(input, "input", output_height, output_width), options));
 }
 
 void roi_align(const TensorView& input, const TensorView& rois, int64_t output_height, int64_t output_width,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from frcnn_fast._extras import require
@@ -14,8 +15,9 @@ _BAR = (32, 34, 38)
 
 
 def font_of(size: int) -> Any:
-    image_font = require("PIL.ImageFont", "train")
-    return image_font.load_default(size)
+    """DejaVu Sans, which comes with matplotlib: Pillow's own font has nothing beyond ASCII."""
+    font = Path(require("matplotlib", "train").get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return require("PIL.ImageFont", "train").truetype(str(font), size)
 
 
 def draw_dashes(draw: Any, box: tuple[int, int, int, int], colour: Colour, width: int) -> None:
@@ -32,34 +34,59 @@ def draw_dashes(draw: Any, box: tuple[int, int, int, int], colour: Colour, width
 
 
 def draw_plates(draw: Any, font: Any, plates: Sequence[tuple], size: tuple[int, int], sparing: bool = False) -> None:
-    """Write each text on a plate of its colour at its box: the first free place of a few, else the freest. `sparing`
-    leaves a plate out that would hide much of another one."""
+    """Write each text on a plate of its colour at its box: the first free place of a few, else the freest.
+
+    Plates lie inside the image (`size`: width, height); a text that is wider loses the end of its first words. Later
+    boxes are better ones: they choose first, and nothing covers their plates. `sparing` leaves a plate out of which
+    others would hide much.
+    """
     ascent = font.getbbox("Ag0")
     height = ascent[3] - ascent[1] + 6
-    taken: list[tuple[int, int, int, int]] = []
-    for text, colour, (x1, y1, x2, y2) in reversed(plates):  # the best box chooses first
-        width = math.ceil(font.getlength(text)) + 8
+    chosen: list[tuple[str, Colour, tuple[int, int, int, int]]] = []
+    for text, colour, box in reversed(plates):
+        shown = shortened(text, font, size[0] - 8)
+        width = min(math.ceil(font.getlength(shown)) + 8, size[0])
         places = []
-        for left, top in (
-            (x1, y1 - height),
-            (x1, y2),
-            (x2 - width, y1 - height),
-            (x2 - width, y2),
-            (x1, y1),
-            (x2, y1),
-            (x1 - width, y1),
-            (x1, y2 - height),
-        ):
+        for left, top in _corners(box, width, height):
             left, top = max(0, min(left, size[0] - width)), max(0, min(top, size[1] - height))
             places.append((left, top, left + width, top + height))
-        place = min(places, key=lambda p: sum(_common_area(p, other) for other in taken))
-        if sparing and sum(_common_area(place, other) for other in taken) > 0.15 * width * height:
+        place = min(places, key=lambda p: _hidden(p, chosen))
+        if sparing and _hidden(place, chosen) > 0.15 * width * height:
             continue
-        taken.append(place)
+        chosen.append((shown, colour, place))
+    for text, colour, place in reversed(chosen):
         draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour, outline=(0, 0, 0))
         luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
         ink = (0, 0, 0) if luma > 120 else (255, 255, 255)
         draw.text((place[0] + 4, place[1] + 3 - ascent[1]), text, fill=ink, font=font)
+
+
+def _hidden(place: tuple[int, int, int, int], chosen: Sequence[tuple]) -> int:
+    """How many of its pixels lie under chosen plates."""
+    return sum(_common_area(place, other) for _, _, other in chosen)
+
+
+def _corners(box: tuple[int, int, int, int], width: int, height: int) -> list[tuple[int, int]]:
+    """Where a plate may lie, left and top, the most usual place first."""
+    x1, y1, x2, y2 = box
+    above_and_below = [(x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2)]
+    inside_and_beside = [(x1, y1), (x2, y1), (x1 - width, y1), (x1, y2 - height), (x2 - width, y1)]
+    further = [(x2 - width, y2 - height), (x2, y2 - height), (x1 - width, y2 - height)]
+    further += [(x1, y1 - 2 * height), (x1, y2 + height), (x1, y1 + height), (x2, y1 + height)]
+    return above_and_below + inside_and_beside + further
+
+
+def shortened(text: str, font: Any, width: int) -> str:
+    """`text`, or what fits into `width` pixels of it: the last word (a score) stays longest."""
+    first, space, last = text.rpartition(" ")
+    while font.getlength(text) > width and len(text) > 1:
+        if first:
+            first = first[:-1]
+            text = f"{first}…{space}{last}" if first else last
+        else:
+            last = last[:-1]
+            text = f"{last}…" if last else "…"
+    return text
 
 
 def _common_area(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
@@ -73,7 +100,8 @@ def captioned(drawing: Any, caption: str, font: Any) -> Any:
     bar = box[3] - box[1] + 14
     whole = image_module.new("RGB", (drawing.width, drawing.height + bar), _BAR)
     whole.paste(drawing, (0, bar))
-    image_draw.Draw(whole).text((10, 7 - box[1]), caption, fill=(255, 255, 255), font=font)
+    text = shortened(caption, font, drawing.width - 20)
+    image_draw.Draw(whole).text((10, 7 - box[1]), text, fill=(255, 255, 255), font=font)
     return whole
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
-    "detect": "find objects in image files",
+    "detect": "find objects in images and videos",
     "propose": "write the proposals of a detector, or of Selective Search, into a file",
     "recall": "recall of proposals: of files, detectors and Selective Search, side by side",
     "check-data": "list everything that is wrong or odd in a data set",

@@ -15,7 +15,8 @@ from frcnn_fast._extras import require
 from frcnn_fast._lettering import Colour, captioned, draw_dashes, draw_plates, font_of, with_legend
 from frcnn_fast.io import PathLike, atomic_path, read_jsonl
 
-_SHORTER_SIDE = 400  # smaller images are enlarged until lines and letters are fine beside their objects
+_SMALL_SIDE = 300  # images with a shorter side under this are enlarged ...
+_SHORTER_SIDE = 400  # ... to this at least, until lines and letters are fine beside their objects
 _LONGER_SIDE = 4000  # but to no more than this: a narrow strip is not worth the memory
 _PAPER = (245, 245, 243)
 
@@ -52,8 +53,9 @@ def draw_boxes(
 ) -> Any:
     """Draw boxes with their class and score.
 
-    An image whose shorter side is under 400 pixels is enlarged by a whole factor first, up to 4000 pixels. The best
-    boxes are drawn last, on top. Labels are placed where they cover no other label, if there is such a place.
+    An image whose shorter side is under 300 pixels is enlarged by a whole factor first, to at least 400 and at most
+    4000 pixels. The best boxes are drawn last, on top. Labels lie inside the image, and where they cover no other
+    label if there is such a place; otherwise the better box's lies on top.
 
     Args:
         image: uint8 tensor or array [3, H, W], RGB, or a PIL image.
@@ -116,8 +118,9 @@ def draw_marks(
     image_module = require("PIL.Image", "train")
     image_draw = require("PIL.ImageDraw", "train")
     drawing = _as_drawing(image)
-    factor = max(1, min(math.ceil(_SHORTER_SIDE / min(drawing.size)), _LONGER_SIDE // max(drawing.size)))
-    if factor > 1:
+    factor = 1
+    if min(drawing.size) < _SMALL_SIDE:
+        factor = max(1, min(math.ceil(_SHORTER_SIDE / min(drawing.size)), _LONGER_SIDE // max(drawing.size)))
         drawing = drawing.resize((drawing.width * factor, drawing.height * factor), image_module.Resampling.BICUBIC)
     shorter = min(drawing.size)
     line = max(2, round(shorter / 220))

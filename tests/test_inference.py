@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import frcnn_fast
+from frcnn_fast.evaluate import detect_all
 from frcnn_fast.inference import Detector, Result
 from frcnn_fast.inference.ahead import ahead
 from frcnn_fast.inference.sources import Loaded
@@ -212,6 +213,24 @@ class TestBatches:
         with pytest.raises(ValueError, match="no such image file"):
             next(results)
 
+    def test_an_evaluation_sees_the_same(self, detector):
+        """Its own way through a data set comes to the same detections."""
+        images = [picture(*size, seed) for seed, size in enumerate(self.SIZES)]
+
+        class Images:
+            class_names = ("cat", "dog")
+
+            def __len__(self):
+                return len(images)
+
+            def __getitem__(self, index):
+                return images[index], {"boxes": [], "labels": []}
+
+        for found, result in zip(detect_all(detector.model, Images(), batch_size=1, progress=False), detector(images)):
+            torch.testing.assert_close(found["boxes"], result.boxes)
+            assert torch.equal(found["scores"], result.scores)
+            assert torch.equal(found["labels"], result.labels)
+
     def test_the_model_is_as_it_was(self, detector):
         config = detector.model.config
         assert len(detector(picture(60, 100), score_threshold=0.0)) == 20
@@ -360,5 +379,8 @@ def test_from_a_run_by_the_packages_name(tmp_path):
     assert "20 detections" in done.stdout
     with pytest.raises(AttributeError, match="no attribute 'Detectors'"):
         frcnn_fast.Detectors  # noqa: B018
+    for parts in ("rpn", "roi_head"):
+        with pytest.raises(ValueError, match=r"model: got a detector of which only the .* was trained"):
+            Detector(untrained(parts=parts))
     with pytest.raises(ValueError, match="backbone, head: are for a checkpoint"):
         Detector(untrained(), backbone=torch.nn.Identity())

@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from PIL import Image
 
+from frcnn_fast._lettering import font_of, shortened
 from frcnn_fast.io import append_jsonl
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
 from frcnn_fast.visualize import (
@@ -148,3 +149,39 @@ class TestLosses:
         append_jsonl(tmp_path / "metrics.jsonl", {"voc07_map": 0.5})
         with pytest.raises(ValueError, match=r"metrics\.jsonl: no record has an iteration and a loss"):
             plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+
+
+class TestLetters:
+    FONT = font_of(14)
+
+    @pytest.mark.parametrize("letter", "óßñЖλ")
+    def test_letters_beyond_ascii_have_shapes(self, letter):
+        assert bytes(self.FONT.getmask(letter)) != bytes(self.FONT.getmask("\uffff"))  # the box for what a font lacks
+
+    @pytest.mark.parametrize("text", ["a very long class name 0.87", "Donaudampfschiffahrt 0.87", "a 0.87"])
+    def test_texts_are_shortened_to_their_place(self, text):
+        for width in (40, 90, 150, 400):
+            shown = shortened(text, self.FONT, width)
+            assert self.FONT.getlength(shown) <= width
+            assert shown.endswith("0.87")
+            assert (shown == text) == (self.FONT.getlength(text) <= width)
+        assert self.FONT.getlength(shortened("a-word-without-end", self.FONT, 50)) <= 50
+
+    def test_plates_lie_inside_however_long(self):
+        """The end of the plate, its score, is drawn."""
+        image = torch.full((3, 300, 320), 128, dtype=torch.uint8)
+        drawing = draw_boxes(image, [[100, 100, 200, 200]], [1], [0.87], class_names=["a long name " * 20])
+        plate = (np.asarray(drawing) == class_colour(1)).all(-1)[60:99]
+        columns = np.flatnonzero(plate.any(0))
+        assert columns.min() >= 1
+        assert 300 < columns.max() <= 318
+
+    def test_the_best_box_keeps_its_plate(self):
+        """However many there are at one place."""
+        image = torch.full((3, 300, 400), 128, dtype=torch.uint8)
+        boxes, scores = [[100, 100, 180, 160]] * 40, [0.9 - 0.01 * i for i in range(40)]
+        labels = [1] + [2] * 39
+        alone = draw_boxes(image, boxes[:1], [1], [0.9])
+        crowd = draw_boxes(image, boxes, labels, scores)
+        plate = (slice(84, 99), slice(100, 138))
+        assert np.array_equal(np.asarray(alone)[plate], np.asarray(crowd)[plate])

@@ -35,7 +35,7 @@ class Detector:
         backbone, head: needed where the run was trained with modules of your own.
 
     Raises:
-        ValueError: the checkpoint is missing, broken or needs a backbone; names it.
+        ValueError: the checkpoint is missing, broken or needs a backbone; or only a part of the detector was trained.
     """
 
     def __init__(
@@ -53,6 +53,12 @@ class Detector:
         else:
             chosen = choose_device(None if device is None else str(device))
             self.model = load_detector(model, backbone=backbone, head=head, device=chosen)
+        if self.model.config.parts != "both":
+            trained = "proposal network" if self.model.config.parts == "rpn" else "head"
+            raise ValueError(
+                f"model: got a detector of which only the {trained} was trained, expected a whole one "
+                "(frcnn-fast evaluate --proposals runs a head on given proposals)"
+            )
 
     @property
     def class_names(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -64,13 +65,13 @@ class ResultFolder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         planned: dict[str, str] = {}
+        records: list[Record] = []
         if resume and earlier:
-            planned = self._checked_plan(settings)
-            records = self._records()
+            planned, records = self._checked_plan(settings), self._records()
+            self.whole.unlink(missing_ok=True)
         else:
             for file in [*self._earlier_drawings(), *earlier]:
                 file.unlink(missing_ok=True)
-            records = []
         self._write_lines(records)
         done = {name for record in records if (name := _done(record)) is not None}
         taken = {entry.name for entry in os.scandir(self.path)} | set(planned.values())
@@ -121,12 +122,9 @@ class ResultFolder:
         """The drawings of the earlier run; ValueError where it had other settings."""
         shown = printable(os.fspath(self.plan))
         try:
-            plan = json.loads(self.plan.read_bytes())
-            drawings = {name: file for name, file in plan["drawings"].items() if os.path.basename(file) == file}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"--resume: {shown} cannot be read ({printable(str(error))}); begin anew with --overwrite"
-            ) from error
+            plan, drawings = self._read_plan()
+        except ValueError as error:
+            raise ValueError(f"--resume: {shown} cannot be read ({error}); begin anew with --overwrite") from error
         for name, value in settings.items():
             if plan.get(name) != value:
                 raise ValueError(
@@ -135,12 +133,21 @@ class ResultFolder:
                 )
         return drawings
 
-    def _earlier_drawings(self) -> list[Path]:
-        """The drawings that the earlier result lists, and no other file."""
+    def _read_plan(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The plan's entries, and {input: its drawing}."""
         try:
-            names = [record.get("drawing") for file in self._parts() for record in read_jsonl(file)]
-        except ValueError:
-            return []
+            plan = json.loads(self.plan.read_bytes())
+            return plan, {name: file for name, file in plan["drawings"].items() if os.path.basename(file) == file}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(printable(str(error))) from error
+
+    def _earlier_drawings(self) -> list[Path]:
+        """The drawings that the earlier result lists or had planned, and no other file."""
+        names: list[Any] = []
+        with contextlib.suppress(ValueError):
+            names += self._read_plan()[1].values()
+        with contextlib.suppress(ValueError):
+            names += [record.get("drawing") for file in self._parts() for record in read_jsonl(file)]
         return [self.path / name for name in names if isinstance(name, str) and name == os.path.basename(name)]
 
 
