@@ -8,6 +8,8 @@ OUT ?= runs/digits
 GPU_OUT ?= runs/gpu
 BENCH_VENV ?= .bench-venv
 BENCH_OUT ?= runs/bench.json
+COMPAT_VENV ?= .compat-venv
+COMPAT_OUT ?= runs/compat.json
 
 PY := $(VENV)/bin/python
 BIN := $(CURDIR)/$(VENV)/bin
@@ -23,7 +25,7 @@ BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 # processes by itself. Each prints when it ends, and none is left out because another failed.
 STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
 
-.PHONY: train test test-long $(STEPS) check format build bench bench-env gpu-test gpu-bench clean
+.PHONY: train test test-long test-compat compat-bench $(STEPS) check format build bench bench-env gpu-test gpu-bench clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
@@ -44,6 +46,21 @@ test-interpreted: build $(VENV)/test-ready
 
 test-long:
 	FRCNN_LONG=1 $(MAKE) --no-print-directory test
+
+# Other people's libraries with ours under them, and their checkpoints in ours: an environment of its own, several GB.
+test-compat: build $(COMPAT_VENV)/ready
+	$(COMPAT_VENV)/bin/python -m pytest -q tests/compat
+
+# What of mmdetection runs, what is equal, and how fast: an hour and more. MMCV_ROOT: sources of mmcv 2.1.0, for its tests.
+compat-bench: build $(COMPAT_VENV)/ready
+	$(COMPAT_VENV)/bin/python -m bench.compat --json $(COMPAT_OUT) $(if $(MMCV_ROOT),--mmcv-root $(MMCV_ROOT))
+
+# The compiled half serves every torch, so the package is used from where it was built.
+$(COMPAT_VENV)/ready: tests/compat/requirements.txt
+	$(PYTHON) -m venv $(COMPAT_VENV)
+	$(COMPAT_VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/compat/requirements.txt
+	echo "$(CURDIR)" > "$$($(COMPAT_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/frcnn_fast.pth"
+	touch $@
 
 check: check-ruff check-clang-format check-mypy
 

@@ -100,6 +100,42 @@ RESOURCES = {
     ],
 }
 
+# bench.compat; a part that was not made is not there
+COMPAT: dict[str, Any] = {
+    "schema": int,
+    "benchmark": str,  # compat
+    "environment": ENVIRONMENT | {"libraries": dict},  # their versions
+}
+COMPAT_PARTS = {
+    "zoo": {
+        "models": int,
+        "unreadable": dict,  # by config: why
+        # percent of the models that the groups of functions down to this line serve
+        "lines": [{"and": str, "served": bool, "inference": NUMBER, "training": NUMBER, "models": int}],
+    },
+    "families": [
+        {
+            "config": str,
+            "inference": str,  # ok, or the error
+            "training": str,
+            "functions": dict,  # how often each was called
+            "seconds": list,  # inference, training
+        }
+    ],
+    "equal": [
+        {
+            "subject": str,
+            "against": str,
+            "replaced": list,
+            "equal": bool,
+            "detections": int,
+            "largest": dict,  # differences
+            "ratio": dict,  # theirs over ours, of the whole call
+        }
+    ],
+    "tests": [{"file": str, "passed": int, "failed": int, "skipped": int, "failures": list}],
+}
+
 
 def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
     """ValueError with the path of the first part that does not fit. Extra keys are allowed at the top and in
@@ -139,6 +175,8 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
         return _check_bccd(report)
     if report.get("benchmark") == "resources":
         return _check_resources(report)
+    if report.get("benchmark") == "compat":
+        return _check_compat(report)
     check(report)
     _check_version(report)
     if any(row["backend"] == "cuda" for row in report["rows"]):
@@ -172,6 +210,13 @@ def _check_resources(report: dict[str, Any]) -> dict[str, Any]:
         for name, value in kernel.items():
             if isinstance(value, list) and not (len(value) == 2 and 0 <= value[0] <= value[1]):
                 raise ValueError(f"report.kernels[{i}].{name}: expected the least and the most, got {value}")
+    return report
+
+
+def _check_compat(report: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: spec for name, spec in COMPAT_PARTS.items() if name in report}
+    check(report, COMPAT | parts)
+    _check_version(report)
     return report
 
 

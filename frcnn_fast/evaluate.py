@@ -41,11 +41,20 @@ class _Items(DetectionView):
 
 
 class _CollateItems:
+    """Items as batches of images of one shape, each batch with its items' places, and the targets.
+
+    An image that is padded to another one's shape gets other scores near its edges.
+    """
+
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
-    def __call__(self, items: Sequence[tuple[Sample, Target]]) -> tuple[Batch, list[Target]]:
-        return self.collate([sample for sample, _ in items]), [target for _, target in items]
+    def __call__(self, items: Sequence[tuple[Sample, Target]]) -> tuple[list[tuple[Batch, list[int]]], list[Target]]:
+        alike: dict[tuple[int, int], list[int]] = {}
+        for place, ((image, _), _) in enumerate(items):
+            alike.setdefault(self.collate.padded(*image.shape[-2:]), []).append(place)
+        batches = [(self.collate([items[place][0] for place in places]), places) for places in alike.values()]
+        return batches, [target for _, target in items]
 
 
 @torch.inference_mode()
@@ -61,7 +70,7 @@ def _found_and_true(
     detector.eval()
     device, config = detector.rng.device, detector.config
     items = _Items(dataset, config.shorter, config.longer, proposals=proposals)
-    batches: DataLoader[tuple[Batch, list[Target]]] = DataLoader(
+    loader: DataLoader[tuple[list[tuple[Batch, list[int]]], list[Target]]] = DataLoader(
         items,  # type: ignore[arg-type]  # any map-style object will do
         batch_size=batch_size,
         collate_fn=_CollateItems(Collate(config.preprocess)),
@@ -69,19 +78,23 @@ def _found_and_true(
         pin_memory=device.type == "cuda",
     )
     with progress_bar(len(items), desc="evaluating", disable=not progress) as bar:
-        for batch, targets in batches:
-            moved = batch.to(device, non_blocking=True)
-            found = detector(
-                moved.images,
-                moved.image_sizes,
-                image_scales=moved.image_scales,
-                proposals=moved.proposals,
-                proposal_counts=moved.proposal_counts,
-            ).to_list()
-            for b, detections in enumerate(found):
-                sizes = batch.image_sizes[b].tolist(), batch.original_sizes[b].tolist()
-                yield {**detections, "boxes": boxes_to_original(detections["boxes"], *sizes)}, targets[b]
-            bar.update(len(batch))
+        for batches, targets in loader:
+            found: dict[int, Target] = {}
+            for batch, places in batches:
+                moved = batch.to(device, non_blocking=True)
+                detections = detector(
+                    moved.images,
+                    moved.image_sizes,
+                    image_scales=moved.image_scales,
+                    proposals=moved.proposals,
+                    proposal_counts=moved.proposal_counts,
+                ).to_list()
+                for b, (place, one) in enumerate(zip(places, detections, strict=True)):
+                    sizes = batch.image_sizes[b].tolist(), batch.original_sizes[b].tolist()
+                    found[place] = {**one, "boxes": boxes_to_original(one["boxes"], *sizes)}
+            for place, target in enumerate(targets):
+                yield found[place], target
+            bar.update(len(targets))
 
 
 def detect_all(

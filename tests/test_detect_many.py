@@ -203,8 +203,9 @@ class TestTorchrun:
         (out / "6.png").write_bytes((tmp_path / "one/6.png").read_bytes())
         (out / "detections-5.jsonl").write_text(json.dumps(wanted[3]) + "\n" + json.dumps(wanted[4])[:50])
         settings = ["--checkpoint", run, "-o", out, "--score-threshold", "0.1", "--device", "cpu"]
-        done = self.start(images / "**/*.png", *settings, "--resume")
-        assert done.returncode == 0, done.stderr
+        done = self.start(images / "**/*.png", tmp_path / "gone.png", *settings, "--resume")
+        assert done.returncode != 0
+        assert done.stderr.count("gone.png: no such image file") == 1
         told = [Path(line.split(": ")[0]).name for line in done.stdout.splitlines() if " objects, " in line]
         assert sorted(told) == sorted(Path(record["image"]).name for record in wanted[1:3] + wanted[4:])
         records = found(out)

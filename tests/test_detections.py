@@ -47,6 +47,8 @@ LOGITS, DELTAS, PROPOSALS, COUNTS, SIZES = inputs()
         (ValueError, "iou_threshold", {"iou_threshold": float("nan")}),
         (ValueError, "max_detections", {"max_detections": -1}),
         (ValueError, "weights", {"weights": (1.0, 1.0)}),
+        (ValueError, "background", {"background": "middle"}),
+        (ValueError, r"box_deltas: expected shape \[B, N, K \* 4\]", {"background": "last"}),
     ],
 )
 def test_bad_input_is_named(error: type[Exception], named: str, change: dict[str, Any]) -> None:
@@ -61,7 +63,7 @@ def test_a_batch_is_its_images() -> None:
         alone = ops.detections(*[t[b : b + 1] for t in inputs()], max_detections=15)
         for part, result in zip(alone, whole, strict=True):
             assert torch.equal(part[0], result[b])
-    assert whole[3].tolist()[2] == 0
+    assert whole.counts.tolist()[2] == 0
     assert (whole[2][2] == -1).all()
     assert (whole[0][2] == 0).all()
 
@@ -76,14 +78,37 @@ def test_boxes_for_all_classes_equal_repeated_ones(dtype: torch.dtype) -> None:
     assert agnostic[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+def test_the_background_first_or_last() -> None:
+    """The same columns in another order: the same detections, but for the order of the softmax' sum."""
+    logits, deltas, *rest = inputs(torch.float64)
+    first = ops.detections(logits, deltas, *rest)
+    last = ops.detections(logits.roll(-1, -1), deltas[..., 4:], *rest, background="last")
+    assert torch.equal(first.counts, last.counts)
+    assert torch.equal(first.labels - 1, torch.where(last.labels < 0, -2, last.labels))
+    assert torch.equal(first.indices, last.indices)
+    assert torch.equal(first.boxes, last.boxes)
+    torch.testing.assert_close(first.scores, last.scores, rtol=1e-14, atol=0)
+
+
+def test_indices_name_the_proposals() -> None:
+    logits, deltas, proposals, counts, sizes = inputs()
+    found = ops.detections(logits, torch.zeros_like(deltas), proposals, counts, sizes + 1000)
+    for b in range(B):
+        kept = found.indices[b, : found.counts[b]]
+        torch.testing.assert_close(found.boxes[b, : found.counts[b]], proposals[b, kept])
+        scores = logits[b].softmax(-1)[kept, found.labels[b, : found.counts[b]]]
+        torch.testing.assert_close(found.scores[b, : found.counts[b]], scores)
+
+
 def test_without_classes_or_room_there_is_nothing() -> None:
     logits, deltas, *rest = inputs()
-    boxes, _, labels, counts = ops.detections(logits[..., :1], deltas[..., :4], *rest, max_detections=5)
+    boxes, _, labels, indices, counts = ops.detections(logits[..., :1], deltas[..., :4], *rest, max_detections=5)
     assert boxes.shape == (B, 5, 4)
     assert (labels == -1).all()
+    assert (indices == -1).all()
     assert counts.tolist() == [0, 0, 0]
-    assert ops.detections(logits, deltas, *rest, max_detections=0)[3].tolist() == [0, 0, 0]
-    assert ops.detections(logits, deltas, *rest, score_threshold=1.5)[3].tolist() == [0, 0, 0]
+    assert ops.detections(logits, deltas, *rest, max_detections=0).counts.tolist() == [0, 0, 0]
+    assert ops.detections(logits, deltas, *rest, score_threshold=1.5).counts.tolist() == [0, 0, 0]
 
 
 def test_one_image_by_hand() -> None:
@@ -91,12 +116,13 @@ def test_one_image_by_hand() -> None:
     proposals = torch.tensor([[[10.0, 10, 20, 30], [10, 10, 20, 30], [50, 50, 60, 70]]])
     logits = torch.zeros(1, 3, 3)
     logits[0, 2] = torch.tensor([0.0, float("-inf"), 0.0])  # half background, half class 2
-    boxes, scores, labels, counts = ops.detections(
+    boxes, scores, labels, indices, counts = ops.detections(
         logits, torch.zeros(1, 3, 12), proposals, torch.tensor([3]), [(100.0, 55.0)], max_detections=4
     )
     third = np.float32(1) / np.float32(3)
     assert counts.tolist() == [3]
     assert labels.tolist() == [[2, 1, 2, -1]]
+    assert indices.tolist() == [[2, 0, 0, -1]]
     assert scores.tolist() == [[0.5, third, third, 0.0]]
     assert boxes[0].tolist() == [[50, 50, 55, 70], [10, 10, 20, 30], [10, 10, 20, 30], [0, 0, 0, 0]]
 

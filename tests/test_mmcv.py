@@ -133,7 +133,7 @@ def test_a_module_runs_unmodified(
 @pytest.mark.parametrize("arguments", [[], ["-m"], ["--fast", "script.py"]])
 def test_without_a_script_it_says_how(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert mmdet.main(arguments) == 2
-    assert "usage: python -m frcnn_fast.mmdet SCRIPT" in capsys.readouterr().err
+    assert "usage: python -m frcnn_fast.mmdet [--no-patch] SCRIPT" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(bool(doctor._mmcv() != "not installed"), reason="mmcv is installed")

@@ -235,7 +235,7 @@ def test_detections_are_sorted_apart_and_inside(backend: Backend, seed: int, lim
     N, K = 25, 3
     corner = g.uniform(0.0, 60.0, (1, N, 2))
     proposals = np.concatenate([corner, corner + g.uniform(5.0, 40.0, corner.shape)], axis=-1)
-    boxes, scores, labels, counts = ops.detections(
+    boxes, scores, labels, indices, counts = ops.detections(
         on(backend, g.normal(0.0, 2.0, (1, N, K + 1)), 1, N, K + 1),
         on(backend, g.normal(size=(1, N, 4 * K + 4)), 1, N, 4 * K + 4),
         on(backend, proposals, 1, N, 4),
@@ -250,6 +250,8 @@ def test_detections_are_sorted_apart_and_inside(backend: Backend, seed: int, lim
     assert (scores.diff() <= 0).all()
     assert (scores > low).all()
     assert ((labels >= 1) & (labels <= K)).all()
+    assert ((indices[0, :count] >= 0) & (indices[0, :count] < N)).all()
+    assert (indices[0, count:] == -1).all()
     assert ((boxes >= 0) & (boxes <= on(backend, [90.0, 80.0] * 2, 4))).all()
     iou = ops.box_iou(boxes, boxes).triu(1)
     assert not ((iou > np.float32(limit)) & (labels[:, None] == labels[None])).any()

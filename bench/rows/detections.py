@@ -48,7 +48,7 @@ def _case(N: int, classes: int, B: int) -> Callable[[str], Case]:
 
             against["torchvision"] = Competitor(detections(logits, deltas, proposals, (VGG.height, VGG.width), IOU))
         candidates = int((logits.softmax(-1)[..., 1:] > SCORE).sum())
-        facts = {"candidates": candidates, "detections": run()[3].tolist()}
+        facts = {"candidates": candidates, "detections": run().counts.tolist()}
         moved = logits.nbytes + 16 * candidates + 16 * B * N + 32 * B * 100
         flops = SOFTMAX_FLOPS * logits.numel() + DECODE_FLOPS * candidates
         return Case(run, equal_to_reference(run), against, moved, flops, facts)

@@ -97,7 +97,7 @@ class Collate:
         batch_size = len(samples)
         padded = max(counts) if self.max_boxes is None else self.max_boxes
 
-        height, width = (-(-max(side) // self.stride) * self.stride for side in zip(*sizes))
+        height, width = self.padded(*map(max, zip(*sizes)))
         images = torch.empty(batch_size, 3, height, width)
         gt_boxes = torch.zeros(batch_size, padded, 4)
         gt_labels = torch.full((batch_size, padded), -1, dtype=torch.int64)
@@ -125,6 +125,10 @@ class Collate:
             image_ids=[target["image_id"] for _, target in samples],
             **_padded_proposals([target.get("proposals") for _, target in samples]),
         )
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The shape that an image of this size has in a batch of its own."""
+        return -(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride
 
     def _checked(self, sample: Sample, place: int) -> Sample:
         if self.max_boxes is not None and isinstance(sample[1], Mapping):

@@ -184,8 +184,7 @@ class Detector:
             resized, scale = resize(item.image, self.model.config.shorter, self.model.config.longer)
         except (RuntimeError, MemoryError) as error:
             return _Slot(outcome=error)
-        height, width = (-(-side // collate.stride) for side in resized.shape[-2:])
-        return _Slot(item, resized, scale, (height, width))
+        return _Slot(item, resized, scale, collate.padded(*resized.shape[-2:]))
 
     def _detect_next(self, waiting: deque[_Slot], batch: int, collate: Collate, score_threshold: float | None) -> None:
         """The longest waiting image, and with it the next ones of its shape."""
@@ -234,7 +233,7 @@ class Detector:
 
 @dataclasses.dataclass
 class _Slot:
-    """An image on its way; `shape` counts the padded image's sides in strides."""
+    """An image on its way; `shape` is the padded one."""
 
     item: Loaded | None = None
     resized: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))

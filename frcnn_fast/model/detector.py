@@ -270,17 +270,16 @@ class FasterRCNN(nn.Module):
         """Final detections of given proposals (any source): boxes [B, N, 4], counts [B]."""
         logits, deltas = self.roi_head(features, proposals, counts)
         config = self.config
-        return Detections(
-            *ops.detections(
-                logits,
-                deltas,
-                proposals,
-                counts,
-                image_sizes,
-                score_threshold=config.score_threshold,
-                iou_threshold=config.detection_iou,
-                max_detections=config.max_detections,
-                min_size=config.detection_min_size,
-                weights=config.box_weights,
-            )
+        found = ops.detections(
+            logits,
+            deltas,
+            proposals,
+            counts,
+            image_sizes,
+            score_threshold=config.score_threshold,
+            iou_threshold=config.detection_iou,
+            max_detections=config.max_detections,
+            min_size=config.detection_min_size,
+            weights=config.box_weights,
         )
+        return Detections(found.boxes, found.scores, found.labels, found.counts)

@@ -42,6 +42,7 @@ def detections(
     min_size: float = 0.0,
     weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
     clamp: float = DELTA_CLAMP,
+    background: str = "first",
     legacy: bool = False,
     backend: str | None = None,
 ) -> Detections:
@@ -53,20 +54,25 @@ def detections(
     classes the best `max_detections` remain.
 
     Args:
-        class_logits: [B, N, K + 1], class 0 is the background; float16, bfloat16, float32 or float64.
-        box_deltas: [B, N, (K + 1) * 4], four a class, or [B, N, 4] for all classes; same dtype.
+        class_logits: [B, N, K + 1], a column for the background and K for the classes; float16, bfloat16, float32 or
+            float64.
+        box_deltas: [B, N, (K + 1) * 4], four a column, or [B, N, 4] for all classes; same dtype. With the background
+            last, [B, N, K * 4], four a class.
         proposals: [B, N, 4] (x1, y1, x2, y2) in pixels.
         counts: [B] int64: rows of an image from its count on do not exist.
         image_sizes: [B, 2] (height, width) in pixels, without padding.
         score_threshold, iou_threshold: compared in the compute precision (float64 for float64, else float32).
         max_detections: D, detections an image.
         min_size: smallest side in pixels. weights: of the deltas (wx, wy, ww, wh). clamp: upper bound of dw, dh.
+        background: "first": column 0 of class_logits (torchvision, py-faster-rcnn); "last": column K (detectron2,
+            mmdetection).
         legacy: inclusive pixels: every extent is high - low + 1.
 
     Returns:
-        `Detections`: boxes [B, D, 4] and scores [B, D] in the compute dtype, labels [B, D] int64 (1 to K), counts [B]
-        int64. Sorted by score, ties by lower proposal, then lower class. Rows beyond an image's count hold 0 (labels
-        -1). A row with a NaN logit gives nothing.
+        `Detections`: boxes [B, D, 4] and scores [B, D] in the compute dtype, labels [B, D] int64 (columns of
+        class_logits: 1 to K, or 0 to K - 1 where the background is last), indices [B, D] int64 (rows of proposals),
+        counts [B] int64. Sorted by score, ties by lower proposal, then lower class. Rows beyond an image's count hold 0
+        (labels and indices -1). A row with a NaN logit gives nothing.
 
     One exact answer on every backend: the softmax adds in one fixed order. Deterministic, no gradient, no host
     synchronisation on CUDA. Time O(B N K) for the softmax plus NMS to the depth needed.
@@ -81,10 +87,13 @@ def detections(
         raise ValueError(
             f"class_logits: expected a background and K classes in the last dimension, got {describe(class_logits)}"
         )
-    check_float("box_deltas", box_deltas, "[B, N, (K + 1) * 4] or [B, N, 4]", 3)
-    if tuple(box_deltas.shape) not in ((B, N, 4 * classes), (B, N, 4)):
+    if background not in ("first", "last"):
+        raise ValueError(f"background: expected 'first' or 'last', got {background!r}")
+    of_a_row, width = ("(K + 1) * 4", 4 * classes) if background == "first" else ("K * 4", 4 * (classes - 1))
+    check_float("box_deltas", box_deltas, f"[B, N, {of_a_row}] or [B, N, 4]", 3)
+    if tuple(box_deltas.shape) not in ((B, N, width), (B, N, 4)):
         raise ValueError(
-            f"box_deltas: expected shape [B, N, (K + 1) * 4] = {[B, N, 4 * classes]} or [B, N, 4] = {[B, N, 4]}, "
+            f"box_deltas: expected shape [B, N, {of_a_row}] = {[B, N, width]} or [B, N, 4] = {[B, N, 4]}, "
             f"got {describe(box_deltas)}"
         )
     check_same("box_deltas", box_deltas, "class_logits", class_logits)
@@ -105,6 +114,7 @@ def detections(
         check_threshold("min_size", min_size),
         check_weights(weights),
         float(clamp),
+        background == "last",
         bool(legacy),
         backend=backend,
     )
@@ -116,6 +126,7 @@ def _outputs(a: Any) -> tuple[Tensor, ...]:
         like.new_empty(B, D, 4, dtype=dtype),
         like.new_empty(B, D, dtype=dtype),
         like.new_empty(B, D, dtype=torch.int64),
+        like.new_empty(B, D, dtype=torch.int64),
         like.new_empty(B, dtype=torch.int64),
     )
 
@@ -123,7 +134,7 @@ def _outputs(a: Any) -> tuple[Tensor, ...]:
 _detections = Operator(
     "detections(Tensor class_logits, Tensor box_deltas, Tensor proposals, Tensor counts, Tensor image_sizes, "
     "float score_threshold, float iou_threshold, int max_detections, float min_size, float[] weights, float clamp, "
-    "bool legacy) -> (Tensor boxes, Tensor scores, Tensor labels, Tensor counts)",
+    "bool background_last, bool legacy) -> (Tensor boxes, Tensor scores, Tensor labels, Tensor indices, Tensor counts)",
     outputs=_outputs,
     workspace=lambda C, a: C.detections_workspace(a.class_logits, a.box_deltas, a.score_threshold, a.max_detections),
     oracle=reference.detections,

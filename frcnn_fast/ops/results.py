@@ -88,7 +88,8 @@ class Detections(NamedTuple):
 
     boxes: Tensor  # [B, D, 4]; 0 beyond the count
     scores: Tensor  # [B, D]; 0 beyond
-    labels: Tensor  # int64 [B, D]: 1 to K; -1 beyond
+    labels: Tensor  # int64 [B, D]: columns of class_logits; -1 beyond
+    indices: Tensor  # int64 [B, D]: rows of proposals; -1 beyond
     counts: Tensor  # int64 [B]
 
 

@@ -1,6 +1,7 @@
 """Our steps under other people's detectors, without a change of their code: one module a library."""
 
 from frcnn_fast.patch.core import Patch
+from frcnn_fast.patch.mmdet import patch_mmdet
 from frcnn_fast.patch.torchvision import patch_torchvision
 
-__all__ = ["Patch", "patch_torchvision"]
+__all__ = ["Patch", "patch_mmdet", "patch_torchvision"]

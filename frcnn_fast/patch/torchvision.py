@@ -363,7 +363,7 @@ def _postprocess_detections(
     def padded(rows: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
-    boxes, scores, labels, counts = ops.detections(
+    boxes, scores, labels, _, counts = ops.detections(
         padded(class_logits.split(lengths)),
         padded(box_regression.split(lengths)),
         padded(proposals),

@@ -43,12 +43,14 @@ def detections(
     min_size: float = 0.0,
     weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
     clamp: float = DELTA_CLAMP,
+    background_last: bool = False,
     legacy: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """boxes [B, D, 4], scores [B, D], labels int64 [B, D] (1 ... K) and counts int64 [B], D = max_detections.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """boxes [B, D, 4], scores [B, D], labels int64 [B, D] (columns of class_logits), indices int64 [B, D] (rows of
+    proposals) and counts int64 [B], D = max_detections.
 
     class_logits [B, N, K + 1], class 0 is the background; box_deltas [B, N, (K + 1)*4] or class-agnostic
-    [B, N, 4].
+    [B, N, 4]. background_last: column K is the background; box_deltas [B, N, K*4].
     """
     batch, _, classes = class_logits.shape
     foreground = classes - 1
@@ -56,14 +58,16 @@ def detections(
     out_boxes = np.zeros((batch, max_detections, 4), class_logits.dtype)
     out_scores = np.zeros((batch, max_detections), class_logits.dtype)
     out_labels = np.full((batch, max_detections), -1, np.int64)
+    out_indices = np.full((batch, max_detections), -1, np.int64)
     out_counts = np.zeros(batch, np.int64)
     if foreground <= 0:
-        return out_boxes, out_scores, out_labels, out_counts
+        return out_boxes, out_scores, out_labels, out_indices, out_counts
+    first_class = 0 if background_last else 1
     for image in range(batch):
         count = int(counts[image])
         per_class = box_deltas[image, :count].reshape(count, box_deltas.shape[2] // 4, 4)
         agnostic = per_class.shape[1] == 1
-        per_class = np.repeat(per_class, foreground, axis=1) if agnostic else per_class[:, 1:]
+        per_class = np.repeat(per_class, foreground, axis=1) if agnostic else per_class[:, first_class:]
         anchors = np.repeat(proposals[image, :count], foreground, axis=0)
         boxes, valid = decode_clip(
             per_class.reshape(1, -1, 4),
@@ -74,13 +78,14 @@ def detections(
             min_size=min_size,
             legacy=legacy,
         )
-        scores = softmax(class_logits[image, :count])[:, 1:].reshape(-1)
+        scores = softmax(class_logits[image, :count])[:, first_class : first_class + foreground].reshape(-1)
         candidates = np.flatnonzero((scores > dtype(score_threshold)) & valid[0])
         order = candidates[ranked(scores[candidates])]
-        class_of = np.tile(np.arange(1, classes), count)
+        class_of = np.tile(np.arange(first_class, first_class + foreground), count)
         kept = greedy(boxes[0], order, iou_threshold, class_of, legacy)[:max_detections]
         out_counts[image] = len(kept)
         out_boxes[image, : len(kept)] = boxes[0, kept]
         out_scores[image, : len(kept)] = scores[kept]
         out_labels[image, : len(kept)] = class_of[kept]
-    return out_boxes, out_scores, out_labels, out_counts
+        out_indices[image, : len(kept)] = kept // foreground
+    return out_boxes, out_scores, out_labels, out_indices, out_counts

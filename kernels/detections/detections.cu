@@ -31,7 +31,7 @@ struct Detector {
   const U* proposals;
   const int64_t* counts;
   const U* image_sizes;
-  int64_t B, N, K;
+  int64_t B, N, K, first_class;
   bool agnostic;
   U score_threshold, min_size;
   DecodeParams<U> params;
@@ -48,8 +48,8 @@ struct Detector {
 
 template <bool kLegacy, class T, class U = Compute<T>>
 __device__ __forceinline__ Box<U> decoded_box(const Detector<T>& d, int64_t b, int64_t n, int64_t k, bool* valid) {
-  const int64_t stride = d.agnostic ? 4 : 4 * (d.K + 1);
-  const T* const delta = d.deltas + b * d.N * stride + delta_offset(n, k, d.K, d.agnostic);
+  const T* const delta = d.deltas + b * d.N * deltas_of_row(d.K, d.first_class, d.agnostic) +
+                         delta_offset(n, k, d.K, d.first_class, d.agnostic);
   const Window<U> window = make_window<kLegacy>(d.image_sizes + 2 * b, d.min_size, static_cast<const U*>(nullptr));
   const Box<U> box = decode<kLegacy>(load_box(d.proposals + 4 * (b * d.N + n)), load(delta), load(delta + 1),
                                      load(delta + 2), load(delta + 3), d.params);
@@ -77,12 +77,11 @@ __global__ void __launch_bounds__(kThreads) score_kernel(Detector<T> d) {
   U sum = U(0);
   for (int64_t c = lane_id(); c <= d.K; c += kWarp) sum += exp_(load(logits + c) - top);
   sum = warp_reduce(sum, Plus());
-  for (int64_t c = lane_id(); c <= d.K; c += kWarp) {
-    if (c == 0) continue;  // the background
-    const U score = exp_(load(logits + c) - top) / sum;
+  for (int64_t k = lane_id(); k < d.K; k += kWarp) {
+    const U score = exp_(load(logits + d.first_class + k) - top) / sum;
     bool candidate = n < count && passes(score, d.score_threshold);
-    if (candidate) decoded_box<kLegacy>(d, b, n, c - 1, &candidate);
-    scores[c - 1] = candidate ? score : U(bits_float(0x7fc00000u));
+    if (candidate) decoded_box<kLegacy>(d, b, n, k, &candidate);
+    scores[k] = candidate ? score : U(bits_float(0x7fc00000u));
   }
 }
 
@@ -96,8 +95,8 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Detector<T> d) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    write_kernel(Detector<T> d, Compute<T>* boxes, Compute<T>* scores, int64_t* labels, int64_t* counts) {
+__global__ void __launch_bounds__(kThreads) write_kernel(Detector<T> d, Compute<T>* boxes, Compute<T>* scores,
+                                                         int64_t* labels, int64_t* indices, int64_t* counts) {
   using U = Compute<T>;
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i < d.B) counts[i] = d.num_kept[i];
@@ -106,7 +105,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t candidate = rank < 0 ? 0 : d.order[b * d.ranks + rank];
   store_box(boxes + 4 * i, rank < 0 ? Box<U>{} : d.boxes[b * d.ranks + rank]);
   scores[i] = rank < 0 ? U(0) : d.scores[b * d.N * d.K + candidate];
-  labels[i] = rank < 0 ? -1 : candidate % d.K + FF_MUTANT(detect_label, 1, 0);
+  labels[i] = rank < 0 ? -1 : candidate % d.K + FF_MUTANT(detect_label, d.first_class, 0);
+  indices[i] = rank < 0 ? -1 : FF_MUTANT(detect_row, candidate / d.K, candidate);
 }
 
 // Candidates that an image can have: of a row's scores, which add up to 1, fewer than 1 / threshold are above it. The
@@ -151,6 +151,7 @@ Status detect(const DetectionInputs& in, const DetectionSettings& set, void* wor
   d.counts = in.counts;
   d.image_sizes = static_cast<const U*>(in.image_sizes);
   d.B = in.B, d.N = in.N, d.K = in.K, d.D = set.max_detections;
+  d.first_class = in.first_class;
   d.agnostic = in.agnostic;
   d.score_threshold = U(set.score_threshold);
   d.min_size = U(set.min_size);
@@ -168,7 +169,7 @@ Status detect(const DetectionInputs& in, const DetectionSettings& set, void* wor
                                     set.legacy, scratch, d.keep, d.num_kept, stream));
   }
   FF_LAUNCH(write_kernel<T>, blocks_for(std::max(in.B, in.B * d.D), kThreads), kThreads, 0, stream, d,
-            static_cast<U*>(out.boxes), static_cast<U*>(out.scores), out.labels, out.counts);
+            static_cast<U*>(out.boxes), static_cast<U*>(out.scores), out.labels, out.indices, out.counts);
   return launched();
 }
 

@@ -99,7 +99,8 @@ template <class T, class U = Compute<T>>
 int64_t find_candidates(const DetectionInputs& in, U threshold, int64_t b, const Memory<U>& memory) {
   using V = Vector<U>;
   constexpr int64_t kStep = kVectorBytes / int64_t(sizeof(U));
-  const int64_t classes = in.K + 1, rows = FF_MUTANT(detect_counts, in.counts[b], in.N);
+  const int64_t classes = in.K + 1, background = in.first_class ? 0 : in.K;
+  const int64_t rows = FF_MUTANT(detect_counts, in.counts[b], in.N);
   const T* logits = static_cast<const T*>(in.class_logits) + b * in.N * classes;
   int64_t count = 0;
   U sums[kRows];
@@ -117,13 +118,14 @@ int64_t find_candidates(const DetectionInputs& in, U threshold, int64_t b, const
       const V likely_from = splat(threshold * sums[r]);
       for (int64_t first = 0; first < classes; first += kStep) {
         unsigned likely = at_least(load_aligned<V>(powers + first), likely_from);
-        if (first == 0) likely &= ~FF_MUTANT(detect_background, 1u, 0u);
+        if (first <= background && background < first + kStep)
+          likely &= ~FF_MUTANT(detect_background, 1u << (background - first), 0u);
         for (; likely; likely &= likely - 1) {
           const int64_t c = first + __builtin_ctz(likely);
           const U score = powers[c] / sums[r];
           if (c >= classes || !passes(score, threshold)) continue;
           memory.scores[count] = score;
-          memory.indices[count++] = uint32_t((first_row + r) * in.K + c - (c > 0));
+          memory.indices[count++] = uint32_t((first_row + r) * in.K + c - (c > background));
         }
       }
     }
@@ -135,13 +137,13 @@ int64_t find_candidates(const DetectionInputs& in, U threshold, int64_t b, const
 template <bool kLegacy, class T, class U = Compute<T>>
 void decode_block(const DetectionInputs& in, int64_t b, const DecodeParams<U>& params, const Window<U>& window,
                   const uint32_t* indices, int size, DecodeBlock<U>* block) {
-  const int64_t stride = in.agnostic ? 4 : 4 * (in.K + 1);
-  const T* const deltas = static_cast<const T*>(in.box_deltas) + b * in.N * stride;
+  const T* const deltas =
+      static_cast<const T*>(in.box_deltas) + b * in.N * deltas_of_row(in.K, in.first_class, in.agnostic);
   const U* const proposals = static_cast<const U*>(in.proposals) + b * in.N * 4;
   for (int i = 0; i < size; ++i) {
     const int64_t n = indices[i] / in.K, k = indices[i] % in.K;
     const U* const box = proposals + 4 * n;
-    const T* const delta = deltas + delta_offset(n, k, in.K, in.agnostic);
+    const T* const delta = deltas + delta_offset(n, k, in.K, in.first_class, in.agnostic);
     block->x1[i] = box[0], block->y1[i] = box[1], block->x2[i] = box[2], block->y2[i] = box[3];
     block->d0[i] = load(delta), block->d1[i] = load(delta + 1);
     block->d2[i] = load(delta + 2), block->d3[i] = load(delta + 3);
@@ -171,7 +173,7 @@ void detect(const DetectionInputs& in, const DetectionSettings& set, int64_t b, 
                                                 static_cast<const U*>(nullptr));
   U* const boxes = static_cast<U*>(out.boxes) + b * D * 4;
   U* const scores = static_cast<U*>(out.scores) + b * D;
-  int64_t* const labels = out.labels + b * D;
+  int64_t *const labels = out.labels + b * D, *const rows = out.indices + b * D;
 
   const int64_t candidates = find_candidates<T>(in, U(set.score_threshold), b, memory);
   Ranked<U> ranked(memory.scores, candidates, candidates, memory.chunk, memory.ranked);
@@ -192,7 +194,8 @@ void detect(const DetectionInputs& in, const DetectionSettings& set, int64_t b, 
         if (kept.suppressed(c)) continue;
         store_box(boxes + 4 * kept.size(), box);
         scores[kept.size()] = memory.scores[best[first + i]];
-        labels[kept.size()] = FF_MUTANT(detect_label, k + 1, k);
+        labels[kept.size()] = FF_MUTANT(detect_label, k + in.first_class, k);
+        rows[kept.size()] = FF_MUTANT(detect_row, indices[i] / uint32_t(in.K), indices[i]);
         kept.push(c);
       }
     }
@@ -201,7 +204,7 @@ void detect(const DetectionInputs& in, const DetectionSettings& set, int64_t b, 
   for (int64_t i = kept.size(); i < D; ++i) {
     store_box(boxes + 4 * i, Box<U>{});
     scores[i] = U(0);
-    labels[i] = -1;
+    labels[i] = rows[i] = -1;
   }
 }
 

@@ -22,6 +22,7 @@ def _detect(
     agnostic: bool = False,
     dtype: torch.dtype = torch.float32,
     counts: list[int] | None = None,
+    background: str = "first",
     **scalars: object,
 ) -> Args:
     g = generator(61, B, N, K)
@@ -36,7 +37,7 @@ def _detect(
     boxes = random_boxes(g, (B, N)) if proposals == "random" else clustered_boxes(g, (B, N))
     if proposals == "odd":
         boxes = with_odd_boxes(g, boxes)
-    shifts = g.normal(0.0, 1.0, (B, N, 4 if agnostic else 4 * (K + 1)))
+    shifts = g.normal(0.0, 1.0, (B, N, 4 if agnostic else 4 * (K + (background == "first"))))
     if deltas == "zero":
         shifts[:] = 0.0
     elif deltas == "odd":
@@ -47,7 +48,7 @@ def _detect(
         "proposals": tensor(boxes, torch.float64 if dtype == torch.float64 else torch.float32),
         "counts": ints(*(counts if counts is not None else [N] * B)),
         "image_sizes": tensor([[400.0, 380.0 + b] for b in range(B)]),
-    } | scalars
+    } | (scalars if background == "first" else {"background": background} | scalars)
 
 
 def _cases() -> Iterator[Case]:
@@ -71,6 +72,11 @@ def _cases() -> Iterator[Case]:
     yield Case("threshold-just-below", lambda: _detect(2, 40, 3, logits="equal", score_threshold=0.2499999), small=True)
     yield Case("agnostic", lambda: _detect(agnostic=True), small=True)
     yield Case("agnostic-tied-f16", lambda: _detect(agnostic=True, logits="tied", dtype=torch.float16), small=True)
+    for K in (1, 5, 31, 32, 80):
+        yield Case(f"last-K{K}", lambda K=K: _detect(2, 30, K, background="last", score_threshold=0.02), small=True)
+    yield Case("last-odd", lambda: _detect(background="last", logits="odd", proposals="odd", deltas="odd"), small=True)
+    yield Case("last-agnostic", lambda: _detect(background="last", agnostic=True, logits="tied"), small=True)
+    yield Case("last-legacy", lambda: _detect(background="last", legacy=True, dtype=torch.float16), small=True)
     yield Case("counts", lambda: _detect(4, 50, counts=[0, 1, 33, 50]), small=True)
     yield Case(
         "counts-out-of-range",
@@ -97,7 +103,7 @@ def _transposed(args: Args) -> Args:
 OPS: tuple[Op, ...] = (
     simple_op(
         "detections",
-        "boxes:compute scores:compute labels:int64 counts:int64",
+        "boxes:compute scores:compute labels:int64 indices:int64 counts:int64",
         tuple(_cases()),
         lead="class_logits",
     ),

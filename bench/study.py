@@ -1,0 +1,250 @@
+"""The paper's tables on the blood cells: schemes, lambda, anchors, sources of proposals, pyramid levels.
+
+    python -m bench.study schemes --seeds 0 1 2
+    python -m bench.study lambda anchors proposals pyramid
+
+Every line of a table is a training by the library's own recipe for SqueezeNet 1.0 (`bench.bccd` states it), with the
+changes that stand in `TABLES`, evaluated on BCCD's test split: PASCAL VOC AP at IoU 0.5, minutes of training, and the
+recall of what its RPN proposes. A training is a folder in --runs. What is finished is not done again, what was
+interrupted begins again; so a study may be stopped at any time. Tables of all that is finished are written to --out:
+study.json and study.md. Minutes are comparable where the same machine had nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import environment, study_table
+from bench.bccd import BACKBONE
+from frcnn_fast.data import ProposalSet, VocDetection, read_proposals, write_proposals
+from frcnn_fast.evaluate import evaluate
+from frcnn_fast.io import write_json
+from frcnn_fast.model import load_detector, preset
+from frcnn_fast.propose import propose, search
+from frcnn_fast.recall import recall
+from frcnn_fast.training import recipe
+from frcnn_fast.training.run import train
+
+RUNS = Path("runs/study")
+OUT = environment.ROOT / "bench" / "results" / "study"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A training of a table: what differs from the recipe.
+
+    Attributes:
+        name: of its folder, too.
+        title: in the table.
+        config, options: changes of DetectorConfig and TrainOptions.
+        proposals: of the scheme fast-rcnn: "selective-search", or the name of the line whose RPN proposes.
+        trained_as: the line whose detector it tests on these proposals, instead of training one.
+    """
+
+    name: str
+    title: str
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    proposals: str = ""
+    trained_as: str = ""
+
+
+SEARCH = "selective-search"
+JOINT = Line("joint", "approximate joint")
+RPN = Line("rpn-only", "RPN alone", options={"scheme": "rpn-only"})
+UNSHARED = Line(
+    "unshared",
+    "RPN, then Fast R-CNN on its proposals",
+    options={"scheme": "fast-rcnn"},
+    proposals="rpn-only",
+)
+
+
+def _anchors(name: str, title: str, sizes: tuple[float, ...], ratios: tuple[float, ...]) -> Line:
+    return Line(f"anchors-{name}", title, {"anchor_sizes": (sizes,), "anchor_ratios": ratios})
+
+
+def _pyramid(levels: tuple[int, ...]) -> Line:
+    name = "-".join(map(str, levels))
+    return Line(f"pyramid-{name}", "+".join(f"{level}x{level}" for level in levels), {"pool_levels": levels})
+
+
+THREE = (0.5, 1.0, 2.0)
+TABLES: dict[str, tuple[Line, ...]] = {
+    "schemes": (
+        JOINT,
+        Line("alternating", "4-step alternating (shared)", options={"scheme": "alternating"}),
+        RPN,
+        UNSHARED,
+    ),
+    # The paper's normalisation: the box loss is divided by the number of anchor locations.
+    "lambda": tuple(
+        Line(f"lambda-{value:g}", f"lambda {value:g}", {"rpn_lambda": value, "n_reg": None})
+        for value in (0.1, 1.0, 10.0, 100.0)
+    ),
+    "anchors": (
+        _anchors("1x1-32", "1 scale (32), 1 ratio", (32.0,), (1.0,)),
+        _anchors("1x1-64", "1 scale (64), 1 ratio", (64.0,), (1.0,)),
+        _anchors("1x3-32", "1 scale (32), 3 ratios", (32.0,), THREE),
+        _anchors("1x3-64", "1 scale (64), 3 ratios", (64.0,), THREE),
+        _anchors("3x1", "3 scales, 1 ratio", (32.0, 64.0, 128.0), (1.0,)),
+        _anchors("3x3", "3 scales, 3 ratios", (32.0, 64.0, 128.0), THREE),
+    ),
+    "proposals": (
+        RPN,
+        Line("search", "Selective Search", options={"scheme": "fast-rcnn"}, proposals=SEARCH),
+        Line(
+            "search-rpn", "Selective Search, tested on the RPN's", options={"scheme": "fast-rcnn"},
+            proposals="rpn-only", trained_as="search",
+        ),
+        UNSHARED,
+        JOINT,
+    ),
+    "pyramid": (_pyramid((7,)), _pyramid((6,)), _pyramid((1, 2, 3, 6)), _pyramid((1, 2, 4))),
+}  # fmt: skip
+
+
+class Study:
+    """Trains, or finds trained, any line with any seed.
+
+    Args:
+        runs: folder of the trainings.
+        data: root of the VOC tree.
+        weights: file of the backbone's ImageNet weights.
+        config, options: changes of the recipe for all lines.
+    """
+
+    def __init__(
+        self, runs: Path, data: Path, weights: Path, config: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
+        self.runs, self.weights, self.config, self.options = runs, weights, config, options
+        self.test = VocDetection(data, "test")
+        self.training = VocDetection(data, "trainval", class_names=self.test.class_names)
+
+    def result(self, line: Line, seed: int) -> dict[str, Any]:
+        """What a training has come to; ValueError where the folder has one by another recipe."""
+        folder = self.runs / f"{line.name}-seed{seed}"
+        file = folder / "result.json"
+        recipe_ = {
+            "config": {**self.config, **line.config},
+            "options": {**self.options, **line.options, "seed": seed},
+            "proposals": line.proposals,
+            "trained_as": line.trained_as,
+        }
+        recipe_ = json.loads(json.dumps(recipe_))  # as it is read again
+        if file.exists():
+            found = json.loads(file.read_text())
+            if found["recipe"] != recipe_:
+                raise ValueError(f"{file}: is of another recipe, {found['recipe']}; choose another --runs")
+            return found
+        print(f"{folder.name}: training", file=sys.stderr)
+        made = self._make(line, seed, folder)
+        about = {"line": line.name, "seed": seed, "recipe": recipe_, "environment": environment.describe("cpu")}
+        result = {**about, **made}
+        write_json(file, result)
+        return result
+
+    def _make(self, line: Line, seed: int, folder: Path) -> dict[str, Any]:
+        given = self._proposals(line.proposals, seed)
+        minutes = 0.0
+        if line.trained_as:
+            minutes += self._line(line.trained_as, seed)["minutes"]
+            detector = load_detector(self.runs / f"{line.trained_as}-seed{seed}")
+        else:
+            start = time.perf_counter()
+            trained = train(
+                self.training,
+                out=folder,
+                overwrite=True,
+                config=preset(BACKBONE, **{**self.config, **line.config}),
+                options=recipe(BACKBONE, **{**self.options, **line.options, "seed": seed}),
+                weights=self.weights,
+                proposals=given,
+            )
+            if trained.stopped_by:
+                raise KeyboardInterrupt
+            detector = trained.detector
+            minutes += (time.perf_counter() - start) / 60
+            if line.proposals not in ("", SEARCH):
+                minutes += self._line(line.proposals, seed)["minutes"]
+        made: dict[str, Any] = {"minutes": minutes}
+        tested_on = propose(detector, self.test, progress=False) if given is None else given
+        made["recall"] = recall(tested_on, self.test).to_dict()
+        if detector.config.parts == "rpn":
+            write_proposals(folder / "test_proposals.npz", tested_on)
+        else:
+            made["test"] = evaluate(detector, self.test, proposals=given, progress=False).to_dict()
+        return made
+
+    def _line(self, name: str, seed: int) -> dict[str, Any]:
+        return self.result(next(line for lines in TABLES.values() for line in lines if line.name == name), seed)
+
+    def _proposals(self, source: str, seed: int) -> ProposalSet | None:
+        """Of all images; None where the detector makes its own."""
+        if not source:
+            return None
+        if source != SEARCH:
+            self._line(source, seed)
+            return read_proposals(self.runs / f"{source}-seed{seed}")
+        file = self.runs / "selective-search.npz"
+        if not file.exists():
+            write_proposals(file, search(self.training) | search(self.test))
+        return read_proposals(file)
+
+
+def finished(runs: Path) -> Iterator[dict[str, Any]]:
+    """All results of a study."""
+    for file in sorted(runs.glob("*/result.json")):
+        yield json.loads(file.read_text())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 2 where something is missing."""
+    root = Path(os.environ.get("FRCNN_DATA", "."))
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)} (default: none is made, all are written)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of study.json and study.md")
+    parser.add_argument("--iterations", type=int, help="another length of the schedule, for a trial")
+    parser.add_argument("--data", type=Path, default=root / "bccd" / "BCCD", help="(default: under FRCNN_DATA)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=root / "weights" / BACKBONE / f"{BACKBONE}_decoded_f32.npz",
+        help="ImageNet weights of SqueezeNet 1.0 (default: under FRCNN_DATA)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        unknown = [name for name in args.tables if name not in TABLES]
+        if unknown:
+            raise ValueError(f"tables: got {unknown[0]!r}, expected some of {', '.join(TABLES)}")
+        if args.tables:
+            options = {"iterations": args.iterations} if args.iterations else {}
+            study = Study(args.runs, args.data, args.weights, {}, options)
+            for seed in args.seeds:
+                for name in args.tables:
+                    for line in TABLES[name]:
+                        study.result(line, seed)
+        results = list(finished(args.runs))
+        write_json(args.out / "study.json", results)
+        (args.out / "study.md").write_text(study_table.document(TABLES, results))
+        print(args.out / "study.md")
+    except (ValueError, OSError, ImportError) as error:
+        print(f"bench.study: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""The tables of `python -m bench.study`, as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+TITLES = {
+    "schemes": "Training schemes",
+    "lambda": "Balance of the two RPN losses",
+    "anchors": "Scales and ratios of the anchors",
+    "proposals": "Sources of proposals",
+    "pyramid": "Levels of the pooling pyramid",
+}
+
+
+def document(tables: Mapping[str, Sequence[Any]], results: Sequence[Result]) -> str:
+    """All tables that have a result; lines: those of `bench.study.TABLES`."""
+    parts = [_caption(results)] if results else ["Nothing is finished yet.\n"]
+    for name, lines in tables.items():
+        rows = [(line, [r for r in results if r["line"] == line.name]) for line in lines]
+        if any(found for _, found in rows):
+            parts.append(f"## {TITLES[name]}\n\n{_table([(line, found) for line, found in rows if found])}")
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[tuple[Any, Sequence[Result]]]) -> str:
+    columns: list[tuple[str, Callable[[Result], float | None]]] = [
+        ("AP50, area", lambda r: r["test"]["map_area"] if "test" in r else None),
+        ("AP50, 11-point", lambda r: r["test"]["map07"] if "test" in r else None),
+        ("AR@100", lambda r: r["recall"]["average_recall"]["all"]["100"]),
+        ("AR@300", lambda r: r["recall"]["average_recall"]["all"]["300"]),
+        ("recall@0.5, 300", lambda r: r["recall"]["recall"]["0.5"]["300"]),
+        ("boxes an image", lambda r: r["recall"]["proposals_per_image"]),
+        ("minutes", lambda r: r["minutes"]),
+    ]
+    lines = [["", *(title for title, _ in columns)], ["---", *["---:"] * len(columns)]]
+    for line, found in rows:
+        ordered = sorted(found, key=lambda r: r["seed"])
+        lines.append([line.title, *(_cell([value(r) for r in ordered], title) for title, value in columns)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(values: Sequence[float | None], title: str) -> str:
+    """The mean over the seeds, and each seed's figure where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    digits = 0 if title == "boxes an image" else 1 if title == "minutes" else 3
+    mean = f"{sum(known) / len(known):.{digits}f}"
+    several = len(known) > 1 and digits == 3
+    return f"{mean} ({', '.join(f'{value:.{digits}f}' for value in known)})" if several else mean
+
+
+def _caption(results: Sequence[Result]) -> str:
+    machines = sorted({f"{r['environment']['cpu']}, {r['environment']['threads']} threads" for r in results})
+    commits = sorted({r["environment"]["commit"][:10] for r in results})
+    seeds = sorted({r["seed"] for r in results})
+    lengths = sorted({str(r["recipe"]["options"].get("iterations", "the recipe's")) for r in results})
+    return (
+        f"BCCD, test split; iterations of a stage: {', '.join(lengths)}; seeds {', '.join(map(str, seeds))}; "
+        f"{'; '.join(machines)}; commit {', '.join(commits)}. Means over the seeds, in brackets each seed's figure.\n"
+    )

@@ -1,0 +1,181 @@
+"""Our steps under mmdetection's detectors, without a change of their code. They need no compiled half of mmcv."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frcnn_fast import ops
+from frcnn_fast.mmcv.numbers import c_float
+from frcnn_fast.ops._checks import INTEGERS
+from frcnn_fast.ops._torch_private import plain_eager
+from frcnn_fast.ops.anchors import MOST_LEVELS
+from frcnn_fast.patch.core import Library, Patch
+from frcnn_fast.patch.torchvision import _served
+
+
+def patch_mmdet() -> Patch:
+    """Puts the fast steps under mmdetection's detectors, until it is undone.
+
+        frcnn_fast.stand_in_for_mmcv()  # where mmcv has no compiled half of its own
+        with frcnn_fast.patch_mmdet():
+            runner.train()
+
+    As `patch_torchvision`, it holds for the whole process, patches count, and functions are replaced in every module
+    that has imported them by name. Replaced are:
+
+    - `mmcv.ops.batched_nms` (type nms): `ops.batched_nms`, which compares boxes of several classes or levels where they
+      lie. mmcv moves them apart first, which rounds them: an IoU within that rounding of the threshold can be decided
+      otherwise.
+    - `SingleRoIExtractor.forward`: `ops.multiscale_roi_align`, one call for all levels. A region whose size is within
+      some millionths of a level's bound can go to the level beside it.
+    - `mmdet.structures.bbox.bbox_overlaps` (IoU of every pair, on a CPU): `ops.box_iou`; the same bits.
+    - `MaxIoUAssigner.assign_wrt_overlaps`: without a loop over the ground truths; the same bits.
+
+    A call that these do not serve runs mmdetection's own code: other modes, layers and settings, inputs other than
+    plain tensors of one dtype, float32 or float64, everything under torch.compile, tracing and functorch.
+
+    Returns:
+        The patch, with `undo()` and `replaced`, a list of names; also a context manager.
+
+    Raises:
+        ImportError: mmdet (or mmcv, or its compiled half and what stands in for it) is not there, or is of a version
+            that lacks what would be replaced.
+    """
+    return _MMDET.patch()
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Any, class_agnostic: bool = False) -> Any:
+    if nms_cfg is None:
+        return NotImplemented
+    cfg = dict(nms_cfg)
+    agnostic = cfg.pop("class_agnostic", class_agnostic)
+    kind, threshold, most = cfg.pop("type", "nms"), cfg.pop("iou_threshold", None), cfg.pop("max_num", -1)
+    cfg.pop("split_thr", None)  # from how many boxes on mmcv goes class by class
+    if not (
+        kind == "nms"
+        and isinstance(threshold, float)
+        and threshold >= 0
+        and not cfg  # nothing else is asked for
+        and _served(boxes, scores)
+        and plain_eager((idxs,))
+        and boxes.dim() == 2
+        and boxes.shape[1] == 4
+        and len(boxes)
+        and scores.shape == idxs.shape == boxes.shape[:1]
+        and idxs.dtype in INTEGERS
+    ):
+        return NotImplemented
+    where, by = boxes.detach(), scores.detach()
+    if agnostic:
+        keep = ops.nms(where, by, c_float(threshold))
+    else:
+        keep = ops.batched_nms(where, by, idxs, c_float(threshold))
+    if most > 0:
+        keep = keep[:most]
+    return torch.cat([boxes[keep], scores[keep, None]], 1), keep
+
+
+def _bbox_overlaps(
+    bboxes1: Tensor, bboxes2: Tensor, mode: str = "iou", is_aligned: bool = False, eps: float = 1e-6
+) -> Any:
+    if not (
+        mode == "iou"
+        and not is_aligned
+        and _served(bboxes1, bboxes2)
+        and bboxes1.device.type == "cpu"
+        and all(b.dim() == 2 and b.shape[1] == 4 and len(b) for b in (bboxes1, bboxes2))
+        and not (torch.is_grad_enabled() and (bboxes1.requires_grad or bboxes2.requires_grad))
+        # A union is as large as either box or larger: `eps`, the least that mmdetection divides by, changes nothing.
+        and all(_least_area(b) >= 2 * eps for b in (bboxes1, bboxes2))
+    ):
+        return NotImplemented
+    return ops.box_iou(bboxes1, bboxes2)
+
+
+def _least_area(boxes: Tensor) -> float:
+    """-1 where an area is not finite, as of a box with a corner that is not, and where a side is negative."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    least, most = sides.prod(1).aminmax()
+    return float(least) if math.isfinite(float(most)) and bool((sides >= 0).all()) else -1.0
+
+
+def _assign_wrt_overlaps(self: Any, overlaps: Tensor, gt_labels: Tensor) -> Any:
+    from mmdet.models.task_modules.assigners.assign_result import AssignResult
+
+    negative = self.neg_iou_thr
+    if not (
+        plain_eager((overlaps, gt_labels))
+        and overlaps.numel()
+        and isinstance(negative, (float, tuple))
+        and not (isinstance(negative, tuple) and len(negative) != 2)
+    ):
+        return NotImplemented
+    highest, nearest = overlaps.max(0)
+    gt_inds = torch.full_like(nearest, -1)
+    low, high = negative if isinstance(negative, tuple) else (0, negative)
+    gt_inds[(highest >= low) & (highest < high)] = 0
+    gt_inds = torch.where(highest >= self.pos_iou_thr, nearest + 1, gt_inds)
+    if self.match_low_quality:
+        best, place = overlaps.max(1)
+        wanted = best >= self.min_pos_iou
+        if self.gt_max_assign_all:
+            gt, prior = ((overlaps == best[:, None]) & wanted[:, None]).nonzero(as_tuple=True)
+        else:
+            gt, prior = wanted.nonzero()[:, 0], place[wanted]
+        # Of several ground truths that want a box, the last one gets it.
+        taken = torch.zeros_like(gt_inds).scatter_reduce_(0, prior, gt + 1, "amax")
+        gt_inds = torch.where(taken > 0, taken, gt_inds)
+    labels = torch.where(gt_inds > 0, gt_labels[(gt_inds - 1).clamp(min=0)], -1)
+    return AssignResult(num_gts=len(overlaps), gt_inds=gt_inds, max_overlaps=highest, labels=labels)
+
+
+def _extract(self: Any, feats: Any, rois: Tensor, roi_scale_factor: float | None = None) -> Any:
+    from mmcv.ops import RoIAlign
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    strides, layers = list(self.featmap_strides), list(self.roi_layers)
+    first = layers[0]
+    rois = rois.type_as(feats[0])
+    if not (
+        roi_scale_factor is None
+        and 1 < len(feats) == len(strides) <= MOST_LEVELS
+        and _served(*feats, rois)
+        and len(rois)
+        and type(self).map_roi_levels is SingleRoIExtractor.map_roi_levels
+        and all(type(layer) is RoIAlign for layer in layers)
+        and len({(layer.output_size, layer.sampling_ratio, layer.aligned) for layer in layers}) == 1
+        and all(layer.pool_mode == "avg" and not layer.use_torchvision for layer in layers)
+        and [layer.spatial_scale for layer in layers] == [1 / stride for stride in strides]
+        and all(feat.dim() == 4 and feat.shape[:2] == feats[0].shape[:2] for feat in feats)
+        and self.finest_scale > 0
+    ):
+        return NotImplemented
+    finest = int(strides[0]).bit_length() - 1
+    if strides != [2 ** (finest + level) for level in range(len(strides))]:
+        return NotImplemented
+    pooled = ops.multiscale_roi_align(
+        list(feats),
+        rois,
+        first.output_size,
+        [layer.spatial_scale for layer in layers],
+        first.sampling_ratio,
+        aligned=first.aligned,
+        canonical_scale=self.finest_scale,
+        canonical_level=finest,
+    )
+    return pooled.contiguous()
+
+
+_INSTEAD_OF: dict[str, Callable[..., Any]] = {
+    "models.layers.bbox_nms:batched_nms": _batched_nms,
+    "structures.bbox.bbox_overlaps:bbox_overlaps": _bbox_overlaps,
+    "models.task_modules.assigners.max_iou_assigner:MaxIoUAssigner:assign_wrt_overlaps": _assign_wrt_overlaps,
+    "models.roi_heads.roi_extractors.single_level_roi_extractor:SingleRoIExtractor:forward": _extract,
+}
+
+_MMDET = Library("mmdet", _INSTEAD_OF)

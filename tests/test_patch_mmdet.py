@@ -1,0 +1,150 @@
+"""Our steps in the places of mmdetection's, against what mmdetection says of them. tests/compat has the real ones."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import frcnn_fast
+from frcnn_fast.patch import mmdet
+from tests.samples import boxes
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_missing_mmdet_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mmdet", None)
+    with pytest.raises(ImportError, match=r"mmdet is needed here .* pip install 'frcnn_fast\[mmdet\]'"):
+        frcnn_fast.patch_mmdet()
+
+
+# bbox_overlaps
+
+
+def overlaps(a: Tensor, b: Tensor) -> Tensor:
+    corner, end = torch.max(a[:, None, :2], b[:, :2]), torch.min(a[:, None, 2:], b[:, 2:])
+    sides = (end - corner).clamp(min=0)
+    inter = sides[..., 0] * sides[..., 1]
+    area_a, area_b = ((c[:, 2] - c[:, 0]) * (c[:, 3] - c[:, 1]) for c in (a, b))
+    return inter / (area_a[:, None] + area_b - inter).clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_overlaps_have_the_same_bits(dtype: torch.dtype) -> None:
+    a, b = boxes(generator(), 70).to(dtype), boxes(generator(1), 90).to(dtype)
+    assert torch.equal(mmdet._bbox_overlaps(a, b), overlaps(a, b))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[5, 5, 5, 9], [5, 5, 5.0005, 5.0005], [9, 9, 5, 5], [0, 0, float("inf"), 9], [float("nan"), 0, 5, 9]],
+    ids=["no area", "tiny", "inverted", "infinite", "NaN"],
+)
+def test_overlaps_of_odd_boxes_are_theirs(box: list[float]) -> None:
+    a = boxes(generator(), 7)
+    b = a.clone()
+    b[3] = torch.tensor(box)
+    assert mmdet._bbox_overlaps(a, b) is NotImplemented
+    assert mmdet._bbox_overlaps(b, a) is NotImplemented
+
+
+def test_overlaps_that_are_not_served() -> None:
+    a = boxes(generator(), 7)
+    assert mmdet._bbox_overlaps(a, a, mode="giou") is NotImplemented
+    assert mmdet._bbox_overlaps(a, a, is_aligned=True) is NotImplemented
+    assert mmdet._bbox_overlaps(a.half(), a.half()) is NotImplemented
+    assert mmdet._bbox_overlaps(a[:0], a) is NotImplemented
+    assert mmdet._bbox_overlaps(a.requires_grad_(), a) is NotImplemented
+
+
+# batched_nms
+
+
+@pytest.mark.parametrize("options", [{}, {"class_agnostic": True}, {"max_num": 7}, {"type": "nms", "split_thr": 3}])
+def test_nms_of_classes(options: dict[str, Any]) -> None:
+    box, scores, classes = boxes(generator(), 150), torch.rand(150, generator=generator(2)), torch.arange(150) % 4
+    kept: list[int] = []
+    iou = overlaps(box, box)
+    for i in scores.argsort(descending=True).tolist():
+        rivals = [k for k in kept if "class_agnostic" in options or classes[k] == classes[i]]
+        if not any(iou[k, i] > 0.4 for k in rivals):
+            kept.append(i)
+    kept = kept[: options.get("max_num")]
+    box.requires_grad_()
+    dets, keep = mmdet._batched_nms(box, scores, classes, {"iou_threshold": 0.4, **options})
+    assert keep.tolist() == kept
+    assert torch.equal(dets, torch.cat([box[kept], scores[kept, None]], 1))
+    assert dets.requires_grad
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        None,
+        {"type": "soft_nms", "iou_threshold": 0.5},
+        {"iou_threshold": 0.5, "offset": 1},
+        {"iou_threshold": 0.5, "score_threshold": 0.1},
+        {"iou_thr": 0.5},
+    ],
+)
+def test_nms_that_is_not_served(cfg: Any) -> None:
+    box, scores = boxes(generator(), 5), torch.rand(5)
+    assert mmdet._batched_nms(box, scores, torch.arange(5), cfg) is NotImplemented
+    assert mmdet._batched_nms(box[:0], scores[:0], torch.arange(0), {"iou_threshold": 0.5}) is NotImplemented
+
+
+# MaxIoUAssigner
+
+
+@pytest.fixture
+def assign_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("mmdet.models.task_modules.assigners.assign_result")
+    module.AssignResult = SimpleNamespace  # type: ignore[attr-defined]
+    parts = module.__name__.split(".")
+    for end in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("assign_result")
+@pytest.mark.parametrize("all_best", [True, False])
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("negative", [0.3, (0.1, 0.3)])
+@pytest.mark.parametrize("least", [0.0, 0.25])
+def test_assigned_by_the_four_steps(least: float, negative: Any, low_quality: bool, all_best: bool) -> None:
+    truths, priors = boxes(generator(), 12), boxes(generator(1), 300)
+    truths[4] = truths[3]
+    truths[5] += 1000
+    priors[7] = priors[8] = truths[6]
+    iou, labels = overlaps(truths, priors), torch.arange(12) + 40
+    iou[:, 20] = -1  # ignored
+    wanted = []
+    for column in iou.T.tolist():
+        high = max(column)
+        low, top = negative if isinstance(negative, tuple) else (0, negative)
+        wanted.append(0 if low <= high < top else column.index(high) + 1 if high >= 0.6 else -1)
+    for i, row in enumerate(iou.tolist() if low_quality else ()):
+        if max(row) >= least:
+            best = [j for j, value in enumerate(row) if value == max(row)]
+            for j in best if all_best else best[:1]:
+                wanted[j] = i + 1
+    assigner = SimpleNamespace(
+        pos_iou_thr=0.6,
+        neg_iou_thr=negative,
+        min_pos_iou=least,
+        match_low_quality=low_quality,
+        gt_max_assign_all=all_best,
+    )
+    found = mmdet._assign_wrt_overlaps(assigner, iou, labels)
+    assert found.gt_inds.tolist() == wanted
+    assert found.labels.tolist() == [39 + inds if inds > 0 else -1 for inds in wanted]
+    assert torch.equal(found.max_overlaps, iou.amax(0))
+    assert found.num_gts == 12
+    assert mmdet._assign_wrt_overlaps(assigner, iou[:0], labels[:0]) is NotImplemented
