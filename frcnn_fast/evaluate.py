@@ -69,7 +69,7 @@ def _found_and_true(
     """Detections and target of every image, in order, in pixels of the original image."""
     detector.eval()
     device, config = detector.rng.device, detector.config
-    items = _Items(dataset, config.shorter, config.longer, proposals=proposals)
+    items = _Items(dataset, config.shorter, config.longer, rule=config.resize, proposals=proposals)
     loader: DataLoader[tuple[list[tuple[Batch, list[int]]], list[Target]]] = DataLoader(
         items,  # type: ignore[arg-type]  # any map-style object will do
         batch_size=batch_size,

@@ -101,7 +101,7 @@ def propose(
     if detector.config.parts == "roi_head":
         raise ValueError("detector: was trained on given proposals (scheme fast-rcnn), its RPN is not trained")
     device, config = detector.rng.device, detector.config
-    view = DetectionView(dataset, config.shorter, config.longer)
+    view = DetectionView(dataset, config.shorter, config.longer, rule=config.resize)
     items = _Items(dataset, partial(_resized, view))
     collate, boxes = Collate(config.preprocess), dict[str, Tensor]()
     before, after = config.proposals_train

@@ -27,11 +27,17 @@ class DetectorConfig:
     stride_in_1x1: bool = option(False, "ResNet as Caffe's: a layer's stride in its first 1x1 convolution")
     preprocess: str = option(
         "caffe",
-        "scaling of the input: caffe (BGR 0..255 minus the mean) or torch (RGB 0..1, mean and deviation)",
-        ("caffe", "torch"),
+        "scaling of the input: caffe (BGR 0..255 minus the mean), msra (the same with a mean of more digits) or torch "
+        "(RGB 0..1, mean and deviation)",
+        ("caffe", "msra", "torch"),
     )
     shorter: int | None = option(600, "resize the shorter side to this many pixels")
     longer: int | None = option(1000, "but the longer side to at most this many")
+    resize: str = option(
+        "antialias",
+        "how: antialias, to whole pixel values, or torchvision (neither; its rounding of sizes)",
+        ("antialias", "torchvision"),
+    )
     feature_scale: float = option(1.0, "factor of the backbone's maps, for weights whose features are far from 1")
 
     anchor_sizes: tuple[tuple[float, ...], ...] = option(

@@ -143,9 +143,8 @@ class TrainingBatches:
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("dataset: got an empty data set, expected at least one image")
-        view = DetectionView(
-            dataset, config.shorter, config.longer, flips=options.flips, warn=False, proposals=proposals
-        )
+        sizes = config.shorter, config.longer
+        view = DetectionView(dataset, *sizes, flips=options.flips, warn=False, rule=config.resize, proposals=proposals)
         self.total = sum(stage.iterations for stage in options.stages()) - start if total is None else total
         self.unreadable: dict[str, None] = {} if unreadable is None else unreadable
         size = options.batch_size
