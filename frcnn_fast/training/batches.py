@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from frcnn_fast.data.transforms import Sample
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.training.interrupt import ignore_signals
 from frcnn_fast.training.options import TrainOptions
+from frcnn_fast.training.order import Scales, ShapeGroups, wide_images
 from frcnn_fast.training.randomness import drawn_anew
 
 _ATTEMPTS = 10
@@ -38,11 +39,19 @@ class ShuffledForever(Sampler[Item]):
     """
 
     def __init__(
-        self, length: int, total: int, seed: int, start: int = 0, batch_size: int = 1, ranks: Ranks = ALONE
+        self,
+        length: int,
+        total: int,
+        seed: int,
+        start: int = 0,
+        arranged: Callable[[Tensor, int], Tensor] | None = None,
+        *,
+        batch_size: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.length, self.seed = length, seed
         self.places = range(start, start + total)
-        self._batch, self._ranks = batch_size, ranks
+        self._arranged, self._batch, self._ranks = arranged, batch_size, ranks
 
     def __len__(self) -> int:
         return len(self.places) // self._ranks.count
@@ -53,6 +62,8 @@ class ShuffledForever(Sampler[Item]):
         begin = 0
         while begin < self.places.stop:
             order = torch.randperm(self.length, generator=generator)
+            if self._arranged is not None:
+                order = self._arranged(order, begin)
             for place in range(max(begin, self.places.start), min(begin + self.length, self.places.stop)):
                 if place % self._batch // share == self._ranks.rank:
                     yield Item(place, int(order[place - begin]))
@@ -74,22 +85,22 @@ class _Readable:
     in the message.
     """
 
-    def __init__(self, view: DetectionView, seed: int) -> None:
-        self.view, self.seed = view, seed
+    def __init__(self, view: DetectionView, seed: int, scales: Scales) -> None:
+        self.view, self.seed, self.scales = view, seed, scales
 
     def __len__(self) -> int:
         return len(self.view)
 
     def __getitem__(self, item: Item) -> _Read:
         with drawn_anew(self.seed, item.place):
-            return self._read(item.image)
+            return self._read(item.image, self.scales.at(item.place))
 
-    def _read(self, index: int) -> _Read:
+    def _read(self, index: int, shorter: int | None) -> _Read:
         errors: list[str] = []
         replacements = random.Random(index)  # the same in every process
         while len(errors) < _ATTEMPTS:
             try:
-                return _Read(self.view[index], errors)
+                return _Read(self.view.at(index, shorter), errors)
             except TargetError:  # a mistake in the data set, which is to be mended
                 raise
             except (ValueError, OSError) as error:
@@ -149,10 +160,13 @@ class TrainingBatches:
         size = options.batch_size
         if size % ranks.count:
             raise ValueError(f"batch_size: got {size}, expected a multiple of {ranks.count}, the number of processes")
+        scales = Scales(options.multi_scale, config.shorter, options.seed, size)
+        arranged = ShapeGroups(wide_images(dataset, options.flips), size) if options.group_shapes else None
+        places = self.total * size, options.seed, start * size
         self._loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
-            _Readable(view, options.seed),  # type: ignore[arg-type]  # any map-style object will do
+            _Readable(view, options.seed, scales),  # type: ignore[arg-type]  # any map-style object will do
             batch_size=size // ranks.count,
-            sampler=ShuffledForever(len(view), self.total * size, options.seed, start * size, size, ranks),
+            sampler=ShuffledForever(len(view), *places, arranged, batch_size=size, ranks=ranks),
             collate_fn=_CollateReadable(Collate(config.preprocess)),
             num_workers=options.workers,
             worker_init_fn=ignore_signals,

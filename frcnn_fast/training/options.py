@@ -42,6 +42,10 @@ class TrainOptions:
     ema: float = option(0.0, "keep a moving average of the weights, which forgets 1 - this each iteration; 0: none")
     compile: bool = option(False, "compile the backbone with torch.compile")
     flips: bool = option(True, "double the training set by mirror images")
+    multi_scale: tuple[int, ...] | None = option(
+        None, "lengths of the shorter side, one of which is drawn for each mini-batch (default: the detector's shorter)"
+    )
+    group_shapes: bool = option(False, "mini-batches of wide or of tall images alone, which need less padding")
     freeze: int | None = option(
         None, "first stages of the backbone that stay as loaded (default: where weights are given, as the paper)"
     )
@@ -56,7 +60,9 @@ class TrainOptions:
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
 
     def __post_init__(self) -> None:
-        check_settings(self, {})
+        if isinstance(self.multi_scale, list):
+            object.__setattr__(self, "multi_scale", tuple(self.multi_scale))
+        check_settings(self, {"multi_scale": (1, 2**31)})
         check_choices(self)
         for name in ("iterations", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
