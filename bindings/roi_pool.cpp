@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../kernels/roi_pool/prroi_pool.h"
 #include "../kernels/roi_pool/roi_align.h"
 #include "../kernels/roi_pool/roi_levels.h"
 #include "run.h"
@@ -219,6 +220,81 @@ void roi_align_backward(const TensorView& grad, const TensorView& rois, const In
   backward("roi_align_backward", grad, rois, shape, workspace, &map);
 }
 
+// Of one map: RoIAlign's kernels with other weights.
+RoiAlignShape precise_shape(int64_t B, int64_t C, RoiAlignLevel level, const TensorView& rois, int64_t output_height,
+                            int64_t output_width, bool output_channels_last, double spatial_scale) {
+  const AlignOptions options = {&spatial_scale, 0, false, 0.0, 0};
+  RoiAlignShape shape =
+      align_shape(B, C, {level}, rois.size(0), output_height, output_width, output_channels_last, options);
+  shape.precise = true;
+  return shape;
+}
+
+size_t prroi_pool_workspace(const TensorView& features, const TensorView& rois, int64_t output_height,
+                            int64_t output_width, double spatial_scale) {
+  const RoiAlignLevel level = level_of(features, "features");
+  return forward_workspace(
+      features,
+      precise_shape(features.size(0), features.size(1), level, rois, output_height, output_width,
+                    output_is_channels_last(features, "features", output_height, output_width), spatial_scale));
+}
+
+void prroi_pool(const TensorView& features, const TensorView& rois, int64_t output_height, int64_t output_width,
+                double spatial_scale, const OptionalTensor& workspace, const TensorView& output) {
+  const void* map = features.raw("features");
+  const RoiAlignShape shape =
+      precise_shape(features.size(0), features.size(1), level_of(features, "features"), rois, output_height,
+                    output_width, is_channels_last(output, "output"), spatial_scale);
+  forward("prroi_pool", features, &map, rois, shape, workspace, output);
+}
+
+size_t prroi_pool_backward_workspace(const TensorView& grad, const TensorView& rois, const Integers& input_shape,
+                                     bool channels_last, double spatial_scale) {
+  const RoiAlignLevel level = {input_shape.at(2), input_shape.at(3), 0.0, channels_last};
+  return backward_workspace(grad, precise_shape(input_shape.at(0), input_shape.at(1), level, rois, grad.size(2),
+                                                grad.size(3), is_channels_last(grad, "grad"), spatial_scale));
+}
+
+// input_shape and channels_last are those of grad_features, which says so itself.
+void prroi_pool_backward(const TensorView& grad, const TensorView& rois, const Integers&, bool, double spatial_scale,
+                         const OptionalTensor& workspace, const TensorView& grad_features) {
+  void* map = grad_features.raw("grad_features");
+  const RoiAlignLevel level = level_of(grad_features, "grad_features");
+  const RoiAlignShape shape = precise_shape(grad_features.size(0), grad_features.size(1), level, rois, grad.size(2),
+                                            grad.size(3), is_channels_last(grad, "grad"), spatial_scale);
+  backward("prroi_pool_backward", grad, rois, shape, workspace, &map);
+}
+
+RoiAlignShape rois_backward_shape(const TensorView& grad, const TensorView& features, const TensorView& rois,
+                                  double spatial_scale) {
+  return precise_shape(features.size(0), features.size(1), level_of(features, "features"), rois, grad.size(2),
+                       grad.size(3), is_channels_last(grad, "grad"), spatial_scale);
+}
+
+size_t prroi_pool_rois_backward_workspace(const TensorView& grad, const TensorView& features, const TensorView& rois,
+                                          double spatial_scale) {
+  const DType dtype = grad.dtype("grad");
+  const RoiAlignShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
+  return workspace_bytes(
+      grad, [&] { return prroi_pool_rois_backward_workspace_cpu(dtype, shape); },
+      [&](auto) { return prroi_pool_rois_backward_workspace_cuda(dtype, shape); });
+}
+
+void prroi_pool_rois_backward(const TensorView& grad, const TensorView& features, const TensorView& rois,
+                              double spatial_scale, const OptionalTensor& workspace, const TensorView& grad_rois) {
+  const DType dtype = grad.dtype("grad");
+  const RoiAlignShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
+  const void *from = grad.raw("grad"), *map = features.raw("features"), *boxes = rois_data(rois, dtype);
+  const Workspace memory(workspace);
+  void* to = grad_rois.raw("grad_rois");
+  run(
+      "prroi_pool_rois_backward", grad,
+      [&] { return prroi_pool_rois_backward_cpu(dtype, shape, from, map, boxes, memory.data(), to); },
+      [&](auto stream) {
+        return prroi_pool_rois_backward_cuda(dtype, shape, from, map, boxes, memory.data(), to, stream);
+      });
+}
+
 void check_scales(const Numbers& spatial_scales, size_t L) {
   if (L == 0 || L > size_t(kMaxRoiLevels))
     throw py::value_error("features: expected 1 to " + std::to_string(kMaxRoiLevels) + " levels, got " +
@@ -298,6 +374,18 @@ const Registrar registrar([](py::module_& m) {
         "channels_last"_a, "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
   m.def("roi_align_backward", &roi_align_backward, "grad"_a, "rois"_a, "input_shape"_a, "channels_last"_a,
         "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a, "workspace"_a, "grad_input"_a);
+  m.def("prroi_pool_workspace", &prroi_pool_workspace, "features"_a, "rois"_a, "output_height"_a, "output_width"_a,
+        "spatial_scale"_a);
+  m.def("prroi_pool", &prroi_pool, "features"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a,
+        "workspace"_a, "output"_a);
+  m.def("prroi_pool_backward_workspace", &prroi_pool_backward_workspace, "grad"_a, "rois"_a, "input_shape"_a,
+        "channels_last"_a, "spatial_scale"_a);
+  m.def("prroi_pool_backward", &prroi_pool_backward, "grad"_a, "rois"_a, "input_shape"_a, "channels_last"_a,
+        "spatial_scale"_a, "workspace"_a, "grad_features"_a);
+  m.def("prroi_pool_rois_backward_workspace", &prroi_pool_rois_backward_workspace, "grad"_a, "features"_a, "rois"_a,
+        "spatial_scale"_a);
+  m.def("prroi_pool_rois_backward", &prroi_pool_rois_backward, "grad"_a, "features"_a, "rois"_a, "spatial_scale"_a,
+        "workspace"_a, "grad_rois"_a);
   m.def("multiscale_roi_align_workspace", &multiscale_roi_align_workspace, "features"_a, "rois"_a, "output_height"_a,
         "output_width"_a, "spatial_scales"_a, "sampling_ratio"_a, "aligned"_a, "canonical_scale"_a,
         "canonical_level"_a);

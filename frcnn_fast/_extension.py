@@ -12,7 +12,7 @@ try:
     # torch first: it brings the OpenMP runtime that both share.
     import torch  # noqa: F401
 
-    from frcnn_fast import _C  # type: ignore[attr-defined,no-redef]
+    from frcnn_fast import _C  # type: ignore[no-redef]
 
     missing_reason = ""
 except ImportError as error:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -118,13 +118,17 @@ class _Command:
 
     def _tell(self, name: str, found: str, file: str | None) -> None:
         place = "not drawn" if file is None else printable(os.fspath(self.out.path / file))
-        self.bar.write(f"{printable(name)}: {found}, {place}", file=sys.stdout)
+        self._write(f"{printable(name)}: {found}, {place}", sys.stdout)
 
     def _complain(self, name: str, error: Exception) -> None:
         self.broken += 1
         text, shown = printable(str(error) or type(error).__name__), printable(name)
         line = text if text.startswith(shown) else f"{shown}: {text}"
-        self.bar.write(f"{self.prog}: error: {line}", file=sys.stderr)
+        self._write(f"{self.prog}: error: {line}", sys.stderr)
+
+    def _write(self, line: str, to: TextIO) -> None:
+        # In one piece with its end: torchrun's processes do not buffer, and share the console.
+        self.bar.write(line + "\n", file=to, end="")
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:

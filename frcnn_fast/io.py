@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from frcnn_fast._extras import require
 from frcnn_fast._names import printable
+from frcnn_fast._pickles import read_pkl, read_pth, state_dict_of
 
 PathLike = str | os.PathLike[str]
 
@@ -213,14 +213,15 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
     """Read a file of `save_checkpoint`; the tensors are on the CPU.
 
     Args:
-        path: the file, or the folder of a run that holds `model.safetensors`.
+        path: the file, or the folder of a run: its `best.safetensors` if it has one, else its `model.safetensors`.
 
     Raises:
         ValueError: the file is missing, broken, or not a checkpoint of this library; names it.
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "model.safetensors"
+        best = file / "best.safetensors"
+        file = best if best.is_file() else file / "model.safetensors"
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != _FORMAT:
         found = metadata.get("format", "no such entry")
@@ -248,11 +249,12 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
 def load_weights(path: PathLike) -> dict[str, Tensor]:
     """Read named tensors, such as published ImageNet weights, onto the CPU. Never runs code from the file.
 
-    `.safetensors` and `.npz` as they are; `.pth` and `.pt` with `weights_only=True`, where the tensors may
-    lie under a key `state_dict` or `model`, and a prefix `module.` that all names have is removed.
+    `.safetensors` and `.npz` as they are; `.pth` and `.pt` with `weights_only=True`; `.pkl` where it holds plain arrays
+    (detectron2). In the last three the tensors may lie under a key `state_dict` or `model`, beside what a training
+    script keeps, and a prefix `module.` that all names have is removed.
 
     Raises:
-        ValueError: the file is missing, broken, of another kind, or holds anything but tensors; names it.
+        ValueError: the file is missing, broken, of another kind, or the names hold anything but tensors; names it.
     """
     file = Path(path)
     if not file.is_file():
@@ -261,9 +263,13 @@ def load_weights(path: PathLike) -> dict[str, Tensor]:
         return read_tensors(file)[0]
     if file.suffix == ".npz":
         return _read_npz(file)
-    if file.suffix in (".pth", ".pt"):
-        return _read_pth(file)
-    raise ValueError(f"{file}: weights must be a .safetensors, .npz, .pth or .pt file")
+    if file.suffix in (".pth", ".pt", ".pkl"):
+        loaded = read_pkl(file) if file.suffix == ".pkl" else read_pth(file)
+        try:
+            return state_dict_of(loaded)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    raise ValueError(f"{file}: weights must be a .safetensors, .npz, .pth, .pt or .pkl file")
 
 
 def read_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -296,24 +302,3 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except Exception as error:  # a broken archive raises whatever the step that met it raises
         raise ValueError(f"{file}: not a readable .npz file of plain arrays ({error})") from error
-
-
-def _read_pth(file: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file}: holds more than tensors, or is no torch file; save it as state_dict() or .safetensors"
-        ) from error
-    except Exception as error:  # as above
-        raise ValueError(f"{file}: not a readable torch file ({error!r})") from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ValueError(f"{file}: expected a state_dict, a dict of tensors by name")
-    if not all(isinstance(name, str) for name in loaded):
-        raise ValueError(f"{file}: expected a state_dict, a dict of tensors by name")
-    if loaded and all(name.startswith("module.") for name in loaded):
-        loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-    return dict(loaded)

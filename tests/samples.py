@@ -83,6 +83,7 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
         "roi_align": Sample(
             ops.roi_align, [image, rois], {"output_size": 3, "spatial_scale": 0.125, "sampling_ratio": 2}
         ),
+        "prroi_pool": Sample(ops.prroi_pool, [image, rois], {"output_size": 3, "spatial_scale": 0.125}),
         "multiscale_roi_align": Sample(
             lambda a, b, r, **k: ops.multiscale_roi_align([a, b], r, **k),
             [image, smaller, rois],

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -388,8 +389,8 @@ def timm(monkeypatch):
         return module
 
     layers = types.SimpleNamespace(freeze_batch_norm_2d=freeze)
-    module = types.ModuleType("timm")
-    module.create_model, module.layers = create_model, layers
+    module: Any = types.ModuleType("timm")
+    vars(module).update(create_model=create_model, layers=layers)
     monkeypatch.setitem(sys.modules, "timm", module)
     monkeypatch.setitem(sys.modules, "timm.layers", layers)
 

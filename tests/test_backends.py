@@ -203,7 +203,7 @@ def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
-WITH_GRADIENT = ["decode_clip", "box_iou", "roi_pool", "roi_align", "multiscale_roi_align"]
+WITH_GRADIENT = ["decode_clip", "box_iou", "roi_pool", "roi_align", "prroi_pool", "multiscale_roi_align"]
 
 
 def total_of(name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:

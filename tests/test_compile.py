@@ -71,7 +71,9 @@ def test_exports(name: str) -> None:
     same(program.module()(sample.tensors), sample())
 
 
-@pytest.mark.parametrize("name", ["roi_pool", "roi_align", "multiscale_roi_align", "decode_clip", "box_iou"])
+@pytest.mark.parametrize(
+    "name", ["roi_pool", "roi_align", "prroi_pool", "multiscale_roi_align", "decode_clip", "box_iou"]
+)
 def test_gradients_survive_compilation(name: str) -> None:
     sample = samples()[name]
 

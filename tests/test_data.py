@@ -390,6 +390,27 @@ class TestTransforms:
         with pytest.raises(ValueError, match="shorter must be"):
             DetectionView(dataset, shorter=0)
 
+    def test_resizing_as_torchvision_does(self):
+        """Between the nearest pixels, not rounded; sides rounded down, where the other rule rounds them."""
+        pixels = torch.tensor([[0, 100, 200, 40]], dtype=torch.uint8).expand(3, 3, 4)
+        image, scale = resize(pixels, 5, 6, "torchvision")
+        assert (scale, image.dtype, tuple(image.shape)) == (1.5, torch.float32, (3, 4, 6))
+        # Pixel x takes its value from (x + 0.5) / 1.5 - 0.5: -1/6, 0.5, 7/6, 11/6, 2.5 and 19/6.
+        expected = torch.tensor([0.0, 50, 350 / 3, 550 / 3, 120, 40])
+        torch.testing.assert_close(image, expected.expand(3, 4, 6))
+        assert resize(pixels, 5, 6)[0].shape == (3, 4, 6)  # 4.5 to the even one
+        assert resize(pixels, 5)[0].shape == (3, 5, 7)
+        assert resize(pixels, 5, rule="torchvision")[0].shape == (3, 5, 6)
+
+    def test_unrounded_pixels_pass_from_resize_to_the_network(self):
+        image, scale = resize(torch.arange(36, dtype=torch.uint8).reshape(3, 3, 4), 5, 6, "torchvision")
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        batch = Collate("msra", stride=2)([(image, {**nothing, "scale": scale})])
+        mean = torch.tensor([103.53, 116.28, 123.675])[:, None, None]
+        torch.testing.assert_close(batch.images[0, :, :4, :6], image.flip(0) - mean)
+        with pytest.raises(ValueError, match=r"its pixels are torch\.float32"):
+            Collate("msra")([(image / 255, nothing)])
+
     def test_preprocess(self):
         image = torch.tensor([10, 20, 30], dtype=torch.uint8).reshape(3, 1, 1).expand(3, 2, 2)
         caffe, torch_like = Preprocess("caffe")(image), Preprocess("torch")(image)
@@ -399,7 +420,7 @@ class TestTransforms:
         torch.testing.assert_close(torch_like[:, 1, 1], expected)
         assert Preprocess("caffe")(image[None]).shape == (1, 3, 2, 2)
         assert pickle.loads(pickle.dumps(Preprocess("caffe"))).name == "caffe"
-        with pytest.raises(ValueError, match="one of caffe, torch, got 'tf'"):
+        with pytest.raises(ValueError, match="one of caffe, msra, torch, got 'tf'"):
             Preprocess("tf")
         with pytest.raises(ValueError, match="uint8"):
             Preprocess()(image.float())

@@ -39,7 +39,12 @@ def differentiable() -> list[str]:
 
 
 DIFFERENTIABLE = differentiable()
-LINEAR = {"roi_align", "multiscale_roi_align", "roi_pool"}  # in the map; the second derivative is in the gradient
+LINEAR = {
+    "roi_align",
+    "multiscale_roi_align",
+    "prroi_pool",
+    "roi_pool",
+}  # in the map; the second derivative is in the gradient
 
 
 class Watching(TorchDispatchMode):
@@ -50,7 +55,8 @@ class Watching(TorchDispatchMode):
 
 
 def test_all_that_have_a_gradient_are_here() -> None:
-    assert set(DIFFERENTIABLE) == {"box_iou", "decode_clip", "multiscale_roi_align", "roi_align", "roi_pool"}
+    wanted = {"box_iou", "decode_clip", "multiscale_roi_align", "prroi_pool", "roi_align", "roi_pool"}
+    assert set(DIFFERENTIABLE) == wanted
 
 
 @pytest.mark.parametrize("watched", [False, True], ids=["eager", "dispatcher"])

@@ -26,8 +26,8 @@ PACKAGES = {
 }
 # Modules that know neither ops nor models.
 HELPERS = (
-    "_C", "_extension", "_extras", "_options", "_settings", "_names", "_device", "_progress", "_ranks", "_lettering",
-    "io", "data", "visualize",
+    "_C", "_extension", "_extras", "_options", "_settings", "_names", "_device", "_progress", "_pickles", "_ranks",
+    "_lettering", "io", "data", "visualize",
 )  # fmt: skip
 # From the lowest up; the longest prefix counts. A module may import what is on its own floor or below.
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
 import math
 import os
+import pickle
 import stat
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +220,20 @@ class TestCheckpoint:
             load_checkpoint(path)
 
 
+class Sly:
+    """Makes a folder when it is unpickled, by a function of its own module."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return make_folder, (str(self.folder),)
+
+
+def make_folder(name):
+    os.mkdir(name)
+
+
 class TestWeights:
     tensors = {"a.weight": torch.arange(4.0), "b": torch.ones(2, 2)}  # noqa: RUF012
 
@@ -232,6 +250,13 @@ class TestWeights:
         torch.save(self.tensors, tmp_path / "w.pth")
         torch.save({"state_dict": self.tensors, "epoch": 3}, tmp_path / "nested.pt")
         torch.save({f"module.{name}": tensor for name, tensor in self.tensors.items()}, tmp_path / "parallel.pth")
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            data = pickle.dumps({"model": arrays, "__author__": "somebody", "n": np.float32(3)}, protocol)
+            (tmp_path / f"zoo{protocol}.pkl").write_bytes(data)
+            # As NumPy before version 2 names its modules.
+            older = data.replace(b"numpy._core", b"numpy.core")
+            if protocol < 4:  # later ones give lengths
+                (tmp_path / f"older{protocol}.pkl").write_bytes(older)
         for path in tmp_path.iterdir():
             self.check(load_weights(path))
 
@@ -242,13 +267,33 @@ class TestWeights:
 
         torch.save({"a": Evil()}, tmp_path / "evil.pth")
         np.savez(tmp_path / "evil.npz", a=np.array([Evil()], dtype=object))
-        for name in ("evil.pth", "evil.npz"):
+        (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": {"a": Evil()}}))
+        (tmp_path / "objects.pkl").write_bytes(pickle.dumps({"model": {"a": np.array([Evil()], dtype=object)}}))
+        for name in ("evil.pth", "evil.npz", "evil.pkl", "objects.pkl"):
             with pytest.raises(ValueError, match=name):
                 load_weights(tmp_path / name)
+        # Beside the tensors: refused where torch knows the module to be dangerous, else a record that nobody calls.
+        torch.save({"state_dict": self.tensors, "options": Evil()}, tmp_path / "beside.pth")
+        with pytest.raises(ValueError, match="holds more than tensors"):
+            load_weights(tmp_path / "beside.pth")
+        torch.save({"state_dict": self.tensors, "options": Sly(tmp_path / "owned")}, tmp_path / "sly.pth")
+        self.check(load_weights(tmp_path / "sly.pth"))
         assert not (tmp_path / "owned").exists()
 
+    def test_what_training_scripts_keep_beside_the_tensors(self, tmp_path):
+        """Options, records and numbers of classes that this process may not even have."""
+        beside = {
+            "args": argparse.Namespace(lr=0.1, names=["a"]),
+            "history": OrderedDict(loss=[np.float64(0.5), np.arange(3)]),
+            "clock": datetime.timedelta(seconds=3),
+            "path": Path("runs"),
+            "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}},
+        }
+        torch.save({"model": self.tensors, **beside}, tmp_path / "run.pth")
+        self.check(load_weights(tmp_path / "run.pth"))
+
     def test_bad_files_are_named(self, tmp_path):
-        for suffix in (".pth", ".pt", ".npz", ".safetensors"):
+        for suffix in (".pth", ".pt", ".pkl", ".npz", ".safetensors"):
             path = tmp_path / f"broken{suffix}"
             with pytest.raises(ValueError, match=rf"broken\{suffix}: no such file"):
                 load_weights(path)
@@ -260,5 +305,5 @@ class TestWeights:
         with pytest.raises(ValueError, match="expected a state_dict"):
             load_weights(tmp_path / "list.pth")
         (tmp_path / "weights.bin").write_bytes(b"x")
-        with pytest.raises(ValueError, match=r"must be a \.safetensors, \.npz, \.pth or \.pt file"):
+        with pytest.raises(ValueError, match=r"must be a \.safetensors, \.npz, \.pth, \.pt or \.pkl file"):
             load_weights(tmp_path / "weights.bin")

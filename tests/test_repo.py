@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What is called through another op's launcher. Its own binding and launchers, where there are some, count as well.
 LAUNCHED_BY = {"nms": "nms_padded", "batched_nms": "nms_padded", "multiscale_roi_align": "roi_align"}
 LAUNCHED_BY |= {"multiscale_roi_align_backward": "roi_align_backward"}
+LAUNCHED_BY |= {"prroi_pool": "roi_align", "prroi_pool_backward": "roi_align_backward"}
 
 # A few numbers made on the host, once a model.
 WITHOUT_KERNEL = {"generate_anchors"}
@@ -120,7 +121,7 @@ SPARED = {
     "generate_anchors": {"ties", "NaN", "empty input", "determinism", "complexity"},
     "grid_anchors": {"ties", "NaN"},
     "sample_anchors": {"NaN"},
-    **{op: {"ties"} for op in ("decode_clip", "encode", "box_iou", "roi_align", "multiscale_roi_align")},
+    **{op: {"ties"} for op in ("decode_clip", "encode", "box_iou", "roi_align", "multiscale_roi_align", "prroi_pool")},
 }
 
 

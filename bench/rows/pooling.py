@@ -1,4 +1,5 @@
-"""RoI features: RoIPool and RoIAlign on a VGG map, RoIAlign over a pyramid; forward, and forward with backward."""
+"""RoI features: RoIPool, RoIAlign and precise pooling on a VGG map, RoIAlign over a pyramid; forward, and forward with
+backward."""
 
 from __future__ import annotations
 
@@ -39,9 +40,10 @@ def _single_level(op: str, K: int, B: int, backward: bool, channels_last: bool) 
         def forward(function: Any, x: Tensor, regions: Tensor) -> Tensor:
             return function(x, regions, BINS, spatial_scale=SCALE, **options)
 
-        def both(function: Any, x: Tensor, regions: Tensor, gradient: Tensor) -> Tensor:
-            x = x.detach().requires_grad_()
-            return torch.autograd.grad(forward(function, x, regions), x, gradient)[0]
+        def both(function: Any, x: Tensor, regions: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+            leaves = [x.detach().requires_grad_(), regions.detach().requires_grad_(op == "prroi_pool")]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            return torch.autograd.grad(forward(function, *leaves), wanted, gradient)
 
         def call_of(function: Any) -> Call:
             if backward:
@@ -55,15 +57,17 @@ def _single_level(op: str, K: int, B: int, backward: bool, channels_last: bool) 
                     return both(getattr(ops, op), x.cpu(), regions.cpu(), gradient.cpu())
                 return forward(getattr(ops, op), x.cpu(), regions.cpu())
 
-        exact = op == "roi_pool" and not backward
+        exact = op == "prroi_pool" or (op == "roi_pool" and not backward)
         check = equal_to_reference(lambda _: wanted()) if exact else close_to(wanted)
         against: dict[str, Competitor] = {}
-        if not competitors.torchvision_missing:
+        if not competitors.torchvision_missing and op != "prroi_pool":
             import torchvision.ops as tv
 
             against["torchvision"] = Competitor(call_of(getattr(tv, op)))
         moved = 4 * (x.numel() + K * CHANNELS * BINS * BINS) * (2 if backward else 1)
-        flops = CHANNELS * (_cells(regions) if op == "roi_pool" else K * BINS * BINS * 4 * 8) * (2 if backward else 1)
+        each = {"roi_pool": _cells(regions), "roi_align": K * BINS * BINS * 4 * 8, "prroi_pool": 2 * _touched(regions)}
+        # The gradient of the RoIs takes three sums of a cell.
+        flops = CHANNELS * each[op] * ((5 if op == "prroi_pool" else 2) if backward else 1)
         return Case(call_of(getattr(ops, op)), check, against, moved, flops, fixed_shape=not backward)
 
     return make
@@ -73,6 +77,12 @@ def _cells(regions: Tensor) -> int:
     """Map cells that lie in the regions."""
     corners = (regions[:, 1:] * SCALE).round()
     return int(((corners[:, 2] - corners[:, 0] + 1) * (corners[:, 3] - corners[:, 1] + 1)).sum())
+
+
+def _touched(regions: Tensor) -> int:
+    """Map cells that the bins touch, most of them in the bins of both sides."""
+    sides = (regions[:, 3:] - regions[:, 1:3]) * SCALE + 2 * BINS
+    return int(sides.prod(1).sum())
 
 
 def _pyramid(K: int, channels: int, channels_last: bool) -> Callable[[str], Case]:
@@ -116,6 +126,11 @@ def _rows() -> Iterator[Row]:
             make = _single_level(op, K, 1, False, False)
             yield Row(op, f"{K} rois forward", make, goal={"cpu": 1.0}, axis=_axis(op, K, False))
         yield Row(op, "2400 rois forward b8", _single_level(op, 2400, 8, False, False))
+    for last in (False, True):
+        layout = " channels_last" if last else ""
+        for backward in (False, True):
+            work = f"forward{'+backward' if backward else ''}{layout}"
+            yield Row("prroi_pool", f"300 rois {work}", _single_level("prroi_pool", 300, 1, backward, last))
     yield Row("multiscale_roi_align", "1000 rois 256 channels", _pyramid(1000, 256, False), headline=True)
     yield Row("multiscale_roi_align", "1000 rois 256 channels channels_last", _pyramid(1000, 256, True))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from frcnn_fast.data.targets import checked_sample, image_name
+from frcnn_fast.data.targets import checked_sample, checked_target, image_name
 from frcnn_fast.data.transforms import Preprocess, Sample
 
 
@@ -104,7 +104,7 @@ class Collate:
         crowd = torch.zeros(batch_size, padded, dtype=torch.bool)
         for b, (image, target) in enumerate(samples):
             (h, w), count = sizes[b], counts[b]
-            self.preprocess(image, out=images[b, :, :h, :w])
+            self.preprocess(image, out=images[b, :, :h, :w], whole=image.dtype == torch.uint8)
             images[b, :, h:, :] = 0
             images[b, :, :h, w:] = 0
             gt_boxes[b, :count] = target["boxes"]
@@ -136,6 +136,11 @@ class Collate:
             if hasattr(boxes, "__len__") and len(boxes) > self.max_boxes:
                 name = image_name(sample[1], place)
                 raise ValueError(f"image {name} has {len(boxes)} boxes, max_boxes is {self.max_boxes}: raise it")
+        image, target = sample
+        if isinstance(image, Tensor) and image.dtype == torch.float32 and "scale" in target:
+            # `resize` made it, without rounding; anybody else's floats may be of any range.
+            size = int(image.shape[1]), int(image.shape[2])
+            return image, checked_target(target, size, self.num_classes, name=place)
         return checked_sample(sample, self.num_classes, name=place)
 
 

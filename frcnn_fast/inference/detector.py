@@ -181,7 +181,8 @@ class Detector:
         if isinstance(item, Exception):
             return _Slot(outcome=item)
         try:
-            resized, scale = resize(item.image, self.model.config.shorter, self.model.config.longer)
+            config = self.model.config
+            resized, scale = resize(item.image, config.shorter, config.longer, config.resize)
         except (RuntimeError, MemoryError) as error:
             return _Slot(outcome=error)
         return _Slot(item, resized, scale, collate.padded(*resized.shape[-2:]))

@@ -13,6 +13,7 @@ from frcnn_fast.model.backbones import (
     build_backbone,
 )
 from frcnn_fast.model.build import build_detector, load_detector, load_pretrained, save_detector
+from frcnn_fast.model.checkpoints import from_checkpoint
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.detector import Detections, FasterRCNN
 from frcnn_fast.model.presets import config_for, preset
@@ -35,6 +36,7 @@ __all__ = [
     "build_backbone",
     "build_detector",
     "config_for",
+    "from_checkpoint",
     "load_detector",
     "load_pretrained",
     "preset",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def load_pretrained(detector: FasterRCNN, weights: Mapping[str, Tensor], source:
     missing = [name for name in names.values() if name not in weights]
     if missing:
         raise ValueError(
-            f"{source}: lacks {_listed(missing)} of {type(detector.backbone).__name__}; it has {_listed(list(weights))}"
+            f"{source}: lacks {listed(missing)} of {type(detector.backbone).__name__}; it has {listed(list(weights))}"
         )
     # By the file's names.
     places = {**{name: tensors[own] for own, name in names.items()}, **{n: body[n] for n in body if n in weights}}
@@ -70,7 +71,7 @@ def load_pretrained(detector: FasterRCNN, weights: Mapping[str, Tensor], source:
         if weights[name].shape != place.shape
     ]
     if wrong:
-        raise ValueError(f"{source}: does not fit {type(detector.backbone).__name__}: {_listed(wrong)}")
+        raise ValueError(f"{source}: does not fit {type(detector.backbone).__name__}: {listed(wrong)}")
     with torch.no_grad():
         for name, place in places.items():
             place.copy_(weights[name])
@@ -113,24 +114,35 @@ def load_detector(
         raise ValueError(
             f"{os.fspath(path)}: was trained with a backbone of its own, {config.backbone}; pass one as `backbone`"
         )
+    build = functools.partial(build_detector, checkpoint.class_names, config, backbone=backbone, head=head)
+    return fill(build, checkpoint.tensors, os.fspath(path)).to(device).eval()
+
+
+def fill(build: Callable[[], FasterRCNN], tensors: Mapping[str, Tensor], source: str) -> FasterRCNN:
+    """The detector that `build` makes, with these weights: every one of its own, and no others.
+
+    Raises:
+        ValueError: they do not fit; names the source and the tensors.
+    """
     try:
         with torch.device("meta"):  # absurd sizes cost no memory
-            expected = build_detector(checkpoint.class_names, config, backbone=backbone, head=head).state_dict()
+            expected = build().state_dict()
     except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
-        raise ValueError(f"{os.fspath(path)}: its description of the model is broken ({error})") from error
-    wrong = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
-    for name, tensor in checkpoint.tensors.items():
+        raise ValueError(f"{source}: its description of the model is broken ({error})") from error
+    wrong = [f"{name} is missing" for name in expected if name not in tensors]
+    for name, tensor in tensors.items():
         if name not in expected:
             wrong.append(f"{name} has no place")
         elif tensor.shape != expected[name].shape:
             wrong.append(f"{name} is {list(tensor.shape)}, expected {list(expected[name].shape)}")
     if wrong:
-        raise ValueError(f"{os.fspath(path)}: the weights do not fit the detector: {_listed(wrong)}")
-    detector = build_detector(checkpoint.class_names, config, backbone=backbone, head=head)
-    detector.load_state_dict(checkpoint.tensors)
-    return detector.to(device).eval()
+        raise ValueError(f"{source}: the weights do not fit the detector: {listed(wrong)}")
+    detector = build()
+    detector.load_state_dict(tensors)
+    return detector
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first few of them, for a message."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"

@@ -27,11 +27,17 @@ class DetectorConfig:
     stride_in_1x1: bool = option(False, "ResNet as Caffe's: a layer's stride in its first 1x1 convolution")
     preprocess: str = option(
         "caffe",
-        "scaling of the input: caffe (BGR 0..255 minus the mean) or torch (RGB 0..1, mean and deviation)",
-        ("caffe", "torch"),
+        "scaling of the input: caffe (BGR 0..255 minus the mean), msra (the same with a mean of more digits) or torch "
+        "(RGB 0..1, mean and deviation)",
+        ("caffe", "msra", "torch"),
     )
     shorter: int | None = option(600, "resize the shorter side to this many pixels")
     longer: int | None = option(1000, "but the longer side to at most this many")
+    resize: str = option(
+        "antialias",
+        "how: antialias, to whole pixel values, or torchvision (neither; its rounding of sizes)",
+        ("antialias", "torchvision"),
+    )
     feature_scale: float = option(1.0, "factor of the backbone's maps, for weights whose features are far from 1")
 
     anchor_sizes: tuple[tuple[float, ...], ...] = option(
@@ -70,7 +76,11 @@ class DetectorConfig:
         "which networks are trained and so of use: both, rpn or roi_head (set by --scheme)",
         ("both", "rpn", "roi_head"),
     )
-    pooling: str = option("roi_pool", "region pooling; several levels need roi_align", ("roi_pool", "roi_align"))
+    pooling: str = option(
+        "roi_pool",
+        "region pooling: roi_pool (of one feature level), roi_align, or prroi_pool, which has gradients in the boxes",
+        ("roi_pool", "roi_align", "prroi_pool"),
+    )
     pool_size: int = option(7, "its output is this many cells high and wide")
     pool_levels: tuple[int, ...] | None = option(
         None, "pyramid pooling (SPP): outputs of these sizes side by side, such as 1,2,3,6; the head is then fc"

@@ -6,6 +6,7 @@ from frcnn_fast.ops.anchors import AnchorGrids
 from frcnn_fast.ops.detections import detections
 from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded, soft_nms
 from frcnn_fast.ops.proposals import rpn_proposals
+from frcnn_fast.ops.prroi_pool import prroi_pool
 from frcnn_fast.ops.results import (
     AnchorLabels,
     AnchorSamples,
@@ -18,7 +19,7 @@ from frcnn_fast.ops.results import (
     SoftKeep,
     TopN,
 )
-from frcnn_fast.ops.roi_modules import MultiScaleRoIAlign, RoIAlign, RoIPool
+from frcnn_fast.ops.roi_modules import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
 from frcnn_fast.ops.roi_pool import roi_align, roi_pool
 from frcnn_fast.ops.roi_pyramid import multiscale_roi_align
 from frcnn_fast.ops.roi_targets import sample_rois
@@ -33,6 +34,7 @@ __all__ = [
     "Detections",
     "MultiScaleRoIAlign",
     "PaddedKeep",
+    "PrRoIPool",
     "Proposals",
     "RoIAlign",
     "RoIPool",
@@ -51,6 +53,7 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "prroi_pool",
     "roi_align",
     "roi_pool",
     "rpn_proposals",

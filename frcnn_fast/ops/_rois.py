@@ -11,18 +11,21 @@ from torch import Tensor
 from frcnn_fast.ops import _checks
 
 
-def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
+def roi_tensor(
+    boxes: Tensor | Sequence[Tensor], features: Tensor, name: str = "boxes", *, differentiable: bool = False
+) -> Tensor:
     """The one door where a user's `boxes`, [R, 5] or a list of [L, 4] for each image, become `rois`: contiguous [R, 5]
-    rows (image, x1, y1, x2, y2) in the compute dtype of `features`, checked."""
+    rows (image, x1, y1, x2, y2) in the compute dtype of `features`, checked; gradients flow back where differentiable.
+    name: the argument's, for its errors."""
     if isinstance(boxes, Tensor):
-        _checks.check_float("boxes", boxes, "[R, 5], rows of (image, x1, y1, x2, y2)", 2, 5)
+        _checks.check_float(name, boxes, "[R, 5], rows of (image, x1, y1, x2, y2)", 2, 5)
         rois = boxes
     elif isinstance(boxes, (list, tuple)):
-        rois = _rows(boxes, features)
+        rois = _rows(boxes, features, name)
     else:
-        raise TypeError(f"boxes: expected a tensor [R, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}")
-    _checks.check_same("boxes", rois, "the features", features, dtype=False)
-    if rois.requires_grad:
+        raise TypeError(f"{name}: expected a tensor [R, 5] or a list of tensors [L, 4], got {_checks.describe(boxes)}")
+    _checks.check_same(name, rois, "the features", features, dtype=False)
+    if rois.requires_grad and not differentiable:
         rois = rois.detach()
     if rois.dtype is not _checks.compute_dtype(features):
         rois = rois.to(_checks.compute_dtype(features))
@@ -34,23 +37,23 @@ def roi_tensor(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
         if bool(wrong.any()):
             k = int(wrong.nonzero()[0])
             raise ValueError(
-                f"boxes[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 (padding)"
+                f"{name}[{k}] names image {float(images[k]):g}, expected 0 to {features.shape[0] - 1}, or -1 (padding)"
             )
     return rois
 
 
-def _rows(boxes: Sequence[Any], features: Tensor) -> Tensor:
+def _rows(boxes: Sequence[Any], features: Tensor, name: str) -> Tensor:
     B = features.shape[0]
     if len(boxes) != B:
-        raise ValueError(f"boxes: expected a list of {B} tensors, one an image, got {len(boxes)}")
+        raise ValueError(f"{name}: expected a list of {B} tensors, one an image, got {len(boxes)}")
     rows = []
     for image, b in enumerate(boxes):
         if not isinstance(b, Tensor) and hasattr(b, "__dlpack__"):
             b = torch.from_dlpack(b)
-        _checks.check_float(f"boxes[{image}]", b, "[L, 4]", 2, 4)
-        _checks.check_same(f"boxes[{image}]", b, "the features", features, dtype=False)
+        _checks.check_float(f"{name}[{image}]", b, "[L, 4]", 2, 4)
+        _checks.check_same(f"{name}[{image}]", b, "the features", features, dtype=False)
         # Before the index goes in: not every half can hold it.
-        rows.append(torch.nn.functional.pad(b.detach().to(_checks.compute_dtype(features)), (1, 0), value=image))
+        rows.append(torch.nn.functional.pad(b.to(_checks.compute_dtype(features)), (1, 0), value=image))
     if not rows:
         return features.new_empty((0, 5), dtype=_checks.compute_dtype(features))
     return rows[0] if B == 1 else torch.cat(rows)

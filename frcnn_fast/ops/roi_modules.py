@@ -1,4 +1,4 @@
-"""RoI ops as modules, with torchvision's constructors."""
+"""RoI ops as modules, with torchvision's constructors where it has them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from frcnn_fast.ops.prroi_pool import prroi_pool
 from frcnn_fast.ops.roi_pool import roi_align, roi_pool
 from frcnn_fast.ops.roi_pyramid import multiscale_roi_align
 
@@ -46,6 +47,21 @@ class RoIAlign(nn.Module):
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
         )
+
+
+class PrRoIPool(nn.Module):
+    """See `prroi_pool`."""
+
+    def __init__(self, output_size: int | tuple[int, int], spatial_scale: float) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+
+    def forward(self, features: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        return prroi_pool(features, rois, self.output_size, self.spatial_scale)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
 
 class MultiScaleRoIAlign(nn.Module):

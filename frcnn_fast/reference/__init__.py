@@ -19,6 +19,7 @@ from .arithmetic import exp_, log_
 from .detections import detections, softmax
 from .nms import batched_nms, box_iou, box_iou_backward, nms, nms_padded, soft_nms
 from .proposals import rpn_proposals
+from .prroi_pool import prroi_pool, prroi_pool_backward, prroi_pool_rois_backward
 from .rng import philox4x32, sample_keys
 from .roi_pool import (
     multiscale_roi_align,
@@ -52,6 +53,9 @@ __all__ = [
     "nms",
     "nms_padded",
     "philox4x32",
+    "prroi_pool",
+    "prroi_pool_backward",
+    "prroi_pool_rois_backward",
     "ranked",
     "roi_align",
     "roi_align_backward",

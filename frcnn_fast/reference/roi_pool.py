@@ -20,7 +20,7 @@ def rois_of(boxes: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _image(roi: np.ndarray, batch: int) -> int:
+def image_of(roi: np.ndarray, batch: int) -> int:
     """The RoI's image; -1 marks a padded row."""
     image = int(roi[0])
     if not -1 <= image < batch or image != roi[0]:
@@ -71,7 +71,7 @@ def roi_pool(
     with np.errstate(all="ignore"):
         corners = _round_half_away(rois[:, 1:] * rois.dtype.type(spatial_scale))
         for k, (x1, y1, x2, y2) in enumerate(corners):
-            image = _image(rois[k], batch)
+            image = image_of(rois[k], batch)
             if image < 0 or not np.isfinite(corners[k]).all():
                 continue
             columns = _bins(x1, x2, output_width, width)
@@ -111,7 +111,7 @@ def roi_pool_backward(
     batch, channels, height, width = input_shape
     grad_input = np.zeros((batch, channels, height * width), grad.dtype)
     for k, roi in enumerate(rois):
-        image = _image(roi, batch)
+        image = image_of(roi, batch)
         if image < 0:
             continue
         for c in range(channels):
@@ -200,7 +200,7 @@ def roi_align(
         return output
     with np.errstate(all="ignore"):
         for k, roi in enumerate(rois):
-            image = _image(roi, batch)
+            image = image_of(roi, batch)
             if image < 0 or not np.isfinite(roi).all():
                 continue
             rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)
@@ -231,7 +231,7 @@ def roi_align_backward(
         return grad_input.reshape(input_shape)
     with np.errstate(all="ignore"):
         for k, roi in enumerate(rois):
-            image = _image(roi, batch)
+            image = image_of(roi, batch)
             if image < 0 or not np.isfinite(roi).all():
                 continue
             rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)

@@ -1,75 +1,10 @@
 // RoIAlign on CUDA: one launch writes each RoI's weights along both axes, cell by cell; a second one sums up
 // (forward, see BinWork) or gathers (backward, one launch a level, see roi_gather.cuh). Both multiply and add in the
-// order of roi_align.h.
-#include "roi_align.h"
-#include "roi_gather.cuh"
+// order of roi_align.h. Precise RoI pooling has other weights and is the same otherwise.
+#include "precise_weights.cuh"
 
 namespace frcnn_fast::roi_pool {
 namespace {
-
-template <class U>
-struct DeviceLevel {
-  int32_t H, W;
-  U scale;
-  CellStrides map;
-  void* data;
-};
-
-// Passed to kernels by value.
-template <class U>
-struct DeviceShape {
-  int64_t B, C, R;
-  int32_t PH, PW, L, sampling_ratio, num_thresholds;
-  bool aligned;
-  CellStrides out;
-  U thresholds[kMaxRoiLevels];
-  DeviceLevel<U> levels[kMaxRoiLevels];
-
-  __device__ __forceinline__ int level(const U* roi) const { return roi_level(roi, thresholds, num_thresholds); }
-};
-
-template <class U>
-DeviceShape<U> device_shape(const RoiAlignShape& s, const void* const* maps) {
-  DeviceShape<U> d{};
-  d.B = s.B, d.C = s.C, d.R = s.R;
-  d.PH = int32_t(s.PH), d.PW = int32_t(s.PW), d.L = int32_t(s.L);
-  d.sampling_ratio = s.sampling_ratio, d.num_thresholds = s.num_thresholds, d.aligned = s.aligned;
-  d.out = cell_strides(s.C, s.PH * s.PW, s.output_channels_last);
-  for (int i = 0; i < s.num_thresholds; ++i) d.thresholds[i] = U(s.thresholds[i]);
-  for (int64_t l = 0; l < s.L; ++l) {
-    const RoiAlignLevel& level = s.levels[l];
-    d.levels[l] = {int32_t(level.H), int32_t(level.W), U(level.scale),
-                   cell_strides(s.C, level.H * level.W, level.channels_last), const_cast<void*>(maps[l])};
-  }
-  return d;
-}
-
-// Weights along one axis, dense: of bin b at cell i, at (roi * bins + b) * stride + i; negative where the bin does not
-// touch the cell. spans: the first and last touched cell of each bin; none: 0, -1, and the weights are not written.
-template <class U>
-struct AxisTable {
-  U* weights;
-  int32_t* spans;
-  int32_t bins, stride;
-
-  static AxisTable take(WorkspaceArena& arena, int64_t R, int64_t bins, int64_t cells) {
-    return {arena.take<U>(R * bins * cells), arena.take<int32_t>(2 * R * bins), int32_t(bins), int32_t(cells)};
-  }
-  __device__ __forceinline__ U* of(int64_t roi, int32_t bin) const {
-    return weights + (roi * bins + bin) * int64_t(stride);
-  }
-  __device__ __forceinline__ int32_t* span(int64_t roi, int32_t bin) const { return spans + 2 * (roi * bins + bin); }
-};
-
-template <class U>
-struct Weights {
-  AxisTable<U> rows, columns;
-
-  static Weights take(WorkspaceArena& arena, const RoiAlignShape& s) {
-    const auto rows = AxisTable<U>::take(arena, s.R, s.PH, s.max_height());
-    return {rows, AxisTable<U>::take(arena, s.R, s.PW, s.max_width())};
-  }
-};
 
 // One bin's weights, by one thread; the row is filled with -1. Returns the touched span.
 template <class U>
@@ -98,11 +33,7 @@ __global__ void __launch_bounds__(128)
     weights_kernel(DeviceShape<U> s, const U* __restrict__ rois, Weights<U> out, RoiTables tables) {
   const int64_t groups = kBackward ? s.L * s.B : 0;
   if (kBackward && blockIdx.x < groups) {
-    const auto group_of = [&](const U* roi) {
-      const int64_t image = roi_image(roi, s.B);
-      return image < 0 ? int64_t(-1) : s.level(roi) * s.B + image;
-    };
-    list_members(rois, int64_t(blockIdx.x), group_of, tables);
+    list_group(s, rois, int64_t(blockIdx.x), tables);
     return;
   }
   const int64_t item = (int64_t(blockIdx.x) - groups) * warps_per_block() + warp_id();
@@ -137,21 +68,8 @@ __global__ void __launch_bounds__(128)
   __syncwarp();  // weights complete before the cells look
   least = warp_reduce(least, Smaller());
   most = warp_reduce(most, Larger());
-  if (lane_id() == 0) {
-    int32_t* window = tables.windows + 4 * k + (of_rows ? 0 : 2);
-    window[0] = most < 0 ? 0 : least;
-    window[1] = most + 1;
-  }
-  uint32_t* cells = of_rows ? tables.row_bins + k * tables.H : tables.column_bins + k * tables.W;
-  for (int32_t cell = least + lane_id(); cell <= most; cell += kWarp) {
-    uint32_t first = kNoBins, last = 0;
-    for (int32_t bin = 0; bin < table.bins; ++bin) {
-      if (table.of(k, bin)[cell] < U(0)) continue;
-      if (first == kNoBins) first = uint32_t(bin);
-      last = uint32_t(bin);
-    }
-    cells[cell] = first | last << 16;
-  }
+  write_window(tables, k, of_rows, least, most, table.bins,
+               [&](int32_t bin, int32_t cell) { return table.of(k, bin)[cell] >= U(0); });
 }
 
 template <class T, bool kLast>
@@ -225,19 +143,6 @@ struct WeightSource {
   }
 };
 
-Status check_shape(const RoiAlignShape& s) {
-  for (int64_t l = 0; l < s.L; ++l)
-    if (s.levels[l].H * s.levels[l].W > INT32_MAX || s.C > INT32_MAX / 64)
-      return invalid("features[%lld]: a map of %lld channels of %lld x %lld cells is too large", (long long)l,
-                     (long long)s.C, (long long)s.levels[l].H, (long long)s.levels[l].W);
-  if (s.PH > kMaxBins || s.PW > kMaxBins || s.PH * s.PW * s.C > INT32_MAX)
-    return invalid("output_size: %lld x %lld bins are too many", (long long)s.PH, (long long)s.PW);
-  return kOk;
-}
-
-// A warp for each axis of each RoI.
-unsigned table_blocks(const RoiAlignShape& s) { return blocks_for(2 * s.R, 4); }
-
 template <class T>
 Status align(const RoiAlignShape& shape, const void* const* features, const void* rois, void* workspace, void* output,
              Stream stream) {
@@ -246,8 +151,12 @@ Status align(const RoiAlignShape& shape, const void* const* features, const void
   WorkspaceArena arena(workspace);
   const Weights<U> weights = Weights<U>::take(arena, shape);
   const U* boxes = static_cast<const U*>(rois);
-  FF_LAUNCH((weights_kernel<U, false>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes, weights,
-            RoiTables{});
+  if (shape.precise)
+    FF_LAUNCH((precise_weights_kernel<U, Weighs::kForward>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes,
+              weights, Slopes<U>{}, RoiTables{});
+  else
+    FF_LAUNCH((weights_kernel<U, false>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes, weights,
+              RoiTables{});
   const auto launch = [&](auto kernel, int64_t blocks) {
     FF_LAUNCH(kernel, dim3(unsigned(shape.R * blocks)), dim3(256), 0, stream, s, int32_t(blocks), boxes, weights,
               static_cast<T*>(output));
@@ -259,10 +168,6 @@ Status align(const RoiAlignShape& shape, const void* const* features, const void
   return launched();
 }
 
-RoiTables take_tables(WorkspaceArena& arena, const RoiAlignShape& s) {
-  return RoiTables::take(arena, s.L * s.B, s.R, s.max_height(), s.max_width());
-}
-
 template <class T>
 Status align_backward(const RoiAlignShape& shape, const void* grad_output, const void* rois, void* workspace,
                       void* const* grads, Stream stream) {
@@ -271,8 +176,13 @@ Status align_backward(const RoiAlignShape& shape, const void* grad_output, const
   WorkspaceArena arena(workspace);
   const Weights<U> weights = Weights<U>::take(arena, shape);
   const RoiTables tables = take_tables(arena, shape);
-  FF_LAUNCH((weights_kernel<U, true>), dim3(unsigned(shape.L * shape.B) + table_blocks(shape)), dim3(128), 0, stream, s,
-            static_cast<const U*>(rois), weights, tables);
+  const U* boxes = static_cast<const U*>(rois);
+  const dim3 blocks(unsigned(shape.L * shape.B) + table_blocks(shape));
+  if (shape.precise)
+    FF_LAUNCH((precise_weights_kernel<U, Weighs::kGather>), blocks, dim3(128), 0, stream, s, boxes, weights,
+              Slopes<U>{}, tables);
+  else
+    FF_LAUNCH((weights_kernel<U, true>), blocks, dim3(128), 0, stream, s, boxes, weights, tables);
   const WeightSource<T> source{s.C, s.PH, s.PW, s.out, tables, weights, static_cast<const T*>(grad_output)};
   for (int64_t l = 0; l < shape.L; ++l) {
     GatherShape g{};

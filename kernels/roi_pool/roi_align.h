@@ -1,4 +1,5 @@
-// RoIAlign (He et al., Mask R-CNN, 2017, section 3) over one map or the levels of a pyramid.
+// RoIAlign (He et al., Mask R-CNN, 2017, section 3) over one map or the levels of a pyramid. Precise RoI pooling goes
+// through the same kernels.
 //
 // Along each axis, in the compute type, every operation rounded by itself: start = low * scale - shift, length =
 // (high * scale - shift) - start, shift = 0.5 if aligned, else 0 and length at least 1; size = length / bins; count =
@@ -34,6 +35,7 @@ struct RoiAlignShape {
   int32_t num_thresholds;
   int32_t sampling_ratio;
   bool aligned;
+  bool precise;  // the weights are integrals, see prroi_pool.h; sampling_ratio and aligned count for nothing
   bool output_channels_last;
 
   int64_t max_height() const { return largest(&RoiAlignLevel::H); }

@@ -1,6 +1,6 @@
-// Where a RoI's samples fall: what RoIAlign's forward and backward share on the CPU.
+// A RoI's weights along both axes: what RoIAlign's forward and backward share on the CPU.
 #pragma once
-#include "roi_align.h"
+#include "prroi_pool.h"
 #include "roi_cpu.h"
 
 namespace frcnn_fast::roi_pool {
@@ -58,8 +58,8 @@ class RoiGeometry {
 
   Status group(RoiGroups* groups) const {
     return group_rois(
-        rois_, s_.R, s_.B, s_.L, [this](const U* roi) { return roi_level(roi, thresholds_, s_.num_thresholds); },
-        groups);
+        s_.precise ? "rois" : "boxes", rois_, s_.R, s_.B, s_.L,
+        [this](const U* roi) { return roi_level(roi, thresholds_, s_.num_thresholds); }, groups);
   }
 
   // Memory for find().
@@ -73,6 +73,12 @@ class RoiGeometry {
     if (!roi_is_finite(box)) return false;
     const RoiAlignLevel& level = s_.levels[l];
     const U scale = U(level.scale);
+    if (s_.precise) {
+      const auto axes = make_axes(box, scale, s_.PH, s_.PW, level.H, level.W);
+      fill(axes.rows, out.rows);
+      fill(axes.columns, out.columns);
+      return true;
+    }
     const auto rows = make_samples(box[2], box[4], scale, s_.aligned, s_.PH, s_.sampling_ratio, level.H);
     const auto columns = make_samples(box[1], box[3], scale, s_.aligned, s_.PW, s_.sampling_ratio, level.W);
     fill(rows, s_.PH, sample_share(rows, columns), out.rows);
@@ -121,6 +127,19 @@ class RoiGeometry {
       for (int32_t i = begin; i < n; ++i) out.weights[i] *= factor;
     }
     out.begin[bins] = n;
+  }
+
+  void fill(const PreciseAxis<U>& axis, AxisWeights<U>& out) const {
+    int32_t n = 0;
+    for (int32_t p = 0; p < axis.bins; ++p) {
+      out.begin[p] = n;
+      const auto bin = axis.bin(p);
+      for (int32_t cell = bin.first; cell <= bin.last; ++cell) {
+        out.cells[n] = cell;
+        out.weights[n++] = bin.weight(cell);
+      }
+    }
+    out.begin[axis.bins] = n;
   }
 
   const RoiAlignShape& s_;

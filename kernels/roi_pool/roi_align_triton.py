@@ -272,22 +272,35 @@ def write_weights(
     return weights
 
 
-def align(
-    maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int,
-    aligned: bool, output: Tensor,
+def sum_cells(
+    maps: Sequence[Tensor], rois: Tensor, thresholds: Sequence[float], weights: tuple[Tensor, Tensor], spans: Tensor,
+    output: Tensor,
 ) -> None:  # fmt: skip
-    """thresholds: see roi_triton.roi_level."""
+    """The second launch of the forward pass. thresholds: see roi_triton.roi_level."""
     R, C, PH, PW = output.shape
-    if R * C == 0:
-        return
-    spans = torch.empty(2 * R * (PH + PW), dtype=torch.int32, device=rois.device)
-    weights = write_weights(maps, rois, scales, thresholds, ratio, aligned, PH, PW, spans, None)
     tile = BinTile.of(output)
     launch(
         align_kernel, (tile.programs(output),), tuple(maps), rois, level_sides(maps),
         tuple(map(double_bits, thresholds)), maps[0].shape[0], R, *largest(maps), *weights, spans, output, like=output,
         C=C, PH=PH, PW=PW, MAP_LAST=tuple(map(is_channels_last, maps)), LAST=is_channels_last(output), **tile._asdict(),
     )  # fmt: skip
+
+
+def empty_spans(output: Tensor) -> Tensor:
+    R, _, PH, PW = output.shape
+    return torch.empty(2 * R * (PH + PW), dtype=torch.int32, device=output.device)
+
+
+def align(
+    maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int,
+    aligned: bool, output: Tensor,
+) -> None:  # fmt: skip
+    R, C, PH, PW = output.shape
+    if R * C == 0:
+        return
+    spans = empty_spans(output)
+    weights = write_weights(maps, rois, scales, thresholds, ratio, aligned, PH, PW, spans, None)
+    sum_cells(maps, rois, thresholds, weights, spans, output)
 
 
 def align_backward(

@@ -72,16 +72,22 @@ struct RoiGroups {
   int64_t size(int64_t g) const { return starts[g + 1] - starts[g]; }
 };
 
-// level(roi): 0 ... L - 1. An image index outside the batch is an error.
+// The error of an image index outside the batch. name: the argument's, for the user.
+template <class U>
+Status no_such_image(const char* name, int64_t k, U image, int64_t B) {
+  return invalid("%s[%lld] names image %g, expected 0 to %lld, or -1 for a padded row", name, (long long)k,
+                 double(image), (long long)(B - 1));
+}
+
+// level(roi): 0 ... L - 1.
 template <class U, class Level>
-Status group_rois(const U* rois, int64_t R, int64_t B, int64_t L, const Level& level, RoiGroups* groups) {
+Status group_rois(const char* name, const U* rois, int64_t R, int64_t B, int64_t L, const Level& level,
+                  RoiGroups* groups) {
   std::fill(groups->starts, groups->starts + L * B + 1, 0);
   for (int64_t k = 0; k < R; ++k) {
     const U* roi = rois + k * kRoiFields;
     const int64_t image = roi_image(roi, B);
-    if (image == kBadRoi)
-      return invalid("boxes[%lld] names image %g, expected 0 to %lld, or -1 for a padded row", (long long)k,
-                     double(roi[0]), (long long)(B - 1));
+    if (image == kBadRoi) return no_such_image(name, k, roi[0], B);
     groups->group[k] = image == kPaddedRoi ? -1 : int32_t(level(roi) * B + image);
     if (groups->group[k] >= 0) ++groups->starts[groups->group[k] + 1];
   }

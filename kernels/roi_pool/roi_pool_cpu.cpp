@@ -100,7 +100,7 @@ class Pool {
 
   Status run() {
     RoiGroups& groups = workspace_.groups;
-    FF_TRY(group_rois(rois_, s_.R, s_.B, 1, [](const U*) { return 0; }, &groups));
+    FF_TRY(group_rois("boxes", rois_, s_.R, s_.B, 1, [](const U*) { return 0; }, &groups));
     for (int64_t k = 0; k < s_.R; ++k)
       if (groups.group[k] < 0) clear(k);
     if (groups.grouped == 0 || s_.C == 0) return kOk;
@@ -299,7 +299,7 @@ Status pool_backward(DType dtype, const RoiPoolShape& s, const T* grad_output, b
   const BackwardPlan plan = BackwardPlan::of<T>(s);
   WorkspaceArena arena(memory);
   RoiGroups groups = RoiGroups::take(arena, 1, s.B, s.R);
-  FF_TRY(group_rois(static_cast<const U*>(rois), s.R, s.B, 1, [](const U*) { return 0; }, &groups));
+  FF_TRY(group_rois("boxes", static_cast<const U*>(rois), s.R, s.B, 1, [](const U*) { return 0; }, &groups));
   U* tiles = arena.take<U>(plan.tile * plan.threads);
   U* staging = arena.take<U>(plan.values * plan.threads);
   int32_t* cells_of = arena.take<int32_t>(plan.values * plan.threads);

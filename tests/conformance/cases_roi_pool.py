@@ -48,7 +48,7 @@ def _values(g: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.nda
     return values
 
 
-def _pool(
+def pooling(
     shape: tuple[int, int, int, int] = (2, 5, 17, 23),
     K: int = 12,
     size: Any = (7, 7),
@@ -72,33 +72,33 @@ def _pool(
     return {"input": feature, "boxes": boxes, "output_size": size, "spatial_scale": scale} | scalars
 
 
-def _common_cases() -> Iterator[tuple[str, Callable[[], Args], bool]]:
+def common_cases() -> Iterator[tuple[str, Callable[[], Args], bool]]:
     """Name, arguments, small: for RoIPool and RoIAlign alike."""
     for K in (0, 1, 2, 33):
-        yield f"K{K}", lambda K=K: _pool(K=K), True
-    yield "K300-C64", lambda: _pool((2, 64, 38, 50), 300), False
+        yield f"K{K}", lambda K=K: pooling(K=K), True
+    yield "K300-C64", lambda: pooling((2, 64, 38, 50), 300), False
     for size in (1, (2, 2), (3, 5), 14):
-        yield f"bins-{size}".replace(" ", ""), lambda s=size: _pool(size=s), True
+        yield f"bins-{size}".replace(" ", ""), lambda s=size: pooling(size=s), True
     for size in ((33, 2), (1, 40)):  # more bins a side than a warp has lanes
-        yield f"bins-{size}".replace(" ", ""), lambda s=size: _pool((1, 5, 9, 11), 20, s), True
+        yield f"bins-{size}".replace(" ", ""), lambda s=size: pooling((1, 5, 9, 11), 20, s), True
     for C in (1, 31, 33, 64):
-        yield f"C{C}", lambda C=C: _pool((1, C, 9, 9), 6, 2), True
+        yield f"C{C}", lambda C=C: pooling((1, C, 9, 9), 6, 2), True
     for layout in ("contiguous", "channels_last"):  # channels enough to fill a program with one RoI
-        yield f"C65-{layout}", lambda y=layout: _pool((1, 65, 5, 5), 3, (4, 9), layout=y), True
-    yield "C40-channels_last", lambda: _pool((1, 40, 9, 9), 6, 2, layout="channels_last"), True
+        yield f"C65-{layout}", lambda y=layout: pooling((1, 65, 5, 5), 3, (4, 9), layout=y), True
+    yield "C40-channels_last", lambda: pooling((1, 40, 9, 9), 6, 2, layout="channels_last"), True
     for name, dtype in DTYPES.items():
-        yield name, lambda d=dtype: _pool(dtype=d), True
+        yield name, lambda d=dtype: pooling(dtype=d), True
         for layout in ("channels_last", "strided", "sliced"):
-            yield f"{name}-{layout}", lambda d=dtype, y=layout: _pool((2, 8, 10, 11), 7, 3, dtype=d, layout=y), True
+            yield f"{name}-{layout}", lambda d=dtype, y=layout: pooling((2, 8, 10, 11), 7, 3, dtype=d, layout=y), True
     for rois in ("integer", "half", "tiny", "odd"):
-        yield f"rois-{rois}", lambda r=rois: _pool(K=40, size=3, rois=r), True
-    yield "rois-odd-f64", lambda: _pool(K=40, size=(3, 2), rois="odd", dtype=torch.float64), True
-    yield "scale-1-16", lambda: _pool((1, 4, 20, 31), 20, scale=1 / 16), True
-    yield "scale-1", lambda: _pool((1, 4, 20, 31), 20, scale=1.0), True
-    yield "one-cell-map", lambda: _pool((2, 3, 1, 1), 10, 2), True
-    yield "one-row-map", lambda: _pool((2, 3, 1, 30), 10, 3), True
-    yield "list-of-boxes", lambda: _as_list(_pool()), True
-    yield "list-with-an-empty-image", lambda: _as_list(_pool((3, 4, 9, 9), 8), 3), True
+        yield f"rois-{rois}", lambda r=rois: pooling(K=40, size=3, rois=r), True
+    yield "rois-odd-f64", lambda: pooling(K=40, size=(3, 2), rois="odd", dtype=torch.float64), True
+    yield "scale-1-16", lambda: pooling((1, 4, 20, 31), 20, scale=1 / 16), True
+    yield "scale-1", lambda: pooling((1, 4, 20, 31), 20, scale=1.0), True
+    yield "one-cell-map", lambda: pooling((2, 3, 1, 1), 10, 2), True
+    yield "one-row-map", lambda: pooling((2, 3, 1, 30), 10, 3), True
+    yield "list-of-boxes", lambda: _as_list(pooling()), True
+    yield "list-with-an-empty-image", lambda: _as_list(pooling((3, 4, 9, 9), 8), 3), True
     yield "same-roi-often", _same_roi, True
     yield "transposed-rois", _transposed_rois, True
 
@@ -110,47 +110,47 @@ def _as_list(args: Args, images: int = 2) -> Args:
     return args | {"boxes": lists}
 
 
-def _wrong_images(make: Callable[[Args], Args]) -> Case:
-    """Images 2 (of 2), -2, 0.5, NaN and one that no integer holds."""
-    args = make(_pool(K=12, size=3))
-    rois, padded = args["boxes"].clone(), args["boxes"].clone()
+def wrong_images(make: Callable[[Args], Args], boxes: str = "boxes") -> Case:
+    """Images 2 (of 2), -2, 0.5, NaN and one that no integer holds. boxes: the argument's name."""
+    args = make(pooling(K=12, size=3))
+    rois, padded = args[boxes].clone(), args[boxes].clone()
     rois[:10:2, 0] = tensor([2.0, -2.0, 0.5, float("nan"), 1e30])
     padded[:10:2, 0] = -1.0
-    return Case("images-out-of-range", lambda: args | {"boxes": rois}, small=True, as_if={"boxes": padded})
+    return Case("images-out-of-range", lambda: args | {boxes: rois}, small=True, as_if={boxes: padded})
 
 
 def _same_roi() -> Args:
-    args = _pool(K=1, size=2)
+    args = pooling(K=1, size=2)
     return args | {"boxes": args["boxes"].repeat(50, 1)}
 
 
 def _transposed_rois() -> Args:
-    args = _pool()
+    args = pooling()
     return args | {"boxes": args["boxes"].t().contiguous().t()}
 
 
 def _pool_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Case]:
-    for name, args, small in _common_cases():
+    for name, args, small in common_cases():
         yield Case(name, lambda a=args: make(a()), small)
     for values in ("tied", "odd", "NaN"):
         for dtype in ("f32", "f16"):
             yield Case(
                 f"values-{values}-{dtype}",
-                lambda v=values, d=dtype: make(_pool(K=25, size=2, values=v, dtype=DTYPES[d])),
+                lambda v=values, d=dtype: make(pooling(K=25, size=2, values=v, dtype=DTYPES[d])),
                 small=True,
             )
-    yield Case("odd-everything", lambda: make(_pool(K=60, size=3, rois="odd", values="odd")), small=True)
+    yield Case("odd-everything", lambda: make(pooling(K=60, size=3, rois="odd", values="odd")), small=True)
     for values in ("tied", "odd", "NaN"):
         # Enough boxes for their maxima to be found in a map that was loaded as a whole.
         many = {"K": 40, "size": 3, "rois": "odd", "values": values}
-        yield Case(f"many-boxes-{values}", lambda m=many: make(_pool((1, 31, 9, 14), **m)), small=True)
-        yield Case(f"many-boxes-{values}-f64", lambda m=many: make(_pool(dtype=torch.float64, **m)), small=True)
-    yield Case("a-map-as-large-as-shared-memory", lambda: make(_pool((1, 3, 72, 88), 16, 2, scale=1.0)), small=True)
+        yield Case(f"many-boxes-{values}", lambda m=many: make(pooling((1, 31, 9, 14), **m)), small=True)
+        yield Case(f"many-boxes-{values}-f64", lambda m=many: make(pooling(dtype=torch.float64, **m)), small=True)
+    yield Case("a-map-as-large-as-shared-memory", lambda: make(pooling((1, 3, 72, 88), 16, 2, scale=1.0)), small=True)
     for copies in (1, 4):
         yield Case(f"largest-bins-x{copies}", lambda n=copies: make(_growing(n)), small=True)
     yield Case("one-number", lambda: make(_growing(1, C=1)), small=True)
-    yield Case("rois-not-finite", lambda: make(_not_finite()), small=True)
-    yield _wrong_images(make)
+    yield Case("rois-not-finite", lambda: make(not_finite()), small=True)
+    yield wrong_images(make)
 
 
 def _growing(copies: int, C: int = 3) -> Args:
@@ -169,8 +169,8 @@ def _growing(copies: int, C: int = 3) -> Args:
     }
 
 
-def _not_finite() -> Args:
-    args = _pool(K=10, size=2)
+def not_finite() -> Args:
+    args = pooling(K=10, size=2)
     rois = args["boxes"].clone()
     rois[0, 1], rois[1, 4], rois[2, 3], rois[3, 2] = float("nan"), float("inf"), float("-inf"), float("nan")
     return args | {"boxes": rois}
@@ -181,21 +181,21 @@ def _align_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[C
         for aligned in (False, True):
             yield Case(
                 f"ratio{ratio}{'-aligned' if aligned else ''}",
-                lambda r=ratio, a=aligned: make(_pool(sampling_ratio=r, aligned=a, rois="odd", K=30, size=3)),
+                lambda r=ratio, a=aligned: make(pooling(sampling_ratio=r, aligned=a, rois="odd", K=30, size=3)),
                 small=True,
             )
-    for name, args, small in _common_cases():
+    for name, args, small in common_cases():
         yield Case(name, lambda a=args: make(a() | {"sampling_ratio": 2}), small)
     for name in ("f64", "f16"):
         for aligned in (False, True):
             yield Case(
                 f"tiny-rois-{name}{'-aligned' if aligned else ''}",
-                lambda d=DTYPES[name], a=aligned: make(_pool(rois="tiny", dtype=d, aligned=a, size=2)),
+                lambda d=DTYPES[name], a=aligned: make(pooling(rois="tiny", dtype=d, aligned=a, size=2)),
                 small=True,
             )
-    yield _wrong_images(make)
-    yield Case("adaptive-K100", lambda: make(_pool((2, 16, 38, 50), 100)))
-    yield Case("infinite-values", lambda: make(_pool(values="odd", sampling_ratio=2, size=2)), small=True)
+    yield wrong_images(make)
+    yield Case("adaptive-K100", lambda: make(pooling((2, 16, 38, 50), 100)))
+    yield Case("infinite-values", lambda: make(pooling(values="odd", sampling_ratio=2, size=2)), small=True)
 
 
 def _pyramid(
@@ -248,7 +248,7 @@ def _pyramid_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator
     yield Case("K500", lambda: make(_pyramid(500, output_size=7)))
 
 
-def _output_shape(args: Args) -> tuple[int, ...]:
+def output_shape(args: Args) -> tuple[int, ...]:
     size = args["output_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
     boxes, lead = args["boxes"], args["input"] if "input" in args else args["features"][0]
@@ -257,7 +257,7 @@ def _output_shape(args: Args) -> tuple[int, ...]:
 
 def _with_grad(args: Args) -> Args:
     lead = args["input"] if "input" in args else args["features"][0]
-    return args | {"grad": tensor(generator(53).normal(size=_output_shape(args)), lead.dtype)}
+    return args | {"grad": tensor(generator(53).normal(size=output_shape(args)), lead.dtype)}
 
 
 def _through(op: str) -> Callable[[Args], Any]:

@@ -30,7 +30,7 @@ def family(files: list[Path]) -> str:
 
 def ops_of(name: str) -> list[Op]:
     """The ops whose cases must catch the mutants of kernels/<name>: the family's own, then those composed of it."""
-    modules = [module for module in FAMILIES if module.__name__.endswith(f"cases_{name}")]
+    modules = [module for module in FAMILIES if f".cases_{name}" in module.__name__]
     own = [op for module in modules for op in module.OPS]
     composed = [op for op in OPS if op.name in ("rpn_proposals", "detections") and op not in own]
     return own + composed if own or name == "proposals" else list(OPS)

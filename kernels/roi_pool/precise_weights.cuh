@@ -1,0 +1,70 @@
+// The weights of precise RoI pooling along both axes, cell by cell; see prroi_pool.h.
+#pragma once
+#include "prroi_pool.h"
+#include "roi_weights.cuh"
+
+namespace frcnn_fast::roi_pool {
+
+// Slopes of the weights of an AxisTable, each in its weight's place.
+template <class U>
+struct Slopes {
+  Slope<U>*rows, *columns;
+
+  static Slopes take(WorkspaceArena& arena, const RoiAlignShape& s) {
+    Slope<U>* rows = arena.take<Slope<U>>(s.R * s.PH * s.max_height());
+    return {rows, arena.take<Slope<U>>(s.R * s.PW * s.max_width())};
+  }
+};
+
+// What the weights are for: with kGather there are tables to fill, with kSlopes slopes.
+enum class Weighs { kForward, kGather, kSlopes };
+
+// With kGather the first L * B blocks list the RoIs of each image and level. Then each warp has one axis of one RoI and
+// takes its bins one after the other, a lane a cell; with kGather then a lane a cell of all that the RoI touches. No
+// thread reads what another one writes.
+template <class U, Weighs kFor>
+__global__ void __launch_bounds__(128) precise_weights_kernel(DeviceShape<U> s, const U* __restrict__ rois,
+                                                              Weights<U> out, Slopes<U> slopes, RoiTables tables) {
+  const int64_t groups = kFor == Weighs::kGather ? s.L * s.B : 0;
+  if (kFor == Weighs::kGather && blockIdx.x < groups) {
+    list_group(s, rois, int64_t(blockIdx.x), tables);
+    return;
+  }
+  const int64_t item = (int64_t(blockIdx.x) - groups) * warps_per_block() + warp_id();
+  const int64_t k = item / 2;
+  if (k >= s.R) return;  // the whole warp
+  const bool of_rows = item % 2 == 0;
+  const U* roi = rois + k * kRoiFields;
+  const DeviceLevel<U>& level = s.levels[s.level(roi)];
+  const auto axes = make_axes(roi, level.scale, int64_t(s.PH), int64_t(s.PW), int64_t(level.H), int64_t(level.W));
+  PreciseAxis<U> axis = of_rows ? axes.rows : axes.columns;
+  if (roi_image(roi, s.B) < 0) axis.limit = 0;
+  const AxisTable<U> table = of_rows ? out.rows : out.columns;
+  Slope<U>* const sloping = of_rows ? slopes.rows : slopes.columns;
+
+  int32_t least = axis.limit, most = -1;
+  for (int32_t p = 0; p < axis.bins; ++p) {
+    const PreciseBin<U> bin = axis.bin(p);
+    U* weights = table.of(k, p);
+    for (int32_t cell = bin.first + lane_id(); cell <= bin.last; cell += kWarp) weights[cell] = bin.weight(cell);
+    // Apart: divisions in float64 are calls with much to save.
+    if (kFor == Weighs::kSlopes)
+      for (int32_t cell = bin.first + lane_id(); cell <= bin.last; cell += kWarp)
+        sloping[weights - table.weights + cell] = bin.slope(cell, weights[cell]);
+    if (bin.first <= bin.last) {
+      least = minimum(least, bin.first);
+      most = maximum(most, bin.last);
+    }
+    if (lane_id() == 0) {
+      table.span(k, p)[0] = bin.first;
+      table.span(k, p)[1] = bin.last;
+    }
+  }
+  if (kFor != Weighs::kGather) return;
+  write_window(tables, k, of_rows, least, most, axis.bins, [&](int32_t p, int32_t cell) {
+    const PreciseBin<U> bin = axis.bin(p);
+    return bin.first <= cell && cell <= bin.last;
+  });
+}
+
+}  // namespace frcnn_fast::roi_pool
