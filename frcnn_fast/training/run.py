@@ -26,9 +26,16 @@ from frcnn_fast.data import (
 from frcnn_fast.data.sheet import with_sheet
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.evaluation import RecallResult, VocResult
-from frcnn_fast.io import append_jsonl, load_weights, write_json
-from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, save_detector
-from frcnn_fast.model.presets import config_for
+from frcnn_fast.io import append_jsonl, write_json
+from frcnn_fast.model import (
+    DetectorConfig,
+    FasterRCNN,
+    build_detector,
+    config_for,
+    config_of,
+    save_detector,
+    start_from,
+)
 from frcnn_fast.model.protocol import freeze_stages
 from frcnn_fast.propose import propose
 from frcnn_fast.recall import recall
@@ -95,10 +102,12 @@ def train(
         overwrite: delete the run in `out` instead.
         backbone: one of your own (see `frcnn_fast.model.Backbone`). Default: the one that config.backbone names.
         head: a head of your own (see `FasterRCNN`).
-        config: the detector's settings; default: those that suit the backbone.
+        config: the detector's settings; default: those that suit the backbone, or those of the detector that `weights`
+            names.
         options: how to train; default: what suits the backbone. When resuming only "workers", "device" and "keep" may
             differ from the run's.
-        weights: file of published classifier weights to start from (.safetensors, .npz, .pth).
+        weights: what to start from: published classifier weights (.safetensors, .npz, .pth), or a detector, of which
+            what fits is taken (`frcnn_fast.model.start_from`): a run's folder, or another library's checkpoint.
         test: images to evaluate on at the end.
         proposals: of the training and the test images, for the scheme "fast-rcnn": boxes [N, 4] by image id, in pixels
             of the image, or files of them (`frcnn_fast.data.read_proposals`). A resumed run finds files by itself.
@@ -126,6 +135,8 @@ def train(
     elif out is None:
         raise ValueError("out: got nothing, expected the folder of the run (or resume=)")
     else:
+        if config is None and backbone is None and weights is not None:
+            config = config_of(weights)
         suits = config_for(backbone) if backbone is not None else config or DetectorConfig()
         config, options = config or suits, (options or recipe(suits.backbone)).for_images(len(dataset))
         files = () if proposals is None or isinstance(proposals, Mapping) else tuple(map(os.path.abspath, proposals))
@@ -139,7 +150,8 @@ def train(
     torch.manual_seed(options.seed)
     detector = build_detector(class_names_of(dataset), config, backbone=backbone, head=head)
     fresh = old is None or old.state is None or any(stage.anew for stage in stages)
-    options = dataclasses.replace(options, freeze=_prepare(detector, options, settings.weights if fresh else None))
+    started = start_from(detector, settings.weights) if settings.weights is not None and fresh else None
+    options = dataclasses.replace(options, freeze=_frozen(detector, options, started is not None))
     detector.seed(options.seed)
     detector.to(device)
     check_datasets(dataset, test)
@@ -164,7 +176,8 @@ def train(
     size = options.batch_size
     with Journal(folder, training.total * size, training.done * size, len(dataset), progress) as journal:
         begins = f"resumed after {training.done} of {training.total} iterations" if old else f"results in {folder.path}"
-        journal.say([*plan(detector, options, len(dataset), device, settings.weights is not None), begins])
+        taken = [] if started is None else started.lines()
+        journal.say([*plan(detector, options, len(dataset), device, settings.weights is not None), *taken, begins])
         result = _run(training, folder, journal, dataset, given, notes, callback, progress)
     plot_losses(folder.metrics, folder.losses)
     if result.stopped_by or test is None:
@@ -183,13 +196,11 @@ def train(
     return result
 
 
-def _prepare(detector: FasterRCNN, options: TrainOptions, weights: str | None) -> int:
-    """Load the weights to start from, and freeze the backbone's first stages; returns how many."""
-    if weights is not None:
-        load_pretrained(detector, load_weights(weights), source=weights)
+def _frozen(detector: FasterRCNN, options: TrainOptions, started: bool) -> int:
+    """Freeze the backbone's first stages; returns how many."""
     frozen = options.freeze
     if frozen is None:
-        frozen = getattr(detector.backbone, "frozen_stages", 0) if weights is not None else 0
+        frozen = getattr(detector.backbone, "frozen_stages", 0) if started else 0
     freeze_stages(detector.backbone, frozen)
     return frozen
 
