@@ -204,6 +204,24 @@ class TestAlternating:
         wanted = load_checkpoint(alternated.out).tensors
         assert equal(load_checkpoint(done.out).tensors, wanted)
 
+    def test_killed_while_a_step_writes_its_files(self, alternated, tmp_path, monkeypatch):
+        """The step's last checkpoint is there, its proposals are not: they are made when the run goes on."""
+
+        class Killed(BaseException):
+            pass
+
+        def killed(*_, **__):
+            raise Killed
+
+        how = {"options": quick("alternating"), "progress": False}
+        with monkeypatch.context() as patched:
+            patched.setattr("frcnn_fast.training.run.propose", killed)
+            with pytest.raises(Killed):
+                train.train(digits("train", 10), out=tmp_path, config=tiny(), **how)
+        assert {path.name for path in tmp_path.glob("stages/*/*")} == {"model.safetensors"}
+        train.train(digits("train", 10), resume=tmp_path, **how)
+        assert equal(load_checkpoint(tmp_path).tensors, load_checkpoint(alternated.out).tensors)
+
 
 class TestRpnOnly:
     def test_a_run(self, tmp_path, capsys):
@@ -223,6 +241,18 @@ class TestRpnOnly:
         assert equal(head, part(build_detector(NAMES, tiny()).state_dict(), "roi_head"))
         with pytest.raises(ValueError, match="no trained head"):
             evaluate(detector, test, progress=False)
+
+
+class TestNonApproximateJoint:
+    def test_a_run(self, tmp_path):
+        run = train.train(
+            digits("train", 6), out=tmp_path, config=tiny(pool_size=3), options=quick("non-approximate-joint"),
+            test=digits("test", 2), drawings=0, progress=False,
+        )  # fmt: skip
+        assert run.evaluation is not None
+        assert load_detector(tmp_path).config.pooling == "prroi_pool"
+        records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r]
+        assert {name for name in records[0] if name.startswith("loss_")} == {*RPN_LOSSES, *ROI_LOSSES}
 
 
 class TestFastRcnn:

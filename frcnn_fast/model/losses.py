@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,14 +40,19 @@ def rpn_losses(
     """
     batch = logits.shape[0]
     rows = indices.clamp(min=0)
-    logits = _selected(logits.gather(1, rows).float(), labels >= 0)
-    deltas = deltas.gather(1, rows[..., None].expand(-1, -1, 4)).float()
+    logits = _selected(_wide(logits.gather(1, rows)), labels >= 0)
+    deltas = _wide(deltas.gather(1, rows[..., None].expand(-1, -1, 4)))
     positive = labels == 1
-    objectness = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+    objectness = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
     objectness = _selected(objectness, labels >= 0).sum() / (batch * n_cls)
     deltas = _selected(deltas, positive[..., None])
-    boxes = F.smooth_l1_loss(deltas, targets.float(), beta=beta, reduction="none").sum(-1)
+    boxes = F.smooth_l1_loss(deltas, targets.to(deltas.dtype), beta=beta, reduction="none").sum(-1)
     return objectness, _selected(boxes, positive).sum() * (weight / (batch * n_reg))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Losses are computed in float32, of doubles in float64."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _selected(values: Tensor, where: Tensor) -> Tensor:
@@ -71,13 +77,13 @@ def head_losses(
     """
     labels = labels.flatten()
     sampled = (labels >= 0).sum().clamp(min=1)
-    logits = _selected(class_logits.flatten(0, 1).float(), labels[:, None] >= 0)
+    logits = _selected(_wide(class_logits.flatten(0, 1)), labels[:, None] >= 0)
     classes = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / sampled
-    deltas = box_deltas.reshape(labels.numel(), -1, 4).float()
+    deltas = _wide(box_deltas.reshape(labels.numel(), -1, 4))
     if deltas.shape[1] > 1:
         row = labels.clamp(min=0)[:, None, None].expand(-1, 1, 4)
         deltas = deltas.gather(1, row)
     positive = labels > 0
     chosen = _selected(deltas[:, 0], positive[:, None])
-    boxes = F.smooth_l1_loss(chosen, targets.flatten(0, 1).float(), beta=beta, reduction="none").sum(-1)
+    boxes = F.smooth_l1_loss(chosen, targets.flatten(0, 1).to(chosen.dtype), beta=beta, reduction="none").sum(-1)
     return classes, _selected(boxes, positive).sum() / sampled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from frcnn_fast.data.transforms import Sample
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.training.interrupt import ignore_signals
 from frcnn_fast.training.options import TrainOptions
+from frcnn_fast.training.order import Scales, ShapeGroups, wide_images
 from frcnn_fast.training.randomness import drawn_anew
 
 _ATTEMPTS = 10
@@ -35,8 +36,16 @@ class ShuffledForever(Sampler[Item]):
     The order depends on the seed alone, not on where the stream is entered.
     """
 
-    def __init__(self, length: int, total: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        total: int,
+        seed: int,
+        start: int = 0,
+        arranged: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
         self.length, self.total, self.seed, self.start = length, total, seed, start
+        self._arranged = arranged
 
     def __len__(self) -> int:
         return self.total
@@ -46,6 +55,8 @@ class ShuffledForever(Sampler[Item]):
         place, end = 0, self.start + self.total
         while place < end:
             order = torch.randperm(self.length, generator=generator)
+            if self._arranged is not None:
+                order = self._arranged(order, place)
             for item in range(max(place, self.start), min(place + self.length, end)):
                 yield Item(item, int(order[item - place]))
             place += self.length
@@ -66,22 +77,22 @@ class _Readable:
     in the message.
     """
 
-    def __init__(self, view: DetectionView, seed: int) -> None:
-        self.view, self.seed = view, seed
+    def __init__(self, view: DetectionView, seed: int, scales: Scales) -> None:
+        self.view, self.seed, self.scales = view, seed, scales
 
     def __len__(self) -> int:
         return len(self.view)
 
     def __getitem__(self, item: Item) -> _Read:
         with drawn_anew(self.seed, item.place):
-            return self._read(item.image)
+            return self._read(item.image, self.scales.at(item.place))
 
-    def _read(self, index: int) -> _Read:
+    def _read(self, index: int, shorter: int | None) -> _Read:
         errors: list[str] = []
         replacements = random.Random(index)  # the same in every process
         while len(errors) < _ATTEMPTS:
             try:
-                return _Read(self.view[index], errors)
+                return _Read(self.view.at(index, shorter), errors)
             except TargetError:  # a mistake in the data set, which is to be mended
                 raise
             except (ValueError, OSError) as error:
@@ -137,10 +148,12 @@ class TrainingBatches:
         self.total = sum(stage.iterations for stage in options.stages()) - start if total is None else total
         self.unreadable: dict[str, None] = {} if unreadable is None else unreadable
         size = options.batch_size
+        scales = Scales(options.multi_scale, config.shorter, options.seed, size)
+        arranged = ShapeGroups(wide_images(dataset, options.flips), size) if options.group_shapes else None
         self._loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
-            _Readable(view, options.seed),  # type: ignore[arg-type]  # any map-style object will do
+            _Readable(view, options.seed, scales),  # type: ignore[arg-type]  # any map-style object will do
             batch_size=size,
-            sampler=ShuffledForever(len(view), self.total * size, options.seed, start * size),
+            sampler=ShuffledForever(len(view), self.total * size, options.seed, start * size, arranged),
             collate_fn=_CollateReadable(Collate(config.preprocess)),
             num_workers=options.workers,
             worker_init_fn=ignore_signals,

@@ -39,9 +39,15 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     clip: float = 0.0,
     minimised: Collection[str] | None = None,
+    through_boxes: bool = False,
 ) -> dict[str, Tensor]:
-    """One update of the weights. Returns the losses named in `minimised` (default: all), still on the device."""
+    """One update of the weights. Returns the losses named in `minimised` (default: all), still on the device.
+
+    through_boxes: as in `FasterRCNN.forward`.
+    """
     chosen: dict[str, Any] = {} if minimised is None else {"losses": minimised}
+    if through_boxes:
+        chosen["through_boxes"] = True
     if batch.proposals is not None:
         chosen |= {"proposals": batch.proposals, "proposal_counts": batch.proposal_counts}
     losses = detector(
@@ -109,7 +115,8 @@ class Training:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One iteration. Returns its losses, still on the device."""
         set_rate(self.optimizer, self.lr)
-        losses = train_step(self.detector, batch, self.optimizer, self.options.clip, self.stages[self.stage].losses)
+        stage = self.stages[self.stage]
+        losses = train_step(self.detector, batch, self.optimizer, self.options.clip, stage.losses, stage.through_boxes)
         self.iteration += 1
         return losses
 

@@ -34,6 +34,10 @@ class TrainOptions:
     lr_factor: float = option(0.1, "... by this")
     clip: float = option(0.0, "upper bound of the gradient's norm; 0: none")
     flips: bool = option(True, "double the training set by mirror images")
+    multi_scale: tuple[int, ...] | None = option(
+        None, "lengths of the shorter side, one of which is drawn for each mini-batch (default: the detector's shorter)"
+    )
+    group_shapes: bool = option(False, "mini-batches of wide or of tall images alone, which need less padding")
     freeze: int | None = option(
         None, "first stages of the backbone that stay as loaded (default: where weights are given, as the paper)"
     )
@@ -45,7 +49,9 @@ class TrainOptions:
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
 
     def __post_init__(self) -> None:
-        check_settings(self, {})
+        if isinstance(self.multi_scale, list):
+            object.__setattr__(self, "multi_scale", tuple(self.multi_scale))
+        check_settings(self, {"multi_scale": (1, 2**31)})
         check_choices(self)
         for name in ("iterations", "batch_size", "log_every", "checkpoint_every"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")

@@ -146,6 +146,8 @@ def train(
         proposals if isinstance(proposals, Mapping) else settings.proposals, options.scheme, stages, dataset, test
     )
     config = dataclasses.replace(config, parts=stages[-1].parts)
+    if any(stage.through_boxes for stage in stages):
+        config = dataclasses.replace(config, pooling="prroi_pool")
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
     detector = build_detector(class_names_of(dataset), config, backbone=backbone, head=head)
