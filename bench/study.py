@@ -84,6 +84,8 @@ TABLES: dict[str, tuple[Line, ...]] = {
         Line("alternating", "4-step alternating (shared)", options={"scheme": "alternating"}),
         RPN,
         UNSHARED,
+        Line("non-approximate", "non-approximate joint", options={"scheme": "non-approximate-joint"}),
+        Line("joint-precise", "approximate joint, the same pooling", {"pooling": "prroi_pool"}),
     ),
     # The paper's normalisation: the box loss is divided by the number of anchor locations.
     "lambda": tuple(
@@ -196,7 +198,8 @@ class Study:
             return read_proposals(self.runs / f"{source}-seed{seed}")
         file = self.runs / "selective-search.npz"
         if not file.exists():
-            write_proposals(file, search(self.training) | search(self.test))
+            found = [search(images, workers=os.cpu_count() or 1) for images in (self.training, self.test)]
+            write_proposals(file, found[0] | found[1])
         return read_proposals(file)
 
 

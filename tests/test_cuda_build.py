@@ -120,6 +120,25 @@ def test_compiles_without_spills(complaints: dict[Path, str], source: Path) -> N
     assert not complaints[source], complaints[source]
 
 
+CLUSTER_SOURCES = [path for path in SOURCES if "#if FF_CODE_HAS_CLUSTERS" in path.read_text()]
+
+
+@pytest.mark.parametrize("source", CLUSTER_SOURCES, ids=lambda path: path.name)
+def test_code_without_clusters_traps(tmp_path: Path, source: Path) -> None:
+    """A kernel that needs clusters is no empty body in older code: were one launched, it would not end in silence."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    assembly = tmp_path / "kernels.ptx"
+    flags = ["-std=c++17", "--fmad=false", "-arch=compute_80"]
+    subprocess.run([nvcc, *flags, "-ptx", str(source), "-o", str(assembly)], check=True)
+    kernels = re.findall(r"\.entry (\w*cluster_kernel\w*)\(.*?\n{(.*?)\n}", assembly.read_text(), re.DOTALL)
+    assert kernels
+    for name, body in kernels:
+        instructions = [line.strip() for line in body.splitlines() if re.match(r"\s+\w.*;", line)]
+        assert instructions[0] == "trap;", f"{name}: {instructions}"
+
+
 def test_a_spilling_kernel_is_noticed(tmp_path: Path) -> None:
     """The check checks: a kernel that needs more registers than it may have is refused."""
     nvcc = find_nvcc()

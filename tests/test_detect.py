@@ -345,7 +345,7 @@ class TestTrainCommand:
         voc_tree(tmp_path, "test", b=voc_xml(voc_object("emu"), voc_object("cat")), c="<annotation")
         with pytest.warns(UserWarning, match="left out 1 broken"):
             assert cli.main(arguments) == 0
-        assert "1 classes, 1 images" in capsys.readouterr().err
+        assert "train trainval (1 images), test test (1 images), 1 classes: cat" in capsys.readouterr().err
         assert list(json.loads((tmp_path / "run/evaluation.json").read_text())["classes"]) == ["cat"]
         with pytest.warns(UserWarning, match="left out 1 broken"):  # the settings are those of the run
             assert cli.main(["evaluate", "--checkpoint", str(tmp_path / "run")]) == 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from frcnn_fast import cli, ops, train
 from frcnn_fast._options import add_options, chosen
-from frcnn_fast.data import DigitsDetection, ProposalSet, read_proposals
+from frcnn_fast.data import AugmentedDetection, DigitsDetection, ProposalSet, horizontal_flip, read_proposals
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.io import load_checkpoint, read_jsonl
 from frcnn_fast.model import DetectorConfig, build_detector, load_detector, preset, save_detector
@@ -204,6 +204,24 @@ class TestAlternating:
         wanted = load_checkpoint(alternated.out).tensors
         assert equal(load_checkpoint(done.out).tensors, wanted)
 
+    def test_killed_while_a_step_writes_its_files(self, alternated, tmp_path, monkeypatch):
+        """The step's last checkpoint is there, its proposals are not: they are made when the run goes on."""
+
+        class Killed(BaseException):
+            pass
+
+        def killed(*_, **__):
+            raise Killed
+
+        how = {"options": quick("alternating"), "progress": False}
+        with monkeypatch.context() as patched:
+            patched.setattr("frcnn_fast.training.run.propose", killed)
+            with pytest.raises(Killed):
+                train.train(digits("train", 10), out=tmp_path, config=tiny(), **how)
+        assert {path.name for path in tmp_path.glob("stages/*/*")} == {"model.safetensors"}
+        train.train(digits("train", 10), resume=tmp_path, **how)
+        assert equal(load_checkpoint(tmp_path).tensors, load_checkpoint(alternated.out).tensors)
+
 
 class TestRpnOnly:
     def test_a_run(self, tmp_path, capsys):
@@ -223,6 +241,18 @@ class TestRpnOnly:
         assert equal(head, part(build_detector(NAMES, tiny()).state_dict(), "roi_head"))
         with pytest.raises(ValueError, match="no trained head"):
             evaluate(detector, test, progress=False)
+
+
+class TestNonApproximateJoint:
+    def test_a_run(self, tmp_path):
+        run = train.train(
+            digits("train", 6), out=tmp_path, config=tiny(pool_size=3), options=quick("non-approximate-joint"),
+            test=digits("test", 2), drawings=0, progress=False,
+        )  # fmt: skip
+        assert run.evaluation is not None
+        assert load_detector(tmp_path).config.pooling == "prroi_pool"
+        records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r]
+        assert {name for name in records[0] if name.startswith("loss_")} == {*RPN_LOSSES, *ROI_LOSSES}
 
 
 class TestFastRcnn:
@@ -273,6 +303,21 @@ class TestFastRcnn:
         with pytest.raises(ValueError, match="proposals of image a: row 0 is"):
             run("fast-rcnn", {"a": [[2.0, 0, 1, 1]]})
         assert not (tmp_path / "run").exists()
+
+    def test_transforms_and_fixed_proposals_are_refused(self, tmp_path):
+        """The proposals would stay where they are while the images move; the RPN's own training may have transforms."""
+
+        def mirrored(image, target):
+            return horizontal_flip(image, target)
+
+        training = AugmentedDetection(digits("train", 4), mirrored)
+        for scheme in ("fast-rcnn", "alternating"):
+            with pytest.raises(ValueError, match=f"transforms: move the images away .* scheme '{scheme}'"):
+                train.train(training, out=tmp_path / "run", config=tiny(), options=quick(scheme))
+        run = train.train(training, out=tmp_path, config=tiny(), options=quick("rpn-only"), progress=False)
+        kept = read_proposals(tmp_path)
+        again = propose(run.detector, training.dataset, progress=False)
+        assert all(torch.equal(kept[image], again[image]) for image in again)
 
     def test_from_proposals_to_a_detector_on_the_command_line(self, tmp_path, monkeypatch, capsys):
         """The unshared half of the paper's steps, by commands: RPN, its proposals, Fast R-CNN on them."""

@@ -17,7 +17,9 @@ perhaps `image_size(index)`), is checked whole in no time. `torch.utils.data.Sub
 """
 
 from frcnn_fast._names import checked_class_names
+from frcnn_fast.data.augment import AugmentedDetection
 from frcnn_fast.data.batch import Batch, Collate
+from frcnn_fast.data.cache import CachedDetection
 from frcnn_fast.data.coco import CocoDetection
 from frcnn_fast.data.config import DataConfig
 from frcnn_fast.data.datasets import check_dataset, check_datasets, class_names_of
@@ -39,7 +41,9 @@ from frcnn_fast.data.voc import VocDetection
 from frcnn_fast.data.yolo import YoloDetection
 
 __all__ = [
+    "AugmentedDetection",
     "Batch",
+    "CachedDetection",
     "CocoDetection",
     "Collate",
     "CsvDetection",

@@ -12,6 +12,8 @@ from typing import Any
 from frcnn_fast._names import checked_class_names, printable
 from frcnn_fast._options import check_choices, option
 from frcnn_fast._settings import check_settings
+from frcnn_fast.data.augment import AugmentedDetection, imported_transforms
+from frcnn_fast.data.cache import CachedDetection
 from frcnn_fast.data.digits import DigitsDetection
 from frcnn_fast.data.formats import FORMATS, Reading, find_format, open_files, splits_of
 from frcnn_fast.data.transforms import DetectionDataset
@@ -41,12 +43,19 @@ class DataConfig:
     class_names: tuple[str, ...] | None = option(None, "label k is the k-th name (default: all names in the data)")
     skip_broken: bool = option(False, "leave out, and count, images that are broken or badly annotated")
     ignore_other_classes: bool = option(False, "leave out objects of other classes than the detector's")
+    transforms: str | None = option(
+        None,
+        "module:function that gives random changes of the training images: torchvision's, albumentations', your own",
+    )
+    cache: str = option(NONE, "where decoded images are kept for the next time", (NONE, "memory", "disk"))
+    cache_mb: int = option(4096, "the most megabytes that the cache of the training or of the test set takes")
+    cache_dir: str | None = option(None, "folder of the cache on disk (default: ~/.cache/frcnn_fast)")
     zero_based: bool = option(False, "the annotations count pixels from 0, not from 1")
 
     def __post_init__(self) -> None:
         if isinstance(self.class_names, list):
             object.__setattr__(self, "class_names", tuple(self.class_names))
-        check_settings(self, {})
+        check_settings(self, {"cache_mb": (1, 2**31)})
         check_choices(self)
         if self.class_names is not None:
             checked_class_names(self.class_names)
@@ -54,6 +63,8 @@ class DataConfig:
             raise ValueError(f"data_root: got {self.data_root!r}, expected nothing: the digits need no data")
         if self.dataset not in (AUTO, DIGITS) and not self.data_root:
             raise ValueError(f"data_root: got nothing, expected the folder of the data (dataset {self.dataset!r})")
+        if self.cache != NONE and not self.data_root:
+            raise ValueError(f"cache: got {self.cache!r}, expected 'none': the digits are not read from files")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
@@ -110,7 +121,8 @@ class DataConfig:
             raise ValueError(
                 f"train_split: {found._splits()}, expected one of {', '.join(_TRAIN)}; name the one to train on"
             )
-        return found._open(found.train_split, self.class_names)
+        training = found._open(found.train_split, self.class_names)
+        return AugmentedDetection(training, imported_transforms(self.transforms)) if self.transforms else training
 
     def open_test(self, class_names: Sequence[str] | None = None) -> DetectionDataset | None:
         """The set to evaluate on, with the classes given, or else the config's; None where there is none.
@@ -152,7 +164,7 @@ class DataConfig:
     def _open(self, split: str, class_names: Sequence[str] | None) -> DetectionDataset:
         if self.data_root is None:
             return DigitsDetection(split)
-        return open_files(
+        dataset = open_files(
             Path(self.data_root),
             self.dataset,
             split,
@@ -161,6 +173,10 @@ class DataConfig:
             ignore_other_classes=self.ignore_other_classes,
             skip_broken=self.skip_broken,
         )
+        if self.cache == NONE:
+            return dataset
+        folder = Path(self.cache_dir or "~/.cache/frcnn_fast").expanduser() if self.cache == "disk" else None
+        return CachedDetection(dataset, self.cache_mb, folder)
 
 
 def _or(split: str, default: str) -> str:

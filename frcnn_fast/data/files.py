@@ -135,6 +135,10 @@ class FileDetection:
         """(height, width) of image `index`, without decoding it; None where its header cannot be read."""
         return self._places[index].size
 
+    def is_turned(self, index: int) -> bool:
+        """Whether image `index` is turned as its EXIF orientation says."""
+        return self._places[index].upright
+
     def target(self, index: int) -> Target:
         """The target of item `index`, without opening its image."""
         image_id = self._places[index].record.image_id

@@ -153,6 +153,10 @@ class DetectionView:
         return len(self.dataset) * (2 if self.flips else 1)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.at(index, self.shorter)
+
+    def at(self, index: int, shorter: int | None) -> Sample:
+        """Item `index` with another length of the shorter side than the view's."""
         length = len(self)
         if not -length <= index < length:
             raise IndexError(f"index {index} is outside a data set of {length} items")
@@ -162,13 +166,16 @@ class DetectionView:
         if self._warn and cut:
             cut_warning(cut)
             self._warn = False
-        image, target = self.resized(image, target)
+        image, target = self._resized(image, target, shorter)
         return horizontal_flip(image, target) if index >= len(self.dataset) else (image, target)
 
     def resized(self, image: Tensor, target: Target) -> Sample:
         """A checked item at the view's size."""
+        return self._resized(image, target, self.shorter)
+
+    def _resized(self, image: Tensor, target: Target, shorter: int | None) -> Sample:
         original = (int(image.shape[-2]), int(image.shape[-1]))
-        image, scale = resize(image, self.shorter, self.longer, self.rule)
+        image, scale = resize(image, shorter, self.longer, self.rule)
         low, high = scale_boxes(target["boxes"], original, image.shape[-2:]).split(2, dim=-1)
         # A side of a last digit may vanish in the rounding.
         high = torch.maximum(high, torch.nextafter(low, low.new_tensor(torch.inf)))

@@ -76,7 +76,11 @@ class DetectorConfig:
         "which networks are trained and so of use: both, rpn or roi_head (set by --scheme)",
         ("both", "rpn", "roi_head"),
     )
-    pooling: str = option("roi_pool", "region pooling; several levels need roi_align", ("roi_pool", "roi_align"))
+    pooling: str = option(
+        "roi_pool",
+        "region pooling: roi_pool (of one feature level), roi_align, or prroi_pool, which has gradients in the boxes",
+        ("roi_pool", "roi_align", "prroi_pool"),
+    )
     pool_size: int = option(7, "its output is this many cells high and wide")
     pool_levels: tuple[int, ...] | None = option(
         None, "pyramid pooling (SPP): outputs of these sizes side by side, such as 1,2,3,6; the head is then fc"

@@ -5,7 +5,7 @@ Every tensor has a fixed shape with counts beside it, in training and at test, a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from frcnn_fast.model.head import RoIHead, build_head
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES, head_losses, rpn_losses
 from frcnn_fast.model.protocol import backbone_shape, feature_maps
 from frcnn_fast.model.rpn import RegionProposalNetwork, RpnOutput
+from frcnn_fast.model.through_boxes import ThroughBoxes
 
 
 class Detections(NamedTuple):
@@ -59,6 +60,7 @@ class FasterRCNN(nn.Module):
     """
 
     rng: Tensor
+    mean_over_ranks: Callable[[Tensor], Tensor] | None = None  # see `head_losses`
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class FasterRCNN(nn.Module):
         proposals: Tensor | None = None,
         proposal_counts: Tensor | None = None,
         losses: Collection[str] = RPN_LOSSES + ROI_LOSSES,
+        through_boxes: bool = False,
     ) -> dict[str, Tensor] | Detections:
         """Losses (training mode, ground truth needed) or detections.
 
@@ -118,6 +121,8 @@ class FasterRCNN(nn.Module):
             image_scales: [B], size in `images` per size in the original image (for config.min_size).
             proposals: [B, N, 4] in pixels of `images`; proposal_counts: int64 [B]. Default: what the RPN proposes.
             losses: those wanted, by name; a part of the detector that none of them needs does not run.
+            through_boxes: the head's losses have gradients in the RPN's deltas too, through the corners of its
+                proposals; config.pooling must be "prroi_pool". By default proposals are constants.
         """
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -143,12 +148,24 @@ class FasterRCNN(nn.Module):
         if for_rpn and rpn is not None:
             found |= self.rpn_loss(rpn, gt_boxes, gt_counts, crowd, image_sizes)
         if for_head:
+            through = None
             if proposals is None or proposal_counts is None:
                 assert rpn is not None
-                proposals, _, _, proposal_counts = self.propose(rpn, image_sizes, image_scales)
-            found |= self.head_loss(features, proposals, proposal_counts, gt_boxes, gt_labels, gt_counts, crowd)
+                proposed = self.propose(rpn, image_sizes, image_scales)
+                proposals, proposal_counts = proposed.boxes, proposed.counts
+                if through_boxes:
+                    through = self._through(rpn, proposed, image_sizes, gt_boxes)
+            truth = gt_boxes, gt_labels, gt_counts, crowd
+            found |= self.head_loss(features, proposals, proposal_counts, *truth, through)
         self.rng[1] += 1
         return {name: found[name] for name in losses}
+
+    def _through(self, rpn: RpnOutput, proposed: ops.Proposals, image_sizes: Tensor, gt_boxes: Tensor) -> ThroughBoxes:
+        if self.config.pooling != "prroi_pool":
+            raise ValueError(
+                f"through_boxes: pooling {self.config.pooling!r} has no gradient in the boxes, expected 'prroi_pool'"
+            )
+        return ThroughBoxes(rpn, proposed, image_sizes, gt_boxes, self.config.box_weights)
 
     def _check_whole(self, proposals: Tensor | None) -> None:
         """Half a detector detects nothing: its other half was never trained."""
@@ -243,9 +260,11 @@ class FasterRCNN(nn.Module):
         gt_labels: Tensor,
         gt_counts: Tensor,
         crowd: Tensor | None,
+        through: ThroughBoxes | None = None,
     ) -> dict[str, Tensor]:
+        """through: what makes the sampled regions functions of the RPN's deltas; None leaves them constants."""
         config = self.config
-        rois, labels, targets, _, sampled = ops.sample_rois(
+        sampled = ops.sample_rois(
             proposals,
             counts,
             gt_boxes,
@@ -260,8 +279,11 @@ class FasterRCNN(nn.Module):
             crowd=crowd,
             weights=config.box_weights,
         )
-        logits, deltas = self.roi_head(features, rois, sampled.sum(1))
-        classes, boxes = head_losses(logits, deltas, labels, targets, beta=config.roi_beta)
+        rois, targets = through(sampled) if through else (sampled.rois, sampled.targets)
+        logits, deltas = self.roi_head(features, rois, sampled.counts.sum(1))
+        classes, boxes = head_losses(
+            logits, deltas, sampled.labels, targets, beta=config.roi_beta, mean_over_ranks=self.mean_over_ranks
+        )
         return dict(zip(ROI_LOSSES, (classes, boxes), strict=True))
 
     def detect(

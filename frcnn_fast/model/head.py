@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast import ops
+from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.layers import ConvNorm, gaussian_
 from frcnn_fast.model.protocol import BackboneShape
@@ -97,7 +98,13 @@ class RoIHead(nn.Module):
             )
         self.body = body
         self.levels = shape.roi_levels
+        self.level_areas: Tensor
         self.scales = [1.0 / stride for stride in shape.roi_strides]
+        thresholds: tuple[float, ...] = ()
+        if config.pooling == "prroi_pool":
+            thresholds = level_thresholds(tuple(self.scales), config.canonical_scale, config.canonical_level)
+        # Areas from which on a region belongs to the next level; made from the config, so not in the checkpoint.
+        self.register_buffer("level_areas", torch.tensor(thresholds), persistent=False)
         self.config = config
         width = getattr(body, "out_features", None)
         if not isinstance(width, int):
@@ -119,6 +126,8 @@ class RoIHead(nn.Module):
         config = self.config
         if config.pooling == "roi_pool":
             return ops.roi_pool(features[0], rois, size, self.scales[0])
+        if config.pooling == "prroi_pool":
+            return self._precise(features, rois, size)
         if len(features) == 1:
             return ops.roi_align(features[0], rois, size, self.scales[0], config.sampling_ratio, config.aligned)
         return ops.multiscale_roi_align(
@@ -131,6 +140,20 @@ class RoIHead(nn.Module):
             canonical_scale=config.canonical_scale,
             canonical_level=config.canonical_level,
         )
+
+    def _precise(self, features: Sequence[Tensor], rois: Tensor, size: int) -> Tensor:
+        """Every region from the level that `multiscale_roi_align` would take."""
+        if len(features) == 1:
+            return ops.prroi_pool(features[0], rois, size, self.scales[0])
+        image, boxes = rois.split([1, 4], 1)
+        area = (boxes[:, 2:] - boxes[:, :2]).detach().prod(1, keepdim=True)
+        level = (area >= self.level_areas).sum(1, keepdim=True)
+        pooled = []
+        for place, (feature, scale) in enumerate(zip(features, self.scales, strict=True)):
+            # A row of another level is padding: it gives zeros.
+            rows = torch.cat([torch.where(level == place, image, -1), boxes], 1)
+            pooled.append(ops.prroi_pool(feature, rows, size, scale))
+        return torch.stack(pooled).sum(0)
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [B, N, 4], counts [B] -> class logits [B, N, K+1], deltas [B, N, 4(K+1)] (or [B, N, 4])."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,14 +42,19 @@ def rpn_losses(
     """
     batch = logits.shape[0]
     rows = indices.clamp(min=0)
-    logits = _selected(logits.gather(1, rows).float(), labels >= 0)
-    deltas = deltas.gather(1, rows[..., None].expand(-1, -1, 4)).float()
+    logits = _selected(_wide(logits.gather(1, rows)), labels >= 0)
+    deltas = _wide(deltas.gather(1, rows[..., None].expand(-1, -1, 4)))
     positive = labels == 1
-    objectness = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+    objectness = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
     objectness = _selected(objectness, labels >= 0).sum() / (batch * n_cls)
     deltas = _selected(deltas, positive[..., None])
-    boxes = F.smooth_l1_loss(deltas, targets.float(), beta=beta, reduction="none").sum(-1)
+    boxes = F.smooth_l1_loss(deltas, targets.to(deltas.dtype), beta=beta, reduction="none").sum(-1)
     return objectness, _selected(boxes, positive).sum() * (weight / (batch * n_reg))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Losses are computed in float32, of doubles in float64."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _selected(values: Tensor, where: Tensor) -> Tensor:
@@ -55,7 +63,13 @@ def _selected(values: Tensor, where: Tensor) -> Tensor:
 
 
 def head_losses(
-    class_logits: Tensor, box_deltas: Tensor, labels: Tensor, targets: Tensor, *, beta: float = 1.0
+    class_logits: Tensor,
+    box_deltas: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    *,
+    beta: float = 1.0,
+    mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy over K + 1 classes and smooth L1 on the true class' box (Girshick 2015, §2.3).
 
@@ -65,19 +79,24 @@ def head_losses(
         labels: int64 [B, S], 0 background, -1 padding.
         targets: [B, S, 4], used where the label is at least 1.
         beta: as in `rpn_losses`.
+        mean_over_ranks: makes of a number its mean over all processes that share a mini-batch. With it the mean of
+            their losses is the loss of the whole batch, however the sampled regions are spread.
 
     Returns:
         (class loss, box loss): both sums are divided by the number of sampled regions.
     """
     labels = labels.flatten()
-    sampled = (labels >= 0).sum().clamp(min=1)
-    logits = _selected(class_logits.flatten(0, 1).float(), labels[:, None] >= 0)
+    sampled = (labels >= 0).sum()
+    if mean_over_ranks is not None:
+        sampled = mean_over_ranks(sampled)
+    sampled = sampled.clamp(min=1)
+    logits = _selected(_wide(class_logits.flatten(0, 1)), labels[:, None] >= 0)
     classes = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / sampled
-    deltas = box_deltas.reshape(labels.numel(), -1, 4).float()
+    deltas = _wide(box_deltas.reshape(labels.numel(), -1, 4))
     if deltas.shape[1] > 1:
         row = labels.clamp(min=0)[:, None, None].expand(-1, 1, 4)
         deltas = deltas.gather(1, row)
     positive = labels > 0
     chosen = _selected(deltas[:, 0], positive[:, None])
-    boxes = F.smooth_l1_loss(chosen, targets.flatten(0, 1).float(), beta=beta, reduction="none").sum(-1)
+    boxes = F.smooth_l1_loss(chosen, targets.flatten(0, 1).to(chosen.dtype), beta=beta, reduction="none").sum(-1)
     return classes, _selected(boxes, positive).sum() / sampled

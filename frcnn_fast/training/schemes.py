@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from frcnn_fast.data import DetectionDataset, ProposalSet, read_proposals
+from frcnn_fast.data.augment import unchanged
 from frcnn_fast.io import PathLike
 from frcnn_fast.model.detector import FasterRCNN
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
@@ -36,6 +37,7 @@ class Stage:
             stage, those that it kept.
         anew: parts that begin as the run began: the backbone with its published weights, new layers at random.
         parts: which networks are of use after it (`DetectorConfig.parts`).
+        through_boxes: whether the head's losses have gradients through the proposals' corners.
         keeps: what it leaves at its end: `CHECKPOINT`, `PROPOSALS` (the RPN's, of the training images).
     """
 
@@ -46,12 +48,18 @@ class Stage:
     proposals: str = FROM_RPN
     anew: tuple[str, ...] = ()
     parts: str = "both"
+    through_boxes: bool = False
     keeps: tuple[str, ...] = ()
 
 
 def approximate_joint(iterations: int) -> list[Stage]:
     """Both networks at once; proposals are constants to the head's losses."""
     return [Stage(RPN_LOSSES + ROI_LOSSES, PARTS, iterations)]
+
+
+def non_approximate_joint(iterations: int) -> list[Stage]:
+    """Both networks at once, with gradients through the proposals' corners; needs the pooling that has them."""
+    return [Stage(RPN_LOSSES + ROI_LOSSES, PARTS, iterations, through_boxes=True)]
 
 
 def alternating(iterations: int) -> list[Stage]:
@@ -63,7 +71,7 @@ def alternating(iterations: int) -> list[Stage]:
     rpn, head = ("backbone", "rpn"), ("backbone", "roi_head")
     return [
         Stage(RPN_LOSSES, rpn, iterations, "1-rpn", parts="rpn", keeps=both),
-        Stage(ROI_LOSSES, head, iterations, "2-fast-rcnn", "1-rpn", ("backbone",), "roi_head", (CHECKPOINT,)),
+        Stage(ROI_LOSSES, head, iterations, "2-fast-rcnn", "1-rpn", ("backbone",), "roi_head", keeps=(CHECKPOINT,)),
         Stage(RPN_LOSSES, rpn[1:], iterations, "3-rpn", anew=("rpn",), keeps=both),
         Stage(ROI_LOSSES, head[1:], iterations, "4-fast-rcnn", "3-rpn", keeps=(CHECKPOINT,)),
     ]
@@ -82,6 +90,7 @@ def fast_rcnn(iterations: int) -> list[Stage]:
 # From options.iterations, those of each stage, to stages.
 SCHEMES: dict[str, Callable[[int], list[Stage]]] = {
     "approximate-joint": approximate_joint,
+    "non-approximate-joint": non_approximate_joint,
     "alternating": alternating,
     "rpn-only": rpn_only,
     "fast-rcnn": fast_rcnn,
@@ -96,7 +105,12 @@ def given_proposals(
     test: DetectionDataset | None,
 ) -> ProposalSet | None:
     """The proposals of these data sets, given as boxes by image id or as files. ValueError where the scheme needs some
-    and there are none, or the reverse, or an image has none."""
+    and there are none, or the reverse, an image has none, or the images are changed at random."""
+    if unchanged(training) is not training and any(stage.proposals != FROM_RPN for stage in stages):
+        raise ValueError(
+            f"transforms: move the images away from the proposals that the scheme {scheme!r} has of them; leave them "
+            "out, or train by approximate-joint"
+        )
     needed = any(stage.proposals == FROM_FILES for stage in stages)
     if needed and proposals is None:
         raise ValueError(

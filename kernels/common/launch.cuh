@@ -20,6 +20,14 @@
 
 #include "status.h"
 
+// Around the body of a kernel that needs clusters; where they are not, the body is __trap(), and the launcher asks
+// code_has_clusters().
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define FF_CODE_HAS_CLUSTERS 1
+#else
+#define FF_CODE_HAS_CLUSTERS 0
+#endif
+
 #if defined(FF_SIMT)
 #include "simt.h"
 #else
@@ -63,13 +71,17 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// The current device's limits: shared memory that a block may have at most (99 KB to 227 KB), multiprocessors, and
-// 10 * major + minor of the compute capability. Clusters need 90.
+// The current device's limits: shared memory that a block may have at most (99 KB to 227 KB), and multiprocessors.
 inline size_t max_dynamic_shared() { return size_t(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)); }
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
-inline int compute_capability() {
-  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
-}
+
+constexpr int kMostDevices = 64;  // of a process; what is known of a device is kept for so many
+
+// Whether the kernels may form clusters and overlap the launch before. That asks for code compiled for sm_90 or later,
+// not only for such a device: one that has no code of its own in the binary runs that of an older architecture, in
+// which both are left out (FF_CODE_HAS_CLUSTERS), and a launch that counts on them would go wrong without a word. Asked
+// of the driver once for each device (launch.cu).
+bool code_has_clusters();
 
 // Blocks of `each` that hold n items.
 inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
@@ -86,7 +98,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   kernel<<<grid, block, shared_bytes, queue>>>(std::forward<Arguments>(arguments)...);
 }
 
-// A launch with one attribute, or, as the launch of a device that lacks it, with none.
+// A launch with one attribute, or, where the code lacks what it stands for, with none.
 template <class... Parameters, class... Arguments>
 void launch_with(void (*kernel)(Parameters...), cudaLaunchAttribute attribute, bool applies, dim3 grid, dim3 block,
                  size_t shared_bytes, Stream stream, Arguments&&... arguments) {
@@ -134,36 +146,36 @@ bool cluster_fits(void (*kernel)(Parameters...), unsigned cluster, dim3 block, s
 // Programmatic dependent launch (sm_90 and later): the blocks may start while the launch before is still running, once
 // all of its blocks have called let_next_launch_start() or ended. Every thread of such a kernel must call
 // wait_for_launch_before() first of all: before that it may neither read what an earlier launch writes nor write what
-// an earlier launch reads, and a thread that never waits would let the launch after next start too early. On older
-// devices this is an ordinary launch, and both calls do nothing.
+// an earlier launch reads, and a thread that never waits would let the launch after next start too early. In older
+// code both calls do nothing, and this is an ordinary launch.
 template <class... Parameters, class... Arguments>
 void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
                        Arguments&&... arguments) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  launch_with(kernel, attribute, compute_capability() >= 90, grid, block, shared_bytes, stream,
+  launch_with(kernel, attribute, code_has_clusters(), grid, block, shared_bytes, stream,
               std::forward<Arguments>(arguments)...);
 }
 
 // Returns when all launches before are complete and their writes visible.
 __device__ __forceinline__ void wait_for_launch_before() {
-#if __CUDA_ARCH__ >= 900
+#if FF_CODE_HAS_CLUSTERS
   cudaGridDependencySynchronize();
 #endif
 }
 
 // A hint, from any thread of the block at any time: the next launch takes no room from blocks that have yet to start.
 __device__ __forceinline__ void let_next_launch_start() {
-#if __CUDA_ARCH__ >= 900
+#if FF_CODE_HAS_CLUSTERS
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 
-// Thread block clusters (sm_90 and later): blocks that run together and reach each other's shared memory. On older
-// devices every cluster is one block, so a kernel written for any cluster size runs there with size 1.
+// Thread block clusters (sm_90 and later): blocks that run together and reach each other's shared memory. In older code
+// every cluster is one block, so a kernel written for any cluster size runs there with size 1.
 __device__ __forceinline__ unsigned cluster_size() {
-#if __CUDA_ARCH__ >= 900
+#if FF_CODE_HAS_CLUSTERS
   return __clusterSizeInBlocks();
 #else
   return 1;
@@ -171,7 +183,7 @@ __device__ __forceinline__ unsigned cluster_size() {
 }
 
 __device__ __forceinline__ unsigned cluster_rank() {
-#if __CUDA_ARCH__ >= 900
+#if FF_CODE_HAS_CLUSTERS
   return __clusterRelativeBlockRank();
 #else
   return 0;
@@ -181,7 +193,7 @@ __device__ __forceinline__ unsigned cluster_rank() {
 // Every thread of every block of the cluster. Needed before the first cluster_map() access, so that the other
 // blocks have started, and after the last, so that none has left.
 __device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
+#if FF_CODE_HAS_CLUSTERS
   __cluster_barrier_arrive();
   __cluster_barrier_wait();
 #else
@@ -192,7 +204,7 @@ __device__ __forceinline__ void cluster_sync() {
 // The address, in block `rank` of the cluster, of what `mine` is in this block's shared memory.
 template <class T>
 __device__ __forceinline__ T* cluster_map(T* mine, unsigned rank) {
-#if __CUDA_ARCH__ >= 900
+#if FF_CODE_HAS_CLUSTERS
   return static_cast<T*>(__cluster_map_shared_rank(const_cast<std::remove_cv_t<T>*>(mine), rank));
 #else
   (void)rank;

@@ -1,10 +1,12 @@
-// NMS of images whose boxes are in no order: sort by score, bring the boxes into that order, suppress, name the rows.
+// NMS of images whose boxes are in no order. Where blocks form clusters and their shared memory takes the boxes to be
+// kept, a cluster does all of an image (nms_cluster.cu): one launch. Elsewhere a chain: sort by score, bring the boxes
+// into that order, suppress, name the rows.
 #include <algorithm>
 
 #include "../common/launch.cuh"
 #include "../common/workspace.h"
 #include "../top_n/top_n.h"
-#include "nms.h"
+#include "nms_cuda.cuh"
 
 namespace frcnn_fast::nms {
 using namespace top_n;
@@ -20,9 +22,7 @@ __global__ void __launch_bounds__(kThreads)
     compete_kernel(const T* boxes, const int64_t* counts, int64_t B, int64_t N, uint8_t* competes) {
   const int64_t i = thread_index();
   if (i >= B * N) return;
-  int64_t count = counts ? FF_MUTANT(nms_counts, counts[i / N], N) : N;
-  if (count < 0 || count > N) count = 0;
-  competes[i] = i % N < count && takes_part(load_box(boxes + 4 * i));
+  competes[i] = i % N < real_rows(counts, i / N, N) && takes_part(load_box(boxes + 4 * i));
 }
 
 // A thread a rank.
@@ -73,8 +73,28 @@ struct Workspace {
   }
 };
 
+template <class T>
+Status run_chain(const PaddedBoxes& in, void* workspace, int64_t* keep, int64_t* num_keep, Stream stream) {
+  using U = Compute<T>;
+  const int64_t B = in.B, N = in.N, max_output = in.max_output;
+  const Workspace<U> w(workspace, in.dtype, B, N, max_output, in.class_ids != nullptr);
+  const T* const all = static_cast<const T*>(in.boxes);
+  const unsigned blocks = blocks_for(B * N, kThreads);
+  const int64_t level[2] = {0, N};
+  FF_LAUNCH(compete_kernel<T>, blocks, kThreads, 0, stream, all, in.counts, B, N, w.competes);
+  FF_TRY(top_n_segments_cuda(in.dtype, in.scores, B, N, level, 1, N, w.competes, w.scratch, w.order, w.ranked, stream));
+  FF_LAUNCH(gather_kernel<T>, blocks, kThreads, 0, stream, all, in.class_ids, w.order, B, N, w.boxes, w.class_ids);
+  FF_TRY(nms_sorted_segments_cuda(sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32, w.boxes,
+                                  in.class_ids ? w.class_ids : nullptr, w.ranked, B, N, in.iou_threshold, max_output,
+                                  in.legacy, w.scratch, w.keep, w.num_keep, stream));
+  FF_LAUNCH(ranks_to_rows_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep,
+            w.num_keep, B, N, max_output, keep, num_keep);
+  return launched();
+}
+
 }  // namespace
 
+// What the chain needs, so that it does not matter which device is current.
 size_t nms_padded_workspace_cuda(DType dtype, int64_t B, int64_t N, int64_t max_output, bool classes) {
   return visit_compute(dtype, [&](auto tag) {
     return Workspace<typename decltype(tag)::type>(nullptr, dtype, B, N, max_output, classes).bytes;
@@ -92,23 +112,10 @@ Status nms_padded_cuda(DType dtype, const void* boxes, const void* scores, const
     if (max_output > 0) FF_TRY(fill_bytes(keep, 0xff, size_t(B * max_output) * sizeof(int64_t), stream));
     return fill_bytes(num_keep, 0, size_t(B) * sizeof(int64_t), stream);
   }
-  return visit(dtype, [&](auto tag) -> Status {
-    using T = typename decltype(tag)::type;
-    using U = Compute<T>;
-    const Workspace<U> w(workspace, dtype, B, N, max_output, class_ids != nullptr);
-    const T* const all = static_cast<const T*>(boxes);
-    const unsigned blocks = blocks_for(B * N, kThreads);
-    const int64_t level[2] = {0, N};
-    FF_LAUNCH(compete_kernel<T>, blocks, kThreads, 0, stream, all, counts, B, N, w.competes);
-    FF_TRY(top_n_segments_cuda(dtype, scores, B, N, level, 1, N, w.competes, w.scratch, w.order, w.ranked, stream));
-    FF_LAUNCH(gather_kernel<T>, blocks, kThreads, 0, stream, all, class_ids, w.order, B, N, w.boxes, w.class_ids);
-    FF_TRY(nms_sorted_segments_cuda(sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32, w.boxes,
-                                    class_ids ? w.class_ids : nullptr, w.ranked, B, N, iou_threshold, max_output,
-                                    legacy, w.scratch, w.keep, w.num_keep, stream));
-    FF_LAUNCH(ranks_to_rows_kernel, blocks_for(B * max_output, kThreads), kThreads, 0, stream, w.order, w.keep,
-              w.num_keep, B, N, max_output, keep, num_keep);
-    return launched();
-  });
+  const PaddedBoxes in = {dtype, boxes, scores, class_ids, counts, B, N, iou_threshold, max_output, legacy};
+  if (nms_fits_cluster(in)) return nms_by_cluster(in, keep, num_keep, stream);  // the one place where the way is chosen
+  return visit(
+      dtype, [&](auto tag) { return run_chain<typename decltype(tag)::type>(in, workspace, keep, num_keep, stream); });
 }
 
 }  // namespace frcnn_fast::nms

@@ -1,5 +1,5 @@
 // The proposal step on CUDA. Where blocks form clusters and their shared memory takes the boxes to be kept, a cluster
-// does all of a level (proposals_cluster.cuh): one launch, and one that merges the levels, where there are several. The
+// does all of a level (proposals_cluster.cu): one launch, and one that merges the levels, where there are several. The
 // merge is a launch of its own because a ticket that tells the last cluster of an image would need a zeroed word in the
 // workspace, hence a node that zeroes it: the same number of nodes, and this one overlaps its start with the clusters.
 //

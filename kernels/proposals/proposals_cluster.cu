@@ -1,62 +1,102 @@
-// Launches proposals_cluster_kernel, where it fits.
-#include <algorithm>
-#include <atomic>
-
-#include "proposals_cluster.cuh"
+// The proposal step of every level of every image by a cluster of blocks each (kernels/nms/greedy_cluster.cuh): a
+// level's scores are the segment, and a candidate is decoded, clipped and judged when its turn comes.
+#include "../nms/cluster_launch.cuh"
+#include "decoder.cuh"
 #include "proposals_cuda.h"
 
 namespace frcnn_fast::proposals {
+using namespace nms;
+using namespace top_n;
 namespace {
 
-#if defined(FF_TEST_BUILD)
-constexpr size_t kSharedLimit = 51 << 10;  // so that small cases are too large as well
-#else
-constexpr size_t kSharedLimit = 227 << 10;
-#endif
-constexpr int kMostDevices = 64;
+// Where the results go: rows [S, stride].
+template <class T>
+struct ProposalRows {
+  Compute<T>* boxes;
+  T* scores;
+  int64_t *indices, *counts;
+  int64_t stride;
+  bool padded;
 
-// compete: whether boxes are judged before the selection.
-template <class U>
-ClusterSettings<U> make_settings(const LevelLimits& limits, double threshold, bool compete) {
-  const int64_t slice = (limits.longest + kCluster - 1) / kCluster;
-  ClusterSettings<U> set = {};
-  set.n = int(limits.n);
-  set.most_kept = int(limits.k);
-  set.list_room = int(std::min<int64_t>(slice, kListRoom));
-  set.competes_words = compete ? int((slice + kWarp - 1) / kWarp) : 0;
-  set.suppression = make_suppression<U>(threshold);
-  return set;
+  __device__ __forceinline__ void write(int64_t row, const Box<Compute<T>>& box, T score, int64_t index) const {
+    store_box(boxes + 4 * row, box);
+    scores[row] = score;
+    indices[row] = index;
+  }
+};
+
+// One level of one image, as GreedyCluster asks for it.
+template <class T, bool kLegacy>
+class Level {
+ public:
+  using Score = T;
+  using U = Compute<T>;
+  using ClassId = NoClass;
+  static constexpr bool kJudgesFirst = true;
+
+  __device__ __forceinline__ Level(const Decoder<T, kLegacy>& decoder, const ScoreSegments<T>& scores,
+                                   const ProposalRows<T>& out, int segment)
+      : decoder_(decoder),
+        scores_(scores),
+        out_(out),
+        row_(scores.row(segment)),
+        segment_(segment),
+        image_(segment / scores.levels) {}
+
+  __device__ __forceinline__ SegmentSlice<T> slice() const { return SegmentSlice<T>(scores_, int(segment_)); }
+  __device__ __forceinline__ bool read(int64_t anchor, Box<U>* box) const { return decoder_(image_, anchor, box); }
+  __device__ __forceinline__ int64_t rows() const { return out_.padded ? out_.stride : 0; }
+  __device__ __forceinline__ void write_count(int kept) const { out_.counts[segment_] = kept; }
+  __device__ __forceinline__ void write(int64_t row, uint32_t anchor, const Box<U>& box) const {
+    out_.write(segment_ * out_.stride + row, box, row_[anchor], anchor);
+  }
+  __device__ __forceinline__ void pad(int64_t row) const {
+    out_.write(segment_ * out_.stride + row, Box<U>{}, T{}, -1);
+  }
+
+ private:
+  const Decoder<T, kLegacy>& decoder_;
+  const ScoreSegments<T>& scores_;
+  const ProposalRows<T>& out_;
+  const T* const row_;  // the image's scores
+  const int64_t segment_, image_;
+};
+
+// Grid: a cluster a segment.
+template <class T, bool kLegacy>
+__global__ void __launch_bounds__(kClusterChunk)
+    proposals_cluster_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder,
+                             const __grid_constant__ ScoreSegments<T> segments,
+                             const __grid_constant__ ProposalRows<T> out,
+                             const __grid_constant__ ClusterSettings<Compute<T>> set) {
+#if FF_CODE_HAS_CLUSTERS
+  FF_SHARED(uint32_t, scratch, [kChunkWarps]);
+  FF_DYN_SHARED(unsigned char, memory);
+  // proposals_merge_kernel waits for this one's end before it does anything. With one level it does not come, and what
+  // comes instead is none of ours.
+  if (segments.levels > 1) let_next_launch_start();
+  const ClusterMemory<Compute<T>, NoClass> arrays(memory, set);
+  const Level<T, kLegacy> level(decoder, segments, out, int(blockIdx.x) / kCluster);
+  GreedyCluster<Level<T, kLegacy>, kLegacy>(level, set, arrays, scratch).run();
+#else
+  __trap();
+#endif
 }
 
-size_t most_shared() { return std::min(max_dynamic_shared(), kSharedLimit) - 2048; }  // the rest: static
-
-// Whether the device runs clusters of this kernel at all; asked once for each device.
-template <class T, bool kLegacy>
-bool device_runs_clusters() {
-  static std::atomic<int8_t> known[kMostDevices];  // 0: not asked yet, 1: no, 2: yes
-  int device = 0;
-  if (cudaGetDevice(&device) || device >= kMostDevices) return false;
-  int8_t answer = known[device];
-  if (!answer) {
-    const auto kernel = proposals_cluster_kernel<T, kLegacy>;
-    const bool yes =
-        !allow_dynamic_shared(kernel, most_shared()) && cluster_fits(kernel, kCluster, dim3(kChunk), most_shared());
-    known[device] = answer = yes ? 2 : 1;
-  }
-  return answer == 2;
+template <class T>
+ClusterSettings<Compute<T>> make_settings(const ProposalInputs& in, const ProposalSettings& set) {
+  const LevelLimits limits = level_limits(in, set);
+  return cluster_settings<Compute<T>>(limits.longest, limits.n, limits.k, set.iou_threshold, set.filter_before_top_n);
 }
 
 }  // namespace
 
 bool proposals_fit_cluster(const ProposalInputs& in, const ProposalSettings& set) {
-  const LevelLimits limits = level_limits(in, set);
-  if (compute_capability() < 90 || in.A > 1 << 30 || limits.n > kCluster * kListRoom) return false;
   return visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using U = Compute<T>;
-    const ClusterSettings<U> settings = make_settings<U>(limits, set.iou_threshold, set.filter_before_top_n);
-    return ClusterMemory<U>(nullptr, settings).bytes <= most_shared() &&
-           (set.legacy ? device_runs_clusters<T, true>() : device_runs_clusters<T, false>());
+    if (!fits_cluster<NoClass>(in.A, make_settings<T>(in, set))) return false;
+    return set.legacy ? device_runs_clusters<&proposals_cluster_kernel<T, true>>()
+                      : device_runs_clusters<&proposals_cluster_kernel<T, false>>();
   });
 }
 
@@ -64,21 +104,15 @@ Status propose_by_cluster(const ProposalInputs& in, const ProposalSettings& set,
                           int64_t stride, bool padded, Stream stream) {
   const auto launch = [&](auto tag, auto legacy) -> Status {
     using T = typename decltype(tag)::type;
-    using U = Compute<T>;
     constexpr bool kLegacy = decltype(legacy)::value;
     Decoder<T, kLegacy> decoder{};
     FF_TRY(make_decoder(in, set, &decoder));
     ScoreSegments<T> segments = {static_cast<const T*>(in.scores), nullptr, in.A, int32_t(in.L), {}};
     for (int64_t l = 0; l < in.L; ++l) segments.starts[l + 1] = segments.starts[l] + int32_t(in.level_sizes[l]);
-    const ClusterSettings<U> settings =
-        make_settings<U>(level_limits(in, set), set.iou_threshold, set.filter_before_top_n);
     const ProposalRows<T> out = {
-        static_cast<U*>(rows.boxes), static_cast<T*>(rows.scores), rows.indices, rows.counts, stride, padded};
-    const auto kernel = proposals_cluster_kernel<T, kLegacy>;
-    FF_TRY(allow_dynamic_shared(kernel, most_shared()));  // not what is used: threads would race for it
-    FF_LAUNCH_CLUSTER(kernel, kCluster, dim3(unsigned(in.B * in.L) * kCluster), dim3(kChunk),
-                      ClusterMemory<U>(nullptr, settings).bytes, stream, decoder, segments, settings, out);
-    return launched();
+        static_cast<Compute<T>*>(rows.boxes), static_cast<T*>(rows.scores), rows.indices, rows.counts, stride, padded};
+    return launch_greedy_clusters<&proposals_cluster_kernel<T, kLegacy>, NoClass>(
+        in.B * in.L, make_settings<T>(in, set), stream, decoder, segments, out);
   };
   return visit(in.dtype,
                [&](auto tag) { return set.legacy ? launch(tag, std::true_type()) : launch(tag, std::false_type()); });

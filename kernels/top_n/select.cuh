@@ -34,11 +34,12 @@ class SegmentSlice {
   using Key = RankKey<Compute<T>>;
 
   __device__ SegmentSlice(const ScoreSegments<T>& segments, int segment)
-      : scores_(segments.row(segment)),
-        valid_(segments.valid ? segments.valid + segment / segments.levels * segments.A : nullptr) {
-    const int level = segment % segments.levels;
-    const int first = segments.starts[level], size = segments.starts[level + 1] - first;
-    const int share = (size + int(cluster_size()) - 1) / int(cluster_size());
+      : SegmentSlice(segments.row(segment),
+                     segments.valid ? segments.valid + segment / segments.levels * segments.A : nullptr,
+                     segments.starts[segment % segments.levels], segments.starts[segment % segments.levels + 1]) {}
+  // Of columns `first` up to `last` of a row. valid: as in ScoreSegments, of the row.
+  __device__ SegmentSlice(const T* row, const uint8_t* valid, int first, int last) : scores_(row), valid_(valid) {
+    const int size = last - first, share = (size + int(cluster_size()) - 1) / int(cluster_size());
     begin = first + min(size, share * int(cluster_rank()));
     end = first + min(size, share * (int(cluster_rank()) + 1));
   }

@@ -138,7 +138,7 @@ Status select(const ScoreSegments<T>& segments, int64_t count, int64_t n, void* 
   }
   // A block of its own for every 2,048 scores, up to the 8 blocks that every device with clusters can run together.
   unsigned cluster = 1;
-  if (compute_capability() >= 90)
+  if (code_has_clusters())
     while (cluster < 8 && longest > int(cluster) * 2 * kSelectThreads) cluster *= 2;
   SortSpace<Key> space(workspace, count, room);
   FF_TRY(allow_dynamic_shared(select_kernel<T>, most_shared()));  // not space.shared: threads would race for it

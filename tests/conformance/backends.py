@@ -11,13 +11,14 @@ import torch
 
 import frcnn_fast
 from frcnn_fast import _extension
+from tests.simt.backend import AMPERE, missing_reason, use_simt
 from tests.triton_interpreter import patching_once_a_launch
 
 ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
 
 # The ops that go another way on a device without clusters of blocks.
-CLUSTER_OPS = frozenset({"top_n", "rpn_proposals"})
+CLUSTER_OPS = frozenset({"top_n", "rpn_proposals", "nms", "batched_nms", "nms_padded"})
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,6 @@ def _triton_missing() -> str:
     return ""
 
 
-def _simt() -> tuple[Callable[..., contextlib.AbstractContextManager], str]:
-    try:
-        from tests.simt.backend import missing_reason, use_simt
-    except ImportError as error:
-        return lambda *_: contextlib.nullcontext(), f"the SIMT harness could not be imported ({error})"
-    return use_simt, missing_reason()
-
-
 def _named(name: str) -> Callable[[], contextlib.AbstractContextManager]:
     return lambda: frcnn_fast.use_backend(name)
 
@@ -68,14 +61,14 @@ def _triton() -> Iterator[None]:
 
 
 def _all() -> tuple[Backend, ...]:
-    use_simt, simt_missing = _simt()
+    simt_missing = missing_reason()
     on_gpu = torch.cuda.is_available()
     return (
         Backend("reference", _named("reference")),
         Backend("cpu", _named("cpu"), missing=_extension.missing_reason),
         Backend("cuda", _named("cuda"), device="cuda", missing=_cuda_missing()),
         Backend("simt", use_simt, missing=simt_missing, slow=True),
-        Backend("simt80", lambda: use_simt(80), missing=simt_missing, slow=True, ops=CLUSTER_OPS),
+        Backend("simt80", lambda: use_simt(AMPERE), missing=simt_missing, slow=True, ops=CLUSTER_OPS),
         Backend(
             "triton",
             _triton,

@@ -1,5 +1,6 @@
 """The conformance suite's backends "simt" and "simt80": the CUDA kernels, run on the CPU by the test module, as on a
-device of compute capability 9.0 and of 8.0, which has no clusters.
+device of compute capability 9.0 and of 8.0, which has no clusters. A third device, OLD_CODE, is of 9.0 and has the code
+of 8.0.
 
 The test module takes the place of frcnn_fast._C, so it must be loaded before frcnn_fast is imported; a process that
 does so is started by `python -m tests.run_sanitized` and knows the module by FRCNN_TEST_MODULE.
@@ -15,6 +16,9 @@ import zlib
 from collections.abc import Iterator
 
 VARIABLE = "FRCNN_TEST_MODULE"
+
+# Devices of the harness (tests/simt/runtime.h).
+HOPPER, AMPERE, OLD_CODE = range(3)
 
 
 def load_test_module() -> None:
@@ -39,14 +43,14 @@ def missing_reason() -> str:
 
 
 @contextlib.contextmanager
-def use_simt(capability: int = 90) -> Iterator[None]:
+def use_simt(device: int = HOPPER) -> Iterator[None]:
     """CPU tensors go to the CUDA launchers. SIMT_ORDER names the schedule; else each test has one of the three, always
     the same."""
     from frcnn_fast import _C  # type: ignore[attr-defined]
 
     if "SIMT_ORDER" not in os.environ:
         _C.set_order(zlib.crc32(os.environ.get("PYTEST_CURRENT_TEST", "").encode()) % 3)
-    _C.set_capability(capability)
+    _C.set_device(device)
     _C.set_emulated(True)
     try:
         yield

@@ -30,11 +30,12 @@ SIMT_VECTORS(unsigned long long, ulonglong)
 #undef SIMT_VECTORS
 
 enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+struct cudaFuncAttributes {
+  int ptxVersion, binaryVersion;
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
-  cudaDevAttrComputeCapabilityMajor = 75,
-  cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 using cudaStream_t = struct CUstream_st*;
@@ -42,9 +43,11 @@ using cudaStream_t = struct CUstream_st*;
 cudaError_t cudaGetLastError();
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
+template <class... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameters...)) {
+  return cudaFuncGetAttributes(attributes, reinterpret_cast<const void*>(kernel));
 }
 // A launch is over when it returns, so these are done at once.
 cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t = nullptr);

@@ -83,9 +83,9 @@ void check_overlapped() {
 
 void check_clusters_are_refused() {
   int unused[8] = {};
-  simt::set_capability(80);
+  simt::set_device(1);
   expect(cluster_sums(unused, 8, 4, unused) == 9, "a cluster below capability 9.0 is refused");
-  simt::set_capability(90);
+  simt::set_device(0);
 }
 
 void check_collectives() {

@@ -27,7 +27,8 @@ const Registrar registrar([](py::module_& m) {
   m.def("set_emulated", [](bool on) { emulated = on; });
   m.def("set_mutant", &set_mutant);
   m.def("set_order", &simt::set_order, py::arg("order"), py::arg("seed") = 1);
-  m.def("set_capability", &simt::set_capability);
+  m.def("set_device", &simt::set_device);
+  m.def("set_most_grid_yz", &simt::set_most_grid_yz);
   m.def("launches", &simt::launches);
 });
 

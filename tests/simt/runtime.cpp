@@ -14,7 +14,7 @@ namespace {
 
 // The least that a device of sm_80 or later offers: what passes here fits everywhere.
 constexpr size_t kSharedBytes = 48 << 10, kMaxSharedBytes = 99 << 10;
-constexpr unsigned kMaxThreads = 1024, kMaxCluster = 8, kMaxGridYZ = 65535;
+constexpr unsigned kMaxThreads = 1024, kMaxCluster = 8;
 constexpr size_t kInterleaved = 2;  // clusters that run together in the random schedule
 
 thread_local cudaError_t last_error = cudaSuccess;
@@ -26,7 +26,14 @@ int environment(const char* name, int otherwise) {
 }
 int chosen_order = environment("SIMT_ORDER", 0);
 unsigned chosen_seed = unsigned(environment("SIMT_SEED", 1));
-int device_capability = 90;
+
+struct Device {
+  int capability, code;  // code: what its kernels were compiled for
+};
+constexpr Device kDevices[] = {{90, 90}, {80, 80}, {90, 80}};
+int chosen_device = 0;
+const Device& device() { return kDevices[chosen_device]; }
+unsigned most_grid_yz = 65535;
 
 std::mutex allowed_mutex;
 std::map<const void*, size_t> allowed_dynamic;  // cudaFuncSetAttribute, by kernel
@@ -102,10 +109,10 @@ void require_waited() {
 }
 
 bool cluster_fits(unsigned cluster, size_t dynamic_bytes) {
-  return cluster <= (device_capability >= 90 ? kMaxCluster : 1) && dynamic_bytes <= kMaxSharedBytes;
+  return cluster <= (device().capability >= 90 ? kMaxCluster : 1) && dynamic_bytes <= kMaxSharedBytes;
 }
-unsigned cluster_size() { return gang->launch.cluster; }
-unsigned cluster_rank() { return me().owner->rank; }
+unsigned cluster_size() { return device().code >= 90 ? gang->launch.cluster : 1; }
+unsigned cluster_rank() { return device().code >= 90 ? me().owner->rank : 0; }
 
 void cluster_barrier(Where where) { gang->cluster_barrier(calls("cluster_sync", 0, where)); }
 
@@ -113,6 +120,7 @@ void* cluster_address(const void* mine, unsigned rank, Where where) {
   Block& block = *me().owner;
   Cluster& cluster = *block.cluster;
   const std::string place = text("cluster_map at %s:%u", where.file_name(), unsigned(where.line()));
+  if (device().code < 90 && rank > 0) fail("%s: this code has no clusters", place.c_str());
   if (rank >= gang->launch.cluster) fail("%s: rank %u of %u", place.c_str(), rank, gang->launch.cluster);
   if (!cluster.in_step) fail("%s before the first cluster_sync: block %u may not have started", place.c_str(), rank);
   Block& target = cluster.blocks[rank];
@@ -133,7 +141,7 @@ void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dyn
     if (const auto found = allowed_dynamic.find(kernel); found != allowed_dynamic.end())
       limit = std::max(limit, found->second);
   }
-  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ || threads == 0 ||
+  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > most_grid_yz || grid.z > most_grid_yz || threads == 0 ||
       threads > kMaxThreads || cluster == 0 || !cluster_fits(cluster, 0) || grid.x % cluster) {
     last_error = cudaErrorInvalidConfiguration;
     return;
@@ -170,7 +178,8 @@ void set_order(int order, unsigned seed) {
   chosen_seed = seed;
 }
 
-void set_capability(int capability) { device_capability = capability; }
+void set_device(int device) { chosen_device = device; }
+void set_most_grid_yz(unsigned blocks) { most_grid_yz = blocks; }
 
 int64_t launches() { return launch_count; }
 
@@ -195,17 +204,21 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
   return cudaSuccess;
 }
 
-// A small device; of compute capability 9.0 unless told otherwise, so that kernels take their cluster path.
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {simt::device().code, simt::device().capability};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = simt::chosen_device;
+  return cudaSuccess;
+}
+
+// A small device, whichever it is.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = 4;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = simt::device_capability / 10;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = simt::device_capability % 10;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = int(simt::kMaxSharedBytes);

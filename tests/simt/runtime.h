@@ -82,8 +82,13 @@ void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dyn
          const std::function<void()>& body, Where where);
 
 void set_order(int order, unsigned seed = 1);
-// 10 * major + minor of the device that launchers see: below 90 there are no clusters.
-void set_capability(int capability);
+// Which device launchers see. Below 90, code has no clusters, and reads as launch.cuh's does: every cluster one block.
+//   0  of compute capability 9.0
+//   1  of 8.0
+//   2  of 9.0, in a build that carries no code for it but that for 8.0, which the driver compiled
+void set_device(int device);
+// The most blocks that a grid may have in its second and third dimension.
+void set_most_grid_yz(unsigned blocks);
 // Launches and fills run so far by this process, each of which would be a node of a captured graph.
 int64_t launches();
 
