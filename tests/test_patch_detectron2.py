@@ -38,7 +38,7 @@ class Instances:
 
 
 class Matcher:
-    labels, thresholds = [0, -1, 1], [-math.inf, 0.3, 0.7, math.inf]  # noqa: RUF012
+    labels, thresholds = [0, -1, 1], [-math.inf, 0.3, 0.7, math.inf]
     allow_low_quality_matches = True
 
 
@@ -63,7 +63,7 @@ class FastRCNNOutputLayers:
 
 class Rpn(SimpleNamespace):
     box2box_transform, nms_thresh, min_box_size = Box2BoxTransform(1.0, 1.0, 1.0, 1.0), 0.7, 6.0
-    pre_nms_topk, post_nms_topk = {True: 60, False: 30}, {True: 60, False: 20}  # noqa: RUF012
+    pre_nms_topk, post_nms_topk = {True: 60, False: 30}, {True: 60, False: 20}
     training, anchor_matcher, anchor_boundary_thresh = False, Matcher(), -1.0
 
     def _subsample_labels(self, labels: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Rpn(SimpleNamespace):
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, contents in {
+    contents: dict[str, dict[str, Any]] = {
         "detectron2": {},
         "detectron2.structures": {"Boxes": Boxes, "Instances": Instances},
         "detectron2.modeling": {},
@@ -80,9 +80,10 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         "detectron2.modeling.roi_heads": {},
         "detectron2.modeling.roi_heads.fast_rcnn": {"FastRCNNOutputLayers": FastRCNNOutputLayers},
         "detectron2.layers": {"ROIAlign": ROIAlign},
-    }.items():
+    }
+    for name, members in contents.items():
         module = ModuleType(name)
-        vars(module).update(contents)
+        vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
 
 
@@ -128,7 +129,10 @@ def test_a_diverged_training_is_detectron2s(recorded: dict[str, Tensor]) -> None
 
 
 def test_labels_are_the_recorded_ones(recorded: dict[str, Tensor]) -> None:
-    instances = [Instances(SIZE, gt_boxes=Boxes(recorded["gt_boxes"])), Instances(SIZE, gt_boxes=Boxes(torch.zeros(0, 4)))]
+    instances = [
+        Instances(SIZE, gt_boxes=Boxes(recorded["gt_boxes"])),
+        Instances(SIZE, gt_boxes=Boxes(torch.zeros(0, 4))),
+    ]
     labels, matched = adapters._label_and_sample_anchors(Rpn(), anchors_of(recorded), instances)
     objects = recorded["labels"] == 1
     assert objects.any()

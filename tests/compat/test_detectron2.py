@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,16 +20,16 @@ if ROOT:
 if importlib.util.find_spec("detectron2") is None:
     pytest.skip("detectron2: DETECTRON2_ROOT names no source tree", allow_module_level=True)
 
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.config import get_cfg  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
+from detectron2.utils.events import EventStorage  # noqa: E402
 
 SERVED = ("rpn_proposals", "assign_anchors", "multiscale_roi_align", "detections")
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Any]:
+def model() -> Any:
     assert ROOT is not None
     cfg = get_cfg()
     cfg.merge_from_file(os.path.join(ROOT, "configs/COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
@@ -44,7 +43,7 @@ def model() -> Iterator[Any]:
                 parameter.mul_(1e-3)
         # All scores would be near 1/81.
         torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.1)
-    yield model
+    return model
 
 
 def images(with_objects: bool) -> list[dict[str, Any]]:
