@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.work:
         print(json.dumps(work(args.work)))
         return 0
-    alone, beside = [], []
+    alone: list[Taken] = []
+    beside: list[Taken] = []
     for place in range(args.rounds):
         for taken, busy in ((alone, 0), (beside, args.busy)):
             taken.append(measured(args.iterations, busy))
