@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from frcnn_fast import ops
+from frcnn_fast import _waits, ops  # noqa: F401  # the first before torch
 from frcnn_fast.mmcv import stand_in_for_mmcv
 from frcnn_fast.ops import use_backend
 from frcnn_fast.patch import patch_detectron2, patch_mmdet, patch_torchvision
