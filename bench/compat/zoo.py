@@ -94,7 +94,7 @@ def scan(names: Iterable[str]) -> dict[str, Any]:
         try:
             found[name] = needs(models.load_config(name + ".py"))
         except Exception as error:  # a config that is not there, or that no version of Python reads
-            failed[name] = f"{type(error).__name__}: {error}"
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
     lines, so_far = [], set[str]()
     for group in (None, *GROUPS):
         if group is not None:
