@@ -40,9 +40,8 @@ from frcnn_fast.data.transforms import Target
 from frcnn_fast.evaluation import VocEvaluator
 from frcnn_fast.io import load_weights
 from frcnn_fast.model import DetectorConfig, build_detector, load_pretrained, preset
-from frcnn_fast.training import TrainOptions, make_optimizer, recipe
+from frcnn_fast.training import TrainOptions, make_optimizer, recipe, train_step
 from frcnn_fast.training.batches import TrainingBatches
-from frcnn_fast.training.loop import train_step
 
 BACKBONE = "squeezenet1_0"
 SYSTEMS = ("frcnn_fast", "torchvision")

@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from frcnn_fast._options import add_options, chosen
+from frcnn_fast._ranks import Ranks
 from frcnn_fast.data import ProposalSet, read_proposals
 from frcnn_fast.data.config import AUTO, NONE, DataConfig
 from frcnn_fast.evaluation import CocoResult, VocResult
@@ -30,6 +32,16 @@ def errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     except (ValueError, ImportError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def first_speaks(job: Ranks) -> Iterator[None]:
+    """Under torchrun the results on stdout are those of the first rank alone."""
+    if job.is_first:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def print_anything() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 Made = TypeVar("Made")
 
@@ -32,7 +32,7 @@ class Ranks:
 
     def device(self, name: str | None) -> str | None:
         """`name`, or by default this process' own GPU where there is one for each."""
-        own_gpu = name is None and self.count > 1 and torch.cuda.is_available()
+        own_gpu = name in (None, "cuda") and self.count > 1 and torch.cuda.is_available()
         return f"cuda:{self.local % torch.cuda.device_count()}" if own_gpu else name
 
     def made_by_first(self, make: Callable[[], Made]) -> Made:
@@ -52,19 +52,43 @@ class Ranks:
             sys.exit(1)
         return box[0]
 
+    def gathered(self, value: Made) -> list[Made]:
+        """What each rank has, in their order, in every rank."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of the ranks' tensors, in every rank and on its device; without a gradient."""
+        if self.count == 1:
+            return tensor
+        total = tensor.detach().clone() if tensor.is_floating_point() else tensor.detach().float()
+        distributed.all_reduce(total)
+        return total / self.count
+
     def wait_for_all(self) -> None:
         if self.count > 1:
             distributed.all_reduce(torch.zeros(1))  # on the processor: ranks may share a GPU
 
 
+ALONE = Ranks()
+
+
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
-    """This process among those that torchrun started, connected for the block; one alone without torchrun."""
+    """This process among those that torchrun started, connected for the block (a block inside another one is part of
+    it); one alone without torchrun."""
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
-        yield Ranks()
+        yield ALONE
         return
-    distributed.init_process_group("gloo", timeout=_PATIENCE)  # what they agree on is small, and no tensor
+    begun = not distributed.is_initialized()
+    if begun:
+        # What they agree on goes from processor to processor, tensors from device to device.
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), distributed.get_node_local_rank())
     finally:
-        distributed.destroy_process_group()
+        if begun:
+            distributed.destroy_process_group()

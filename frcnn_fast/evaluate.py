@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from frcnn_fast import _command
 from frcnn_fast._device import choose_device
 from frcnn_fast._names import printable
 from frcnn_fast._progress import progress_bar
+from frcnn_fast._ranks import ranks
 from frcnn_fast.data import (
     Batch,
     Collate,
@@ -131,13 +132,27 @@ def run_evaluators(
     proposals: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Give every image's detections and target to each of the evaluators (`VocEvaluator`, `CocoEvaluator`, `Mistakes`),
-    in order, in pixels of the original image. Arguments and errors as in `evaluate`."""
+    in order, in pixels of the original image. Arguments and errors as in `evaluate`.
+
+    Under torchrun, where all ranks call this, each detects in its share of the images and evaluates those of all.
+    """
     class_names = class_names_of(dataset)
     if class_names != list(detector.class_names):
         raise ValueError(f"dataset: its classes are {class_names}, expected the detector's, {detector.class_names}")
-    for detections, target in _found_and_true(detector, dataset, batch_size, workers, progress, proposals):
-        for evaluator in evaluators:
-            evaluator.add(detections, target)
+    with ranks() as job:
+        whole: Any = dataset
+        mine: Any = Subset(whole, range(job.rank, len(dataset), job.count)) if job.count > 1 else whole
+        found = _found_and_true(detector, mine, batch_size, workers, progress and job.is_first, proposals)
+        if job.count > 1:
+            shares = job.gathered([(_on_cpu(detections), target) for detections, target in found])
+            found = (shares[index % job.count][index // job.count] for index in range(len(dataset)))
+        for detections, target in found:
+            for evaluator in evaluators:
+                evaluator.add(detections, target)
+
+
+def _on_cpu(detections: Target) -> Target:
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in detections.items()}
 
 
 def evaluate(
@@ -151,6 +166,8 @@ def evaluate(
     proposals: Mapping[str, Tensor] | None = None,
 ) -> VocResult:
     """PASCAL VOC average precision per class, 11-point and area, on the original images' pixels.
+
+    Under torchrun, where all ranks call this, each detects in its share of the images, and each gets the result of all.
 
     Args:
         proposals: by image id, in pixels of the image, in the place of the RPN's.
@@ -193,20 +210,20 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--worst", type=int, default=24, metavar="N", help="images to draw (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace what DIR has")
     args = parser.parse_args(argv)
-    with _command.errors(parser):
+    with _command.errors(parser), ranks() as job, _command.first_speaks(job):
         if args.metric == "coco" and args.iou is not None:
             raise ValueError("--iou: COCO's figures have their own overlaps; leave it out, or use --metric voc")
         file = args.out if args.out and args.out.lower().endswith(".json") else None
         if file and os.path.lexists(file) and not args.overwrite:
             raise ValueError(f"--out: {printable(file)} is there already; choose another file or --overwrite it")
-        detector = load_detector(args.checkpoint, device=choose_device(args.device))
+        detector = load_detector(args.checkpoint, device=choose_device(job.device(args.device)))
         notes = load_checkpoint(args.checkpoint).extra
         data = _command.data_config(args, notes.get("data")).resolved()
         dataset = data.open_test(detector.class_names)
         if dataset is None:
             raise ValueError(f"test_split: {data.without_test()}")
         print(data.described(test=dataset), file=sys.stderr)
-        report = ReportFolder(args.out, args.overwrite) if args.out and not file else None
+        report = ReportFolder(args.out, args.overwrite) if args.out and not file and job.is_first else None
 
         names, iou = detector.class_names, 0.5 if args.iou is None else args.iou
         voc, mistakes = VocEvaluator(names, iou_threshold=iou), Mistakes(names, iou_threshold=iou)
@@ -223,7 +240,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         results: dict[str, Any] = {"coco": coco.result()} if coco is not None else {"voc": voc.result()}
         result = results[args.metric]
         print(result.table())
-        if file:
+        if file and job.is_first:
             write_json(file, result.to_dict())
         if report:
             title = f"{args.checkpoint} on {data.data_root or 'the embedded digits'} ({data.test_split})"

@@ -213,14 +213,15 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
     """Read a file of `save_checkpoint`; the tensors are on the CPU.
 
     Args:
-        path: the file, or the folder of a run that holds `model.safetensors`.
+        path: the file, or the folder of a run: its `best.safetensors` if it has one, else its `model.safetensors`.
 
     Raises:
         ValueError: the file is missing, broken, or not a checkpoint of this library; names it.
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "model.safetensors"
+        best = file / "best.safetensors"
+        file = best if best.is_file() else file / "model.safetensors"
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != _FORMAT:
         found = metadata.get("format", "no such entry")

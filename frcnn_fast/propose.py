@@ -29,6 +29,7 @@ from frcnn_fast.data import (
     selective_search,
     write_proposals,
 )
+from frcnn_fast.data.augment import unchanged
 from frcnn_fast.data.proposals import SUFFIXES
 from frcnn_fast.data.selective_search import MODES
 from frcnn_fast.data.targets import TargetError, checked_sample
@@ -92,7 +93,7 @@ def propose(
 
     Args:
         detector: is put into eval mode.
-        dataset: see `frcnn_fast.data`; its classes play no part.
+        dataset: see `frcnn_fast.data`; its classes play no part. Images of an `AugmentedDetection` are not changed.
         count: proposals an image at most; default: as many as the head is trained on (config.proposals_train).
         batch_size, workers: images at once, and processes that read them.
         progress: whether to show a bar.
@@ -100,7 +101,7 @@ def propose(
     detector.eval()
     if detector.config.parts == "roi_head":
         raise ValueError("detector: was trained on given proposals (scheme fast-rcnn), its RPN is not trained")
-    device, config = detector.rng.device, detector.config
+    device, config, dataset = detector.rng.device, detector.config, unchanged(dataset)
     view = DetectionView(dataset, config.shorter, config.longer, rule=config.resize)
     items = _Items(dataset, partial(_resized, view))
     collate, boxes = Collate(config.preprocess), dict[str, Tensor]()
@@ -136,7 +137,7 @@ def search(
         workers: processes that search.
         mode, progress: as there, and as in `propose`.
     """
-    items = _Items(dataset, partial(_searched, mode, count))
+    items = _Items(unchanged(dataset), partial(_searched, mode, count))
     found = _read_in_batches(items, 1, workers, progress, "searching")
     return ProposalSet({image: boxes for batch in found for image, boxes in batch})
 

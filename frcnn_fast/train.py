@@ -12,6 +12,7 @@ from typing import Any
 
 from frcnn_fast import _command
 from frcnn_fast._options import add_options, chosen
+from frcnn_fast._ranks import ranks
 from frcnn_fast.data import DetectionDataset
 from frcnn_fast.data.config import AUTO
 from frcnn_fast.training.anchors import fitting_anchors, mean_best_iou, resized_sides
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     prog = prog or "python -m frcnn_fast.train"
     parser = _parser(prog, _defaults(arguments) if {"-h", "--help"} & set(arguments) else None)
     args = parser.parse_args(arguments)
-    with _command.errors(parser):
+    with _command.errors(parser), ranks() as job, _command.first_speaks(job):
         result = _resume(args) if args.resume else _begin(args)
         if result is None:
             return 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from frcnn_fast import cli, ops, train
 from frcnn_fast._options import add_options, chosen
-from frcnn_fast.data import DigitsDetection, ProposalSet, read_proposals
+from frcnn_fast.data import AugmentedDetection, DigitsDetection, ProposalSet, horizontal_flip, read_proposals
 from frcnn_fast.evaluate import evaluate
 from frcnn_fast.io import load_checkpoint, read_jsonl
 from frcnn_fast.model import DetectorConfig, build_detector, load_detector, preset, save_detector
@@ -303,6 +303,21 @@ class TestFastRcnn:
         with pytest.raises(ValueError, match="proposals of image a: row 0 is"):
             run("fast-rcnn", {"a": [[2.0, 0, 1, 1]]})
         assert not (tmp_path / "run").exists()
+
+    def test_transforms_and_fixed_proposals_are_refused(self, tmp_path):
+        """The proposals would stay where they are while the images move; the RPN's own training may have transforms."""
+
+        def mirrored(image, target):
+            return horizontal_flip(image, target)
+
+        training = AugmentedDetection(digits("train", 4), mirrored)
+        for scheme in ("fast-rcnn", "alternating"):
+            with pytest.raises(ValueError, match=f"transforms: move the images away .* scheme '{scheme}'"):
+                train.train(training, out=tmp_path / "run", config=tiny(), options=quick(scheme))
+        run = train.train(training, out=tmp_path, config=tiny(), options=quick("rpn-only"), progress=False)
+        kept = read_proposals(tmp_path)
+        again = propose(run.detector, training.dataset, progress=False)
+        assert all(torch.equal(kept[image], again[image]) for image in again)
 
     def test_from_proposals_to_a_detector_on_the_command_line(self, tmp_path, monkeypatch, capsys):
         """The unshared half of the paper's steps, by commands: RPN, its proposals, Fast R-CNN on them."""

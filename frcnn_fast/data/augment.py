@@ -90,6 +90,13 @@ class AugmentedDetection:
         return quick[1] if quick is not None else None
 
 
+def unchanged(dataset: DetectionDataset) -> DetectionDataset:
+    """The data set without its transforms, where it is an `AugmentedDetection`: images whose place is known."""
+    while isinstance(dataset, AugmentedDetection):
+        dataset = dataset.dataset
+    return dataset
+
+
 def imported_transforms(path: str) -> Any:
     """What the function of an import path, "module:function", returns when it is called without arguments.
 

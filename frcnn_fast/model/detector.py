@@ -5,7 +5,7 @@ Every tensor has a fixed shape with counts beside it, in training and at test, a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,6 +60,7 @@ class FasterRCNN(nn.Module):
     """
 
     rng: Tensor
+    mean_over_ranks: Callable[[Tensor], Tensor] | None = None  # see `head_losses`
 
     def __init__(
         self,
@@ -280,7 +281,9 @@ class FasterRCNN(nn.Module):
         )
         rois, targets = through(sampled) if through else (sampled.rois, sampled.targets)
         logits, deltas = self.roi_head(features, rois, sampled.counts.sum(1))
-        classes, boxes = head_losses(logits, deltas, sampled.labels, targets, beta=config.roi_beta)
+        classes, boxes = head_losses(
+            logits, deltas, sampled.labels, targets, beta=config.roi_beta, mean_over_ranks=self.mean_over_ranks
+        )
         return dict(zip(ROI_LOSSES, (classes, boxes), strict=True))
 
     def detect(

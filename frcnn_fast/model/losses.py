@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,7 +63,13 @@ def _selected(values: Tensor, where: Tensor) -> Tensor:
 
 
 def head_losses(
-    class_logits: Tensor, box_deltas: Tensor, labels: Tensor, targets: Tensor, *, beta: float = 1.0
+    class_logits: Tensor,
+    box_deltas: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    *,
+    beta: float = 1.0,
+    mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy over K + 1 classes and smooth L1 on the true class' box (Girshick 2015, §2.3).
 
@@ -71,12 +79,17 @@ def head_losses(
         labels: int64 [B, S], 0 background, -1 padding.
         targets: [B, S, 4], used where the label is at least 1.
         beta: as in `rpn_losses`.
+        mean_over_ranks: makes of a number its mean over all processes that share a mini-batch. With it the mean of
+            their losses is the loss of the whole batch, however the sampled regions are spread.
 
     Returns:
         (class loss, box loss): both sums are divided by the number of sampled regions.
     """
     labels = labels.flatten()
-    sampled = (labels >= 0).sum().clamp(min=1)
+    sampled = (labels >= 0).sum()
+    if mean_over_ranks is not None:
+        sampled = mean_over_ranks(sampled)
+    sampled = sampled.clamp(min=1)
     logits = _selected(_wide(class_logits.flatten(0, 1)), labels[:, None] >= 0)
     classes = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / sampled
     deltas = _wide(box_deltas.reshape(labels.numel(), -1, 4))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from frcnn_fast._ranks import ALONE, Ranks
 from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView
 from frcnn_fast.data.targets import TargetError
 from frcnn_fast.data.transforms import Sample
@@ -33,7 +34,8 @@ class Item(NamedTuple):
 class ShuffledForever(Sampler[Item]):
     """Indices 0..length-1 in random order, then in another one, and so on: places `start` to `start` + `total`.
 
-    The order depends on the seed alone, not on where the stream is entered.
+    The order depends on the seed alone, not on where the stream is entered. Of every `batch_size` places each rank gets
+    its share, the first ones of them the first rank.
     """
 
     def __init__(
@@ -43,23 +45,29 @@ class ShuffledForever(Sampler[Item]):
         seed: int,
         start: int = 0,
         arranged: Callable[[Tensor, int], Tensor] | None = None,
+        *,
+        batch_size: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.length, self.total, self.seed, self.start = length, total, seed, start
-        self._arranged = arranged
+        self.length, self.seed = length, seed
+        self.places = range(start, start + total)
+        self._arranged, self._batch, self._ranks = arranged, batch_size, ranks
 
     def __len__(self) -> int:
-        return self.total
+        return len(self.places) // self._ranks.count
 
     def __iter__(self) -> Iterator[Item]:
         generator = torch.Generator().manual_seed(self.seed)
-        place, end = 0, self.start + self.total
-        while place < end:
+        share = self._batch // self._ranks.count
+        begin = 0
+        while begin < self.places.stop:
             order = torch.randperm(self.length, generator=generator)
             if self._arranged is not None:
-                order = self._arranged(order, place)
-            for item in range(max(place, self.start), min(place + self.length, end)):
-                yield Item(item, int(order[item - place]))
-            place += self.length
+                order = self._arranged(order, begin)
+            for place in range(max(begin, self.places.start), min(begin + self.length, self.places.stop)):
+                if place % self._batch // share == self._ranks.rank:
+                    yield Item(place, int(order[place - begin]))
+            begin += self.length
 
 
 class _Read(NamedTuple):
@@ -122,11 +130,12 @@ class TrainingBatches:
     Args:
         total: how many batches; default: all of the training.
         start: how many come before them, which are not read.
+        ranks: the processes that share each batch; this one gets its part.
         proposals: of all images, by image id, in pixels of the image; the batches then carry them.
 
     Raises:
-        ValueError: the data set is empty; while iterating, ten images in a row could not be read, or a target breaks
-            the rules of `frcnn_fast.data.checked_target`.
+        ValueError: the batch size is no multiple of the number of ranks; the data set is empty; while iterating, ten
+            images in a row could not be read, or a target breaks the rules of `frcnn_fast.data.checked_target`.
     """
 
     def __init__(
@@ -139,6 +148,7 @@ class TrainingBatches:
         total: int | None = None,
         start: int = 0,
         unreadable: dict[str, None] | None = None,
+        ranks: Ranks = ALONE,
         proposals: Mapping[str, Tensor] | None = None,
     ) -> None:
         if len(dataset) == 0:
@@ -148,12 +158,15 @@ class TrainingBatches:
         self.total = sum(stage.iterations for stage in options.stages()) - start if total is None else total
         self.unreadable: dict[str, None] = {} if unreadable is None else unreadable
         size = options.batch_size
+        if size % ranks.count:
+            raise ValueError(f"batch_size: got {size}, expected a multiple of {ranks.count}, the number of processes")
         scales = Scales(options.multi_scale, config.shorter, options.seed, size)
         arranged = ShapeGroups(wide_images(dataset, options.flips), size) if options.group_shapes else None
+        places = self.total * size, options.seed, start * size
         self._loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
             _Readable(view, options.seed, scales),  # type: ignore[arg-type]  # any map-style object will do
-            batch_size=size,
-            sampler=ShuffledForever(len(view), self.total * size, options.seed, start * size, arranged),
+            batch_size=size // ranks.count,
+            sampler=ShuffledForever(len(view), *places, arranged, batch_size=size, ranks=ranks),
             collate_fn=_CollateReadable(Collate(config.preprocess)),
             num_workers=options.workers,
             worker_init_fn=ignore_signals,

@@ -19,6 +19,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "train.log"
         self.weights = self.path / "model.safetensors"
+        self.best = self.path / "best.safetensors"
         self.losses = self.path / "loss.png"
         self.evaluation = self.path / "evaluation.json"
         self.sheet = self.path / "train_batch.jpg"
@@ -34,7 +35,7 @@ class RunFolder:
         pictures = self.losses, self.sheet, self.drawings
         proposals = self.proposals, self.test_proposals, self.recall, self.stages
         texts = self.settings, self.metrics, self.log, self.evaluation
-        return *texts, self.weights, self.checkpoints, *proposals, *pictures
+        return *texts, self.weights, self.best, self.checkpoints, *proposals, *pictures
 
     def of_stage(self, name: str) -> RunFolder:
         """Where the stage of that name keeps its weights and proposals; "": here."""

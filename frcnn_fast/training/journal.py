@@ -18,12 +18,13 @@ class Journal:
     """metrics.jsonl, train.log and the console of one run.
 
     Args:
+        folder: None writes nothing.
         total: images of the whole training; `seen` of them are behind.
         images: images of the training set, for the count of passes.
         progress: whether to say anything on the console.
     """
 
-    def __init__(self, folder: RunFolder, total: int, seen: int, images: int, progress: bool) -> None:
+    def __init__(self, folder: RunFolder | None, total: int, seen: int, images: int, progress: bool) -> None:
         self._folder, self._total, self._seen, self._images, self._progress = folder, total, seen, images, progress
         self._bar = progress_bar(total, initial=seen, smoothing=0.05, disable=not progress)
         self._told_time = False
@@ -40,6 +41,8 @@ class Journal:
 
     def say(self, lines: Iterable[str], console: bool = True) -> None:
         """Lines into train.log, and onto the console."""
+        if self._folder is None:
+            return
         now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
         with open(self._folder.log, "a", encoding="utf-8", errors="backslashreplace") as file:
             for line in lines:
@@ -53,6 +56,8 @@ class Journal:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """The losses of the last iterations."""
+        if self._folder is None:
+            return
         append_jsonl(self._folder.metrics, record)
         short, speed = losses_in_short(record), record["images_per_second"]
         self._bar.set_postfix_str(short, refresh=False)
@@ -65,3 +70,10 @@ class Journal:
         if not self._told_time:
             self._told_time = True
             self.say(time_left(left))
+
+    def evaluated(self, done: int, scores: Mapping[str, float], best: bool = False) -> None:
+        """The scores of the weights after `done` iterations."""
+        if self._folder is not None:
+            append_jsonl(self._folder.metrics, {"evaluated": done, **scores})
+            shown = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
+            self.say([f"evaluation after {done} iterations: {shown}{', the best so far' * best}"])

@@ -13,18 +13,25 @@ from frcnn_fast.training.options import TrainOptions
 
 def make_optimizer(detector: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
     """The optimiser of the parameters that are not frozen."""
-    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    moving = [(name, parameter) for name, parameter in detector.named_parameters() if parameter.requires_grad]
+    backbone = [parameter for name, parameter in moving if name.startswith("backbone.")]
+    others = [parameter for name, parameter in moving if not name.startswith("backbone.")]
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "factor": factor}
+        for parameters, factor in ((backbone, options.backbone_lr), (others, 1.0))
+        if parameters
+    ]
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
     return torch.optim.SGD(
-        parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
+        groups, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
     )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The learning rate of the next update."""
+    """The learning rate of the next update, before each group's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("factor", 1.0)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

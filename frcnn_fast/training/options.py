@@ -9,6 +9,7 @@ from typing import Any
 from frcnn_fast._options import check_choices, option
 from frcnn_fast._settings import check_settings
 from frcnn_fast.training.schemes import SCHEMES, Stage
+from frcnn_fast.training.step import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,14 @@ class TrainOptions:
         (0.75,), "iterations, or below 1 shares of the training, at which the learning rate is multiplied ..."
     )
     lr_factor: float = option(0.1, "... by this")
+    backbone_lr: float = option(1.0, "factor of the backbone's learning rate")
     clip: float = option(0.0, "upper bound of the gradient's norm; 0: none")
+    accumulate: int = option(1, "compute a mini-batch in so many parts, one after the other: less memory")
+    precision: str = option(
+        "float32", "of convolutions and products; weights and losses stay float32", tuple(PRECISIONS)
+    )
+    ema: float = option(0.0, "keep a moving average of the weights, which forgets 1 - this each iteration; 0: none")
+    compile: bool = option(False, "compile the backbone with torch.compile")
     flips: bool = option(True, "double the training set by mirror images")
     multi_scale: tuple[int, ...] | None = option(
         None, "lengths of the shorter side, one of which is drawn for each mini-batch (default: the detector's shorter)"
@@ -45,6 +53,9 @@ class TrainOptions:
     workers: int = option(0, "processes that prepare images; 0: this one does")
     log_every: int = option(20, "iterations between two records of metrics.jsonl")
     checkpoint_every: int = option(500, "iterations between two checkpoints")
+    eval_every: int = option(0, "iterations between two evaluations; 0: one, at the end")
+    best_by: str = option("map_area", "score by which the best weights are kept", ("map_area", "map07"))
+    patience: int = option(0, "evaluations without a better score after which training ends; 0: never")
     keep: int = option(1, "checkpoints before the last one that stay")
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
 
@@ -53,11 +64,16 @@ class TrainOptions:
             object.__setattr__(self, "multi_scale", tuple(self.multi_scale))
         check_settings(self, {"multi_scale": (1, 2**31)})
         check_choices(self)
-        for name in ("iterations", "batch_size", "log_every", "checkpoint_every"):
+        for name in ("iterations", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers", "keep"):
+        for name in ("momentum", "weight_decay", "warmup", "clip", "seed", "workers", "keep", "eval_every", "patience"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _expect("lr", self.lr, self.lr > 0, "a positive learning rate")
+        _expect("backbone_lr", self.backbone_lr, self.backbone_lr > 0, "a positive factor (--freeze stops stages)")
+        _expect("ema", self.ema, 0 <= self.ema < 1, "at least 0 and less than 1")
+        _expect(
+            "accumulate", self.accumulate, self.accumulate <= self.batch_size, f"at most batch_size, {self.batch_size}"
+        )
         _expect("epochs", self.epochs, self.epochs is None or self.epochs > 0, "a positive number of passes")
 
     def for_images(self, count: int) -> TrainOptions:

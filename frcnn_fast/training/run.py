@@ -4,59 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frcnn_fast import __version__
 from frcnn_fast._device import choose_device
-from frcnn_fast.data import (
-    Batch,
-    DataConfig,
-    DetectionDataset,
-    check_datasets,
-    class_names_of,
-    read_proposals,
-    write_proposals,
-)
-from frcnn_fast.data.sheet import with_sheet
-from frcnn_fast.evaluate import evaluate
-from frcnn_fast.evaluation import RecallResult, VocResult
-from frcnn_fast.io import append_jsonl, load_weights, write_json
-from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained, save_detector
+from frcnn_fast._ranks import ranks
+from frcnn_fast.data import DataConfig, DetectionDataset, check_datasets, class_names_of
+from frcnn_fast.io import load_weights
+from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained
 from frcnn_fast.model.presets import config_for
 from frcnn_fast.model.protocol import freeze_stages
-from frcnn_fast.propose import propose
-from frcnn_fast.recall import recall
-from frcnn_fast.training.batches import TrainingBatches
 from frcnn_fast.training.checkpoints import Checkpoints
-from frcnn_fast.training.drawings import draw_first
 from frcnn_fast.training.folder import RunFolder, cut_back, new_run
-from frcnn_fast.training.journal import Journal
-from frcnn_fast.training.loop import Training, fit
 from frcnn_fast.training.options import TrainOptions, recipe
-from frcnn_fast.training.plan import plan
-from frcnn_fast.training.schemes import CHECKPOINT, FROM_FILES, FROM_RPN, PROPOSALS, Stage, given_proposals
-from frcnn_fast.training.start import resumed
+from frcnn_fast.training.schemes import given_proposals
+from frcnn_fast.training.session import Session, TrainResult
+from frcnn_fast.training.start import Resumed, resumed
+from frcnn_fast.training.state import Training
 from frcnn_fast.training.tree import RunConfig, RunSettings, to_toml
-from frcnn_fast.visualize import plot_losses
 
-
-@dataclasses.dataclass
-class TrainResult:
-    """What a run leaves behind."""
-
-    detector: FasterRCNN
-    out: Path  # the run's folder
-    iterations: int
-    stopped_by: signal.Signals | None  # Ctrl-C or SIGTERM; None where the training came to its end
-    evaluation: VocResult | None  # None without a test set, and where only the RPN was trained
-    unreadable: list[str]  # errors of the images that were left out
-    recall: RecallResult | None = None  # where only the RPN was trained
+__all__ = ["TrainResult", "train"]
 
 
 def train(
@@ -99,7 +70,7 @@ def train(
         options: how to train; default: what suits the backbone. When resuming only "workers", "device" and "keep" may
             differ from the run's.
         weights: file of published classifier weights to start from (.safetensors, .npz, .pth).
-        test: images to evaluate on at the end.
+        test: images to evaluate on, at the end and every options.eval_every iterations.
         proposals: of the training and the test images, for the scheme "fast-rcnn": boxes [N, 4] by image id, in pixels
             of the image, or files of them (`frcnn_fast.data.read_proposals`). A resumed run finds files by itself.
         drawings: how many of them to draw.
@@ -107,6 +78,10 @@ def train(
         data: what `dataset` and `test` were opened with, where it was that; kept in config.toml and in the checkpoint,
             so that a command finds them again.
         progress: whether to show a plan and a bar.
+
+    Under torchrun all ranks call this: they share every mini-batch, options.batch_size counts the images of all, and
+    the first one writes. With options.eval_every the best weights are kept in best.safetensors, and they are what
+    the result, the evaluation and the drawings are made with; else the last ones.
 
     Ctrl-C and SIGTERM end the iteration in progress, save the checkpoint and return with `stopped_by` set.
 
@@ -122,67 +97,62 @@ def train(
         if out is not None or config is not None or weights is not None or overwrite:
             raise ValueError("out, config, weights, overwrite: a resumed run has its own; leave them out")
         old = resumed(resume, options)
-        data, config, options, settings = old.config.data, old.config.detector, old.config.training, old.config.run
+        whole = old.config
     elif out is None:
         raise ValueError("out: got nothing, expected the folder of the run (or resume=)")
     else:
         suits = config_for(backbone) if backbone is not None else config or DetectorConfig()
-        config, options = config or suits, (options or recipe(suits.backbone)).for_images(len(dataset))
+        options = (options or recipe(suits.backbone)).for_images(len(dataset))
         files = () if proposals is None or isinstance(proposals, Mapping) else tuple(map(os.path.abspath, proposals))
         settings = RunSettings(None if weights is None else os.fspath(weights), files or None, drawings)
+        whole = RunConfig(data, config or suits, options, settings)
+    options, settings = whole.training, whole.run
     stages = options.stages()
-    given = given_proposals(
-        proposals if isinstance(proposals, Mapping) else settings.proposals, options.scheme, stages, dataset, test
-    )
-    config = dataclasses.replace(config, parts=stages[-1].parts)
+    boxes = proposals if isinstance(proposals, Mapping) else settings.proposals
+    given = given_proposals(boxes, options.scheme, stages, dataset, test)
+    detector_config = dataclasses.replace(whole.detector, parts=stages[-1].parts)
     if any(stage.through_boxes for stage in stages):
-        config = dataclasses.replace(config, pooling="prroi_pool")
-    device = choose_device(options.device)
-    torch.manual_seed(options.seed)
-    detector = build_detector(class_names_of(dataset), config, backbone=backbone, head=head)
-    fresh = old is None or old.state is None or any(stage.anew for stage in stages)
-    options = dataclasses.replace(options, freeze=_prepare(detector, options, settings.weights if fresh else None))
-    detector.seed(options.seed)
-    detector.to(device)
-    check_datasets(dataset, test)
-    training = Training(detector, options, device)
-
-    if old is None:
-        if settings.weights is not None:  # the run may be repeated from elsewhere
-            settings = dataclasses.replace(settings, weights=os.path.abspath(settings.weights))
-        whole = RunConfig(data, detector.config, options, settings)
-        title = f"frcnn-fast train --config FILE repeats this run (frcnn_fast {__version__}, torch {torch.__version__})"
-        folder = new_run(out or "", to_toml(whole, title), overwrite)
-    else:
-        folder = old.folder
-        if old.state is not None:
+        detector_config = dataclasses.replace(detector_config, pooling="prroi_pool")
+    with ranks() as job:
+        device = choose_device(job.device(options.device))
+        torch.manual_seed(options.seed)
+        detector = build_detector(class_names_of(dataset), detector_config, backbone=backbone, head=head)
+        loads = old is None or old.state is None or any(stage.anew for stage in stages)
+        frozen = _prepare(detector, options, settings.weights if loads else None)
+        options = dataclasses.replace(options, freeze=frozen)
+        whole = dataclasses.replace(whole, detector=detector.config, training=options)
+        # Each rank draws other samples, and drops other features out.
+        seed = options.seed + (job.rank << 32)
+        detector.seed(seed)
+        torch.manual_seed(seed)
+        detector.to(device)
+        job.made_by_first(lambda: check_datasets(dataset, test))
+        training = Training(detector, options, device, job)
+        if old is not None and old.state is not None:
             training.restore(old.state)
-        Checkpoints(folder.checkpoints).cut_back(training.done)
-        cut_back(folder.metrics, training.done, evaluated=0)
+        folder = job.made_by_first(lambda: _go_on(old) if old is not None else _begin(whole, out or "", overwrite))
+        session = Session(training, folder, whole, dataset, test, given, callback, progress and job.is_first)
+        return session.run(
+            f"resumed after {training.done} of {training.total} iterations" if old else f"results in {folder.path}"
+        )
 
-    notes: dict[str, Any] = {"data": data.to_dict()} if data else {}
-    if settings.proposals:
-        notes["proposals"] = settings.proposals
-    size = options.batch_size
-    with Journal(folder, training.total * size, training.done * size, len(dataset), progress) as journal:
-        begins = f"resumed after {training.done} of {training.total} iterations" if old else f"results in {folder.path}"
-        journal.say([*plan(detector, options, len(dataset), device, settings.weights is not None), begins])
-        result = _run(training, folder, journal, dataset, given, notes, callback, progress)
-    plot_losses(folder.metrics, folder.losses)
-    if result.stopped_by or test is None:
-        return result
-    if detector.config.parts == "rpn":
-        found = propose(detector, test, workers=options.workers, progress=progress)
-        write_proposals(folder.test_proposals, found)
-        result.recall = recall(found, test)
-        write_json(folder.recall, result.recall.to_dict())
-        return result
-    result.evaluation = evaluate(detector, test, workers=options.workers, progress=progress, proposals=given)
-    write_json(folder.evaluation, result.evaluation.to_dict())
-    figures = {"map07": result.evaluation.map07, "map_area": result.evaluation.map_area}
-    append_jsonl(folder.metrics, {"evaluated": result.iterations, **figures})
-    draw_first(detector, test, folder.drawings, settings.drawings, given)
-    return result
+
+def _begin(config: RunConfig, out: str | os.PathLike[str], overwrite: bool) -> RunFolder:
+    """A new run's folder, with its settings."""
+    if config.run.weights is not None:  # the run may be repeated from elsewhere
+        settings = dataclasses.replace(config.run, weights=os.path.abspath(config.run.weights))
+        config = dataclasses.replace(config, run=settings)
+    title = f"frcnn-fast train --config FILE repeats this run (frcnn_fast {__version__}, torch {torch.__version__})"
+    return new_run(out, to_toml(config, title), overwrite)
+
+
+def _go_on(old: Resumed) -> RunFolder:
+    """The folder of an earlier run, without what it wrote after the state that it goes on from."""
+    done = old.state.done if old.state else 0
+    evaluated = old.state.facts["progress"]["evaluated"] if old.state else 0
+    Checkpoints(old.folder.checkpoints).cut_back(done)
+    cut_back(old.folder.metrics, done, evaluated)
+    return old.folder
 
 
 def _prepare(detector: FasterRCNN, options: TrainOptions, weights: str | None) -> int:
@@ -194,53 +164,3 @@ def _prepare(detector: FasterRCNN, options: TrainOptions, weights: str | None) -
         frozen = getattr(detector.backbone, "frozen_stages", 0) if weights is not None else 0
     freeze_stages(detector.backbone, frozen)
     return frozen
-
-
-def _run(
-    training: Training,
-    folder: RunFolder,
-    journal: Journal,
-    dataset: DetectionDataset,
-    given: Mapping[str, Tensor] | None,
-    notes: Mapping[str, Any],
-    callback: Callable[[dict[str, Any]], bool | None] | None,
-    progress: bool,
-) -> TrainResult:
-    """Everything between the settings and the evaluation. notes: for the checkpoints."""
-    detector, options, device = training.detector, training.options, training.device
-    checkpoints = Checkpoints(folder.checkpoints, options.keep)
-    unreadable: dict[str, None] = {}
-
-    def batches(done: int, left: int) -> Iterable[Batch]:
-        pinned, boxes = device.type == "cuda", given
-        source = training.stages[training.stage].proposals
-        if source not in (FROM_RPN, FROM_FILES):
-            boxes = read_proposals(folder.of_stage(source).proposals)
-        found: Iterable[Batch] = TrainingBatches(
-            dataset, detector.config, options, pinned, total=left, start=done, unreadable=unreadable, proposals=boxes
-        )
-        return found if done else with_sheet(found, folder.sheet, detector.class_names, detector.config.preprocess)
-
-    def log(record: dict[str, Any]) -> bool | None:
-        journal.record(record)
-        return callback(record) if callback else None
-
-    def save_weights(to: Path = folder.weights) -> None:
-        save_detector(to, detector, extra={"iteration": training.done, **notes})
-
-    def save() -> None:
-        checkpoints.save(training.state())
-        save_weights()
-
-    def finish(stage: Stage) -> None:
-        kept = folder.of_stage(stage.name)
-        if CHECKPOINT in stage.keeps:
-            save_weights(kept.weights)
-        if PROPOSALS in stage.keeps:
-            write_proposals(kept.proposals, propose(detector, dataset, workers=options.workers, progress=progress))
-
-    if training.done:
-        save_weights()  # the run may have been killed between the two
-    fitted = fit(training, batches, log=log, save=save, finish=finish, advance=journal.advance)
-    detector.eval()
-    return TrainResult(detector, folder.path, *fitted, evaluation=None, unreadable=list(unreadable))

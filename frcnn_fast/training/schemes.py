@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from frcnn_fast.data import DetectionDataset, ProposalSet, read_proposals
+from frcnn_fast.data.augment import unchanged
 from frcnn_fast.io import PathLike
 from frcnn_fast.model.detector import FasterRCNN
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
@@ -104,7 +105,12 @@ def given_proposals(
     test: DetectionDataset | None,
 ) -> ProposalSet | None:
     """The proposals of these data sets, given as boxes by image id or as files. ValueError where the scheme needs some
-    and there are none, or the reverse, or an image has none."""
+    and there are none, or the reverse, an image has none, or the images are changed at random."""
+    if unchanged(training) is not training and any(stage.proposals != FROM_RPN for stage in stages):
+        raise ValueError(
+            f"transforms: move the images away from the proposals that the scheme {scheme!r} has of them; leave them "
+            "out, or train by approximate-joint"
+        )
     needed = any(stage.proposals == FROM_FILES for stage in stages)
     if needed and proposals is None:
         raise ValueError(
