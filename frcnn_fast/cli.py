@@ -1,4 +1,4 @@
-"""The command `frcnn-fast`: train, evaluate, detect, propose, recall, check-data, doctor."""
+"""The command `frcnn-fast`: train, evaluate, detect, convert, propose, recall, check-data, doctor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
+    "convert": "a run from a checkpoint of torchvision, detectron2 or mmdetection",
     "detect": "find objects in images and videos",
     "propose": "write the proposals of a detector, or of Selective Search, into a file",
     "recall": "recall of proposals: of files, detectors and Selective Search, side by side",

@@ -246,6 +246,14 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
     return Checkpoint(tensors, names, config, extra)
 
 
+def is_checkpoint(path: PathLike) -> bool:
+    """Whether `load_checkpoint` is the one to read this: the folder of a run, or a file of `save_checkpoint`."""
+    file = Path(path)
+    if file.is_dir():
+        return True
+    return file.suffix == ".safetensors" and read_tensors(file)[1].get("format") == _FORMAT
+
+
 def load_weights(path: PathLike) -> dict[str, Tensor]:
     """Read named tensors, such as published ImageNet weights, onto the CPU. Never runs code from the file.
 

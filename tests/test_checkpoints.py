@@ -12,9 +12,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from frcnn_fast.model import FasterRCNN, from_checkpoint
+from frcnn_fast import convert
+from frcnn_fast.data import DigitsDetection
+from frcnn_fast.model import (
+    FasterRCNN,
+    build_detector,
+    config_of,
+    from_checkpoint,
+    load_detector,
+    preset,
+    save_detector,
+    start_from,
+)
 from frcnn_fast.model.checkpoints.coco import COCO_80, COCO_91
 from frcnn_fast.model.layers import scale_and_shift
+from frcnn_fast.train import train
+from frcnn_fast.training import recipe
+from frcnn_fast.training.tree import build
 
 RECORDED = Path(__file__).parent / "checkpoints"
 FPN = "torchvision-fasterrcnn_resnet50_fpn"
@@ -244,8 +258,8 @@ class TestRefusals:
         del tensors["backbone.body.layer2.1.bn1.bias"]
         with pytest.raises(ValueError, match=r"backbone\.body\.layer2\.1\.bn1\.bias is missing"):
             from_checkpoint(tensors)
-        del tensors["roi_heads.box_predictor.cls_score.weight"]
-        with pytest.raises(ValueError, match=r"state_dict: lacks what becomes roi_head\.cls_score\.weight"):
+        del tensors["roi_heads.box_predictor.cls_score.bias"]
+        with pytest.raises(ValueError, match=r"state_dict: lacks what becomes roi_head\.cls_score\.bias"):
             from_checkpoint(tensors)
 
     def test_other_resnets_are_named(self):
@@ -262,3 +276,135 @@ class TestRefusals:
         torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "a.pth")
         with pytest.raises(ValueError, match=r"a\.pth: no detector that is known here"):
             from_checkpoint(tmp_path / "a.pth")
+
+
+def small(class_names, seed=0, **changes) -> FasterRCNN:
+    torch.manual_seed(seed)
+    return build_detector(class_names, preset("small", **changes))
+
+
+class TestStart:
+    """A run as the start of another one."""
+
+    def begin(self, tmp_path, class_names, old=("cat", "dog"), **changes):
+        source = small(old, seed=1)
+        torch.nn.init.normal_(source.roi_head.bbox_pred.weight)
+        save_detector(tmp_path / "model.safetensors", source)
+        detector = small(class_names, seed=2, **changes)
+        return source.state_dict(), detector, start_from(detector, tmp_path)
+
+    def test_the_same_classes_take_everything(self, tmp_path):
+        before, detector, started = self.begin(tmp_path, ["cat", "dog"])
+        after = detector.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert (started.left_out, started.new, started.new_classes) == ([], [], [])
+        assert started.lines() == [f"weights: {len(before)} tensors taken over"]
+
+    def test_classes_are_known_by_their_names(self, tmp_path):
+        torch.manual_seed(2)
+        fresh = small(["dog", "cow", "cat"], seed=2).state_dict()
+        before, detector, started = self.begin(tmp_path, ["dog", "cow", "cat"])
+        after = detector.state_dict()
+        assert started.new_classes == ["cow"]
+        assert "new classes: cow" in started.lines()
+        assert not started.left_out
+        for layer, each in (("cls_score", 1), ("bbox_pred", 4)):
+            for part in ("weight", "bias"):
+                name = f"roi_head.{layer}.{part}"
+                old, new, untouched = (t[name].unflatten(0, (-1, each)) for t in (before, after, fresh))
+                assert torch.equal(new[[0, 1, 3]], old[[0, 2, 1]])  # background, dog, cat
+                assert torch.equal(new[2], untouched[2])
+        rest = [name for name in before if not name.startswith(("roi_head.cls_score", "roi_head.bbox_pred"))]
+        assert all(torch.equal(after[name], before[name]) for name in rest)
+
+    def test_what_does_not_fit_is_listed(self, tmp_path):
+        changes = {"anchor_ratios": (1.0,), "head_channels": 128}
+        before, detector, started = self.begin(tmp_path, ["cat"], **changes)
+        listed = [line.split(" [")[0] for line in started.left_out]
+        assert "rpn.cls_logits.weight" in listed
+        assert "rpn.cls_logits.weight [4, 64, 1, 1] (here [2, 64, 1, 1])" in started.left_out
+        assert "roi_head.cls_score.weight" in listed
+        assert set(started.taken) == {
+            name for name in before if name.startswith(("backbone.", "rpn.convs.")) or name == "roi_head.cls_score.bias"
+        } | {"roi_head.bbox_pred.bias"}
+        assert set(started.new) == set(detector.state_dict()) - set(started.taken)
+        assert any(line.startswith("left out, since it does not fit: ") for line in started.lines())
+
+    @pytest.mark.parametrize("agnostic", [(True, True), (True, False), (False, True)])
+    def test_one_box_for_all_classes(self, tmp_path, agnostic):
+        source = small(["cat", "dog"], class_agnostic=agnostic[0])
+        torch.nn.init.ones_(source.roi_head.bbox_pred.bias)
+        save_detector(tmp_path / "model.safetensors", source)
+        detector = small(["cat"], class_agnostic=agnostic[1])
+        started = start_from(detector, tmp_path)
+        taken = agnostic == (True, True)
+        assert ("roi_head.bbox_pred.bias" in started.taken) == taken
+        assert bool((detector.roi_head.bbox_pred.bias == 1).all()) == taken
+
+    def test_another_backbone_is_refused(self, tmp_path):
+        save_detector(tmp_path / "model.safetensors", small(["cat"]))
+        other = build_detector(["cat"], preset("squeezenet1_0", head_channels=8))
+        with pytest.raises(ValueError, match=r"its detector is on small, of which nothing fits squeezenet1_0; choose"):
+            start_from(other, tmp_path)
+
+    def test_another_librarys_detector(self, tmp_path):
+        torch.save(state(FPN), tmp_path / "theirs.pth")
+        config = config_of(tmp_path / "theirs.pth")
+        assert config is not None
+        assert config.backbone == "resnet50_fpn"
+        detector = build_detector(["dog", "unicorn"], config)
+        started = start_from(detector, tmp_path / "theirs.pth")
+        assert (started.left_out, started.new_classes) == ([], ["unicorn"])
+        boxes = detector.roi_head.bbox_pred.bias
+        place_of_boxes = place(FPN, "roi_heads.box_predictor.bbox_pred.bias")
+        assert boxes.tolist() == [place_of_boxes] * 8 + [0.0] * 4
+
+    def test_a_classifier(self, tmp_path):
+        detector = build_detector(["cat"], preset("squeezenet1_0", head_channels=8))
+        weights = {name: torch.full_like(t, 0.5) for name, t in detector.backbone.state_dict().items()}
+        torch.save({**weights, "classifier.1.bias": torch.zeros(9)}, tmp_path / "w.pth")
+        assert config_of(tmp_path / "w.pth") is None
+        started = start_from(detector, tmp_path / "w.pth")
+        assert started.left_out == ["classifier.1.bias"]
+        assert set(started.taken) == set(weights)
+        assert all((p == 0.5).all() for p in detector.backbone.parameters())
+
+
+class TestTraining:
+    def test_a_training_that_starts_from_a_run(self, tmp_path):
+        """It brings its settings, and the log says what was taken and what was not."""
+        before = small(["0", "1", "no digit"], rpn_lambda=3.0)
+        save_detector(tmp_path / "old" / "model.safetensors", before)
+        options = recipe("small", iterations=1, lr=1e-12, weight_decay=0.0, batch_size=2, checkpoint_every=1)
+        data = DigitsDetection("train", length=4)
+        result = train(data, out=tmp_path / "new", weights=tmp_path / "old", options=options, progress=False)
+        assert result.detector.config == before.config
+        text = (tmp_path / "new" / "train.log").read_text()
+        assert f"weights: {len(before.state_dict())} tensors taken over" in text
+        assert "new classes: 2, 3, 4, 5, 6, 7, 8, 9" in text
+        found, expected = result.detector.roi_head.cls_score.weight, before.roi_head.cls_score.weight
+        torch.testing.assert_close(found[:3], expected[:3])
+
+    def test_the_command_takes_the_settings_of_the_run(self, tmp_path):
+        save_detector(tmp_path / "model.safetensors", small(["a"], rpn_lambda=3.0))
+        run = {"run": {"weights": str(tmp_path)}, "data": {"data_root": "elsewhere"}}
+        config = build([run])
+        assert (config.detector.backbone, config.detector.rpn_lambda) == ("small", 3.0)
+        assert config.training == recipe("small")
+        assert build([run, {"detector": {"rpn_lambda": 1.0}}]).detector.rpn_lambda == 1.0
+        asked = build([run, {"detector": {"backbone": "squeezenet1_0"}}])
+        assert asked.detector == preset("squeezenet1_0")
+
+
+class TestConvert:
+    def test_a_run_of_a_file(self, tmp_path, capsys):
+        torch.save(state(FPN), tmp_path / "theirs.pth")
+        arguments = [str(tmp_path / "theirs.pth"), "-o", str(tmp_path / "run"), "--shorter", "320"]
+        assert convert.main(arguments) == 0
+        assert "resnet50_fpn, 90 classes" in capsys.readouterr().out
+        ours = load_detector(tmp_path / "run")
+        assert (ours.config.shorter, ours.class_names[16]) == (320, "cat")
+        assert ours.rpn.convs[0].weight.unique().tolist() == [place(FPN, "rpn.head.conv.0.0.weight")]
+        with pytest.raises(SystemExit):
+            convert.main(arguments)
+        assert "is there already" in capsys.readouterr().err

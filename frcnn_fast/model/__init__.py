@@ -18,6 +18,7 @@ from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.detector import Detections, FasterRCNN
 from frcnn_fast.model.presets import config_for, preset
 from frcnn_fast.model.protocol import Backbone
+from frcnn_fast.model.start import Started, config_of, start_from
 
 __all__ = [
     "VGG16",
@@ -32,13 +33,16 @@ __all__ = [
     "ResNetFPN",
     "SmallBackbone",
     "SqueezeNet",
+    "Started",
     "TimmFPN",
     "build_backbone",
     "build_detector",
     "config_for",
+    "config_of",
     "from_checkpoint",
     "load_detector",
     "load_pretrained",
     "preset",
     "save_detector",
+    "start_from",
 ]

@@ -14,9 +14,7 @@ from frcnn_fast import __version__
 from frcnn_fast._device import choose_device
 from frcnn_fast._ranks import ranks
 from frcnn_fast.data import DataConfig, DetectionDataset, check_datasets, class_names_of
-from frcnn_fast.io import load_weights
-from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, load_pretrained
-from frcnn_fast.model.presets import config_for
+from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, config_for, config_of, start_from
 from frcnn_fast.model.protocol import freeze_stages
 from frcnn_fast.training.checkpoints import Checkpoints
 from frcnn_fast.training.folder import RunFolder, cut_back, new_run
@@ -66,10 +64,12 @@ def train(
         overwrite: delete the run in `out` instead.
         backbone: one of your own (see `frcnn_fast.model.Backbone`). Default: the one that config.backbone names.
         head: a head of your own (see `FasterRCNN`).
-        config: the detector's settings; default: those that suit the backbone.
+        config: the detector's settings; default: those that suit the backbone, or those of the detector that `weights`
+            names.
         options: how to train; default: what suits the backbone. When resuming only "workers", "device" and "keep" may
             differ from the run's.
-        weights: file of published classifier weights to start from (.safetensors, .npz, .pth).
+        weights: what to start from: published classifier weights (.safetensors, .npz, .pth), or a detector, of which
+            what fits is taken (`frcnn_fast.model.start_from`): a run's folder, or another library's checkpoint.
         test: images to evaluate on, at the end and every options.eval_every iterations.
         proposals: of the training and the test images, for the scheme "fast-rcnn": boxes [N, 4] by image id, in pixels
             of the image, or files of them (`frcnn_fast.data.read_proposals`). A resumed run finds files by itself.
@@ -101,6 +101,8 @@ def train(
     elif out is None:
         raise ValueError("out: got nothing, expected the folder of the run (or resume=)")
     else:
+        if config is None and backbone is None and weights is not None:
+            config = config_of(weights)
         suits = config_for(backbone) if backbone is not None else config or DetectorConfig()
         options = (options or recipe(suits.backbone)).for_images(len(dataset))
         files = () if proposals is None or isinstance(proposals, Mapping) else tuple(map(os.path.abspath, proposals))
@@ -118,8 +120,8 @@ def train(
         torch.manual_seed(options.seed)
         detector = build_detector(class_names_of(dataset), detector_config, backbone=backbone, head=head)
         loads = old is None or old.state is None or any(stage.anew for stage in stages)
-        frozen = _prepare(detector, options, settings.weights if loads else None)
-        options = dataclasses.replace(options, freeze=frozen)
+        started = start_from(detector, settings.weights) if settings.weights is not None and loads else None
+        options = dataclasses.replace(options, freeze=_frozen(detector, options, started is not None))
         whole = dataclasses.replace(whole, detector=detector.config, training=options)
         # Each rank draws other samples, and drops other features out.
         seed = options.seed + (job.rank << 32)
@@ -132,9 +134,8 @@ def train(
             training.restore(old.state)
         folder = job.made_by_first(lambda: _go_on(old) if old is not None else _begin(whole, out or "", overwrite))
         session = Session(training, folder, whole, dataset, test, given, callback, progress and job.is_first)
-        return session.run(
-            f"resumed after {training.done} of {training.total} iterations" if old else f"results in {folder.path}"
-        )
+        begins = f"resumed after {training.done} of {training.total} iterations" if old else f"results in {folder.path}"
+        return session.run(*(started.lines() if started is not None else ()), begins)
 
 
 def _begin(config: RunConfig, out: str | os.PathLike[str], overwrite: bool) -> RunFolder:
@@ -155,12 +156,10 @@ def _go_on(old: Resumed) -> RunFolder:
     return old.folder
 
 
-def _prepare(detector: FasterRCNN, options: TrainOptions, weights: str | None) -> int:
-    """Load the weights to start from, and freeze the backbone's first stages; returns how many."""
-    if weights is not None:
-        load_pretrained(detector, load_weights(weights), source=weights)
+def _frozen(detector: FasterRCNN, options: TrainOptions, started: bool) -> int:
+    """Freeze the backbone's first stages; returns how many."""
     frozen = options.freeze
     if frozen is None:
-        frozen = getattr(detector.backbone, "frozen_stages", 0) if weights is not None else 0
+        frozen = getattr(detector.backbone, "frozen_stages", 0) if started else 0
     freeze_stages(detector.backbone, frozen)
     return frozen

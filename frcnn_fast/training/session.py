@@ -74,12 +74,12 @@ class Session:
             folder if first else None, training.total * size, training.done * size, len(dataset), progress
         )
 
-    def run(self, begins: str) -> TrainResult:
-        """Train to the end, evaluate, draw. `begins` says where."""
+    def run(self, *begins: str) -> TrainResult:
+        """Train to the end, evaluate, draw. `begins` says from what and where."""
         training, from_weights = self.training, self.config.run.weights is not None
         with self.journal:
             told = plan(training.detector, self.options, len(self.dataset), training.device, from_weights)
-            self.journal.say([*told, begins])
+            self.journal.say([*told, *begins])
             if training.done:
                 self.save_weights(self.folder.weights)  # the run may have been killed between the two
             fitted = fit(

@@ -19,7 +19,7 @@ from frcnn_fast._options import check_choices, option
 from frcnn_fast._settings import check_settings
 from frcnn_fast.data.config import DataConfig
 from frcnn_fast.io import PathLike
-from frcnn_fast.model import DetectorConfig, preset
+from frcnn_fast.model import DetectorConfig, config_of, preset
 from frcnn_fast.training.options import TrainOptions, recipe
 from frcnn_fast.training.presets import PRESETS
 
@@ -30,7 +30,9 @@ Layer = Mapping[str, Mapping[str, Any]]  # table -> name -> value
 class RunSettings:
     """What belongs to a run and to none of its parts."""
 
-    weights: str | None = option(None, "ImageNet weights to start from: .safetensors, .npz, .pth")
+    weights: str | None = option(
+        None, "what to start from: ImageNet weights (.safetensors, .npz, .pth), a run, or another library's detector"
+    )
     proposals: tuple[str, ...] | None = option(
         None, "for the scheme fast-rcnn: files, folders or runs with proposals of the training and test images"
     )
@@ -74,7 +76,9 @@ def build(layers: Sequence[Layer]) -> RunConfig:
     }
     data, run = DataConfig(**merged["data"]), RunSettings(**merged["run"])
     detector, training = merged["detector"], merged["training"]
-    backbone = detector.pop("backbone", None) or ("vgg16" if data.data_root else "small")
+    backbone = detector.pop("backbone", None)
+    start = config_of(run.weights) if run.weights and backbone is None else None
+    backbone = backbone or (start.backbone if start else "vgg16" if data.data_root else "small")
     options = recipe(backbone, **training)
     if run.scale_lr:
         # The learning rate is meant for the batch size that stood before somebody asked for this.
@@ -85,7 +89,9 @@ def build(layers: Sequence[Layer]) -> RunConfig:
         meant = below[-1] if below else recipe(backbone).batch_size
         options = dataclasses.replace(options, lr=options.lr * options.batch_size / meant)
         run = dataclasses.replace(run, scale_lr=False)
-    return RunConfig(data, preset(backbone, **detector), options, run)
+    # A detector to start from, where no other backbone is asked for, brings its settings.
+    settings = dataclasses.replace(start, **detector) if start else preset(backbone, **detector)
+    return RunConfig(data, settings, options, run)
 
 
 def preset_layer(name: str) -> Layer:

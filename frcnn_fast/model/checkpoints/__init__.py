@@ -12,10 +12,11 @@ from torch import Tensor
 from frcnn_fast.io import load_weights
 from frcnn_fast.model.build import build_detector, fill, listed
 from frcnn_fast.model.checkpoints import detectron2, mmdetection, torchvision
+from frcnn_fast.model.checkpoints.foreign import Foreign
 from frcnn_fast.model.config import DetectorConfig
 from frcnn_fast.model.detector import FasterRCNN
 
-__all__ = ["from_checkpoint"]
+__all__ = ["from_checkpoint", "translated"]
 
 LIBRARIES = (torchvision, detectron2, mmdetection)
 
@@ -52,22 +53,33 @@ def from_checkpoint(
     """
     shown = "state_dict" if isinstance(source, Mapping) else os.fspath(source)
     tensors = source if isinstance(source, Mapping) else load_weights(source)
-    library = next((library for library in LIBRARIES if library.MARK in tensors), None)
-    if library is None:
+    found = translated(tensors, shown, norm_eps)
+    if found is None:
         marks = ", ".join(f"{library.MARK} ({library.__name__.rpartition('.')[2]})" for library in LIBRARIES)
         raise ValueError(f"{shown}: no detector that is known here: expected {marks}; got {listed(list(tensors))}")
-    try:
-        found = library.translate(tensors, norm_eps)
-    except KeyError as error:
-        raise ValueError(f"{shown}: lacks what becomes {error.args[0]}") from error
-    except ValueError as error:
-        raise ValueError(f"{shown}: {error}") from error
     if found.left_out:
         warnings.warn(f"{shown}: left out {listed(found.left_out)}, which have no place here", stacklevel=2)
     config = DetectorConfig(**{**found.settings, **settings})
-    number = len(found.tensors["roi_head.cls_score.bias"]) - 1
-    if class_names is None:
-        class_names = found.classes or [str(label) for label in range(1, number + 1)]
-    if len(class_names) != number:
-        raise ValueError(f"class_names: got {len(class_names)}, but {shown} has {number} classes")
-    return fill(lambda: build_detector(class_names, config), found.tensors, shown).eval()
+    names = list(found.classes if class_names is None else class_names)
+    if len(names) != len(found.classes):
+        raise ValueError(f"class_names: got {len(names)}, but {shown} has {len(found.classes)} classes")
+    return fill(lambda: build_detector(names, config), found.tensors, shown).eval()
+
+
+def translated(tensors: Mapping[str, Tensor], source: str, norm_eps: float | None = None) -> Foreign | None:
+    """Another library's detector in this one's terms; None where it is of none that is known here.
+
+    Raises:
+        ValueError: it lacks something; names the source.
+    """
+    translate = next((library.translate for library in LIBRARIES if library.MARK in tensors), None)
+    if translate is None:
+        return None
+    try:
+        found = translate(tensors, norm_eps)
+        assert found.classes  # a KeyError where nothing tells their number
+        return found
+    except KeyError as error:
+        raise ValueError(f"{source}: lacks what becomes {error.args[0]}") from error
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error

@@ -96,5 +96,4 @@ def translate(tensors: Mapping[str, Tensor], norm_eps: float | None) -> Foreign:
             "pool_size": 14,
             "head": "own",
         }
-    classes = COCO_80 if len(found["roi_head.cls_score.bias"]) == len(COCO_80) + 1 else None
-    return Foreign(settings, found, strange, classes)
+    return Foreign(settings, found, strange, COCO_80)

@@ -20,7 +20,13 @@ class Foreign:
     settings: dict[str, Any]  # for DetectorConfig
     tensors: dict[str, Tensor]  # by this library's names
     left_out: list[str]  # names of the file that have no place here
-    classes: Sequence[str] | None = None  # the names of its classes, where their number tells
+    coco: Sequence[str]  # the names that its classes have where it was trained on COCO
+
+    @property
+    def classes(self) -> list[str]:
+        """COCO's names where it has as many classes, else numbers."""
+        number = len(self.tensors["roi_head.cls_score.bias"]) - 1
+        return list(self.coco) if number == len(self.coco) else [str(label) for label in range(1, number + 1)]
 
 
 def renamed(

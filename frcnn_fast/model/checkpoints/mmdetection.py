@@ -79,8 +79,7 @@ def translate(tensors: Mapping[str, Tensor], norm_eps: float | None) -> Foreign:
             "pool_size": 14,
             "head": "own",
         }
-    classes = COCO_80 if len(found["roi_head.cls_score.bias"]) == len(COCO_80) + 1 else None
-    return Foreign(settings, found, strange, classes)
+    return Foreign(settings, found, strange, COCO_80)
 
 
 def _sizes_first(rows: Tensor, each: int) -> Tensor:

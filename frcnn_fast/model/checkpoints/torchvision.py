@@ -59,8 +59,7 @@ def translate(tensors: Mapping[str, Tensor], norm_eps: float | None) -> Foreign:
     }
     if mobile:
         settings |= {"anchor_sizes": (SIZES,) * 3, "proposal_score_threshold": 0.05}
-    classes = COCO_91 if len(found["roi_head.cls_score.weight"]) == len(COCO_91) + 1 else None
-    return Foreign(settings, found, strange, classes)
+    return Foreign(settings, found, strange, COCO_91)
 
 
 def _with_eps(tensors: dict[str, Tensor], eps: float, ours: float = 1e-5) -> dict[str, Tensor]:
