@@ -81,6 +81,13 @@ class TestSplits:
         assert (found.dataset, found.data_root) == ("voc", str(tmp_path))
         assert found.resolved() == found
 
+    def test_paths_become_absolute(self, tmp_path, monkeypatch):
+        tree(tmp_path / "data", "train")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        found = DataConfig(data_root="~/data", cache="disk", cache_dir="kept").resolved()
+        assert (found.data_root, found.cache_dir) == (str(tmp_path / "data"), str(tmp_path / "kept"))
+
     def test_opened(self, tmp_path):
         config = tree(tmp_path, "train", "val")
         training, test = config.open_train(), config.open_test()

@@ -27,6 +27,7 @@ PACKAGES = {
 # Modules that know neither ops nor models.
 HELPERS = (
     "_C", "_extension", "_extras", "_options", "_settings", "_names", "_device", "_progress", "_pickles", "_ranks",
+    "_waits",
     "_lettering", "io", "data", "visualize",
 )  # fmt: skip
 # From the lowest up; the longest prefix counts. A module may import what is on its own floor or below.

@@ -253,8 +253,10 @@ class TestPatch:
         with frcnn_fast.patch_torchvision() as patch:
             assert "torchvision.ops.nms" in patch.replaced
             assert "torchvision.models.detection.rpn.RegionProposalNetwork.forward" in patch.replaced
-            assert repr(patch) == "<Patch of 9 functions, in force>"
-        assert repr(patch) == "<Patch of 9 functions, undone>"
+            count = len(patch.replaced)
+            assert count >= 9, "and wherever other libraries have them"
+            assert repr(patch) == f"<Patch of {count} functions, in force>"
+        assert repr(patch) == f"<Patch of {count} functions, undone>"
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
     def test_detectors_can_be_scripted_while_patched_and_after(self) -> None:

@@ -215,7 +215,7 @@ class TestAlternating:
 
         how = {"options": quick("alternating"), "progress": False}
         with monkeypatch.context() as patched:
-            patched.setattr("frcnn_fast.training.run.propose", killed)
+            patched.setattr("frcnn_fast.training.session.propose", killed)
             with pytest.raises(Killed):
                 train.train(digits("train", 10), out=tmp_path, config=tiny(), **how)
         assert {path.name for path in tmp_path.glob("stages/*/*")} == {"model.safetensors"}

@@ -226,7 +226,9 @@ class _Reader:
     ) -> tuple[ImageRecord, ObjectRecord]:
         if not isinstance(item, dict):
             raise ValueError(f"{where} is {_short(item)}, expected an object with image_id, category_id and bbox")
-        where = f"{where} (id {_short(item['id'])})" if "id" in item else where
+        if "id" in item:
+            number = item["id"]
+            where = f"{where} (id {number if _is_whole(number) else _short(number)})"
         image, category, box = item.get("image_id"), item.get("category_id"), item.get("bbox")
         if not isinstance(image, (int, str)) or image not in images:
             raise ValueError(f"{where}: image_id is {_short(image)}, expected the id of one of the images")

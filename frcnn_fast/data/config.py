@@ -94,21 +94,21 @@ class DataConfig:
                 train_split=_or(self.train_split, "train"),
                 test_split=_or(self.test_split, "test"),
             )
-        name = find_format(Path(self.data_root)) if self.dataset == AUTO else self.dataset
+        folders = ("data_root", "image_root", "cache_dir")
+        given = {field: path for field in folders if (path := getattr(self, field))}
+        paths = {field: os.path.abspath(os.path.expanduser(path)) for field, path in given.items()}
+        root = Path(paths["data_root"])
+        name = find_format(root) if self.dataset == AUTO else self.dataset
         train, test = self.train_split, self.test_split
         if AUTO in (train, test):
-            there = splits_of(Path(self.data_root), name)
+            there = splits_of(root, name)
             if train == AUTO:
                 only = there[0] if len(there) == 1 and not _first_of(_TEST, there) else AUTO
                 train = _first_of(_TRAIN, there) or only
             if test == AUTO:
                 whole = _first_of(("trainval", "all"), [train])  # which "val" is a part of
-                wanted = _TEST[:1] if whole else _TEST
-                test = _first_of(wanted, there) or NONE
-        root, images = os.path.abspath(self.data_root), self.image_root and os.path.abspath(self.image_root)
-        return dataclasses.replace(
-            self, dataset=name, data_root=root, image_root=images, train_split=train, test_split=test
-        )
+                test = _first_of(_TEST[:1] if whole else _TEST, there) or NONE
+        return dataclasses.replace(self, dataset=name, train_split=train, test_split=test, **paths)
 
     def open_train(self) -> DetectionDataset:
         """The training set.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 from frcnn_fast._names import printable
 from frcnn_fast.data.images import ImageHeader, read_header
@@ -202,6 +201,10 @@ def rows_of(
     return rows
 
 
+def _float32(value: float) -> float:
+    return ctypes.c_float(value).value
+
+
 def placed(item: ObjectRecord, place: Place) -> tuple[Box | None, bool]:
     """An object's box in pixels, cut at the image's edge (None if nothing of it is left), and whether more than a pixel
     was cut off."""
@@ -216,8 +219,6 @@ def placed(item: ObjectRecord, place: Place) -> tuple[Box | None, bool]:
     x1, y1, x2, y2 = max(whole[0], 0.0), max(whole[1], 0.0), whole[2], whole[3]
     if place.size is not None:
         y2, x2 = min(y2, place.size[0]), min(x2, place.size[1])
-    # Compared as the target holds them.
-    low, high = torch.tensor([x1, y1], dtype=torch.float32), torch.tensor([x2, y2], dtype=torch.float32)
-    if not bool((low < high).all()):
+    if _float32(x1) >= _float32(x2) or _float32(y1) >= _float32(y2):  # as the target holds them
         return None, False
     return (x1, y1, x2, y2), max(abs(a - b) for a, b in zip(whole, (x1, y1, x2, y2), strict=True)) > 1

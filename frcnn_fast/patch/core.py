@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
@@ -44,12 +44,15 @@ class Library:
 
     def patch(self) -> Patch:
         """Replace everything, if no other patch has; ImportError where something to be replaced is missing."""
+        return patch_all(self)
+
+    def hold(self) -> None:
+        """One patch more; the first one replaces."""
         with _lock:
             if not self.holders:
                 self.replacements = self._find()
                 self._put()
             self.holders += 1
-            return Patch(self)
 
     def release(self) -> None:
         """One patch less; the last one's end brings everything back."""
@@ -140,20 +143,22 @@ class Patch:
             that had imported its functions by name.
     """
 
-    def __init__(self, library: Library) -> None:
-        self._library: Library | None = library
-        own = [f"{library.name}.{r.path.replace(':', '.')}" for r in library.replacements]
-        self.replaced = own + library.elsewhere
+    def __init__(self, libraries: Sequence[Library]) -> None:
+        self._libraries = tuple(libraries)
+        self.replaced: list[str] = []
+        for library in libraries:
+            self.replaced += [f"{library.name}.{r.path.replace(':', '.')}" for r in library.replacements]
+            self.replaced += library.elsewhere
 
     def undo(self) -> None:
         """Takes this patch back; the library is itself again when no other is left. Once is enough."""
         with _lock:
-            library, self._library = self._library, None
-        if library is not None:
+            libraries, self._libraries = self._libraries, ()
+        for library in reversed(libraries):
             library.release()
 
     def __enter__(self) -> Patch:
-        if self._library is None:
+        if not self._libraries:
             raise RuntimeError("this patch has been undone; make a new one")
         return self
 
@@ -163,4 +168,18 @@ class Patch:
         self.undo()
 
     def __repr__(self) -> str:
-        return f"<Patch of {len(self.replaced)} functions, {'in force' if self._library is not None else 'undone'}>"
+        return f"<Patch of {len(self.replaced)} functions, {'in force' if self._libraries else 'undone'}>"
+
+
+def patch_all(*libraries: Library) -> Patch:
+    """One patch of several libraries: all of them, or by an exception none."""
+    held: list[Library] = []
+    try:
+        for library in libraries:
+            library.hold()
+            held.append(library)
+    except BaseException:
+        for library in reversed(held):
+            library.release()
+        raise
+    return Patch(held)
