@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -34,17 +33,17 @@ def calibrated(part: nn.Module, inputs: Any) -> Any:
     """
     last = {id(m[1]) for m in part.modules() if isinstance(m, nn.Sequential) and len(m) == 2}  # with no activation
 
-    def take_statistics(norm: Any, given: tuple[Tensor], small: bool) -> None:
+    def take_statistics(norm: Any, given: tuple[Tensor]) -> None:
         norm.running_mean.copy_(given[0].mean((0, 2, 3)))
         norm.running_var.copy_(given[0].var((0, 2, 3)))
-        nn.init.uniform_(norm.weight, *((0.1, 0.3) if small else (0.5, 1.0)))
-        nn.init.uniform_(norm.bias, -0.2, 0.2)
 
     hooks = []
     for name, norm in part.named_modules():
         if hasattr(norm, "running_mean"):
             small = name.endswith(("bn3", "conv3.norm")) or (".block." in name and id(norm) in last)
-            hooks.append(norm.register_forward_pre_hook(functools.partial(take_statistics, small=small)))
+            nn.init.uniform_(norm.weight, *((0.1, 0.3) if small else (0.5, 1.0)))
+            nn.init.uniform_(norm.bias, -0.2, 0.2)
+            hooks.append(norm.register_forward_pre_hook(take_statistics))
     part.eval()
     with torch.no_grad():
         found = part(inputs)
