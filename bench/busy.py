@@ -59,7 +59,7 @@ def work(iterations: int) -> Taken:
 
 def measured(iterations: int, busy: int) -> Taken:
     """`work` in a new process, beside so many busy ones."""
-    settings = {**os.environ, **wait_settings(os.environ)}
+    settings = {**os.environ, **wait_settings()}
     command = [sys.executable, "-m", "bench.busy", "--work", str(iterations)]
     with busy_processes(busy):
         done = subprocess.run(

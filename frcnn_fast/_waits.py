@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 SPINS = "1000"
 
 
-def wait_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to add to a process' environment before it loads torch: nothing where the user has chosen."""
-    chosen = "GOMP_SPINCOUNT" in environment or "OMP_WAIT_POLICY" in environment
+def wait_settings() -> dict[str, str]:
+    """What to add to the environment of a process before it loads torch: nothing where the user has chosen."""
+    chosen = "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ
     return {} if chosen else {"GOMP_SPINCOUNT": SPINS}
 
 
@@ -31,4 +31,4 @@ def is_command(arguments: Sequence[str]) -> bool:
 
 
 if is_command(sys.orig_argv):
-    os.environ.update(wait_settings(os.environ))
+    os.environ.update(wait_settings())

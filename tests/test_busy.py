@@ -30,9 +30,14 @@ def test_which_programs_are_commands(arguments, expected):
     assert _waits.is_command(arguments) is expected
 
 
-def test_the_users_choice_stays():
-    assert _waits.wait_settings({}) == {"GOMP_SPINCOUNT": "1000"}
-    assert _waits.wait_settings({"GOMP_SPINCOUNT": "5"}) == _waits.wait_settings({"OMP_WAIT_POLICY": "active"}) == {}
+def test_the_users_choice_stays(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert _waits.wait_settings() == {"GOMP_SPINCOUNT": "1000"}
+    for name, value in (("GOMP_SPINCOUNT", "5"), ("OMP_WAIT_POLICY", "active")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert _waits.wait_settings() == {}
 
 
 def test_a_command_sets_it_before_torch_is_loaded(monkeypatch):

@@ -204,6 +204,15 @@ class TestAlternating:
         wanted = load_checkpoint(alternated.out).tensors
         assert equal(load_checkpoint(done.out).tensors, wanted)
 
+    def test_of_averaged_weights_the_kept_ones_are_shared(self, tmp_path):
+        run = train.train(
+            digits("train", 6), out=tmp_path, config=tiny(), progress=False,
+            options=quick("alternating", iterations=2, batch_size=1, ema=0.5),
+        )  # fmt: skip
+        final = load_checkpoint(tmp_path).tensors
+        assert equal(part(final, "backbone"), part(self.weights(run, "2-fast-rcnn"), "backbone"))
+        assert equal(part(final, "rpn"), part(self.weights(run, "3-rpn"), "rpn"))
+
     def test_killed_while_a_step_writes_its_files(self, alternated, tmp_path, monkeypatch):
         """The step's last checkpoint is there, its proposals are not: they are made when the run goes on."""
 

@@ -99,9 +99,9 @@ def results(model: Any, size: tuple[int, int], seconds: dict[str, list[float]]) 
     """The detections of one image, and the gradients of the loss of two."""
 
     def timed(what: str, step: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         result = step()
-        seconds[what].append(time.perf_counter() - start)
+        seconds[what].append(time.process_time() - start)
         return result
 
     model.eval()

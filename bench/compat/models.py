@@ -70,8 +70,27 @@ def build(name: str, seed: int = 0, *, decided: bool = False) -> Any:
     return model
 
 
-def batch(size: tuple[int, int], images: int = 1, seed: int = 0, classes: int = 80) -> dict[str, Any]:
-    """What a model's test_step and train_step take: noise with five objects an image, with masks."""
+def wants_masks(name: str) -> bool:
+    """Models without masks do not know what to do with them."""
+    kinds = " ".join(str(node.get("type")) for node in walk(load_config(name).model)).lower()
+    return any(kind in kinds for kind in ("mask", "solo", "yolact", "condinst", "rtmdetins"))
+
+
+def begin_training(model: Any) -> None:
+    """What mmengine's runner and hooks tell a model before the first iteration."""
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub.get_current_instance()
+    for key, value in {"iter": 0, "epoch": 0, "max_iters": 10, "max_epochs": 1}.items():
+        hub.update_info(key, value)
+    for module in model.modules():
+        if hasattr(module, "epoch"):
+            module.epoch = 0
+    model.train()
+
+
+def batch(size: tuple[int, int], images: int = 1, seed: int = 0, masks: bool = True) -> dict[str, Any]:
+    """What a model's test_step and train_step take: noise with five objects of 80 classes an image."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
@@ -85,21 +104,22 @@ def batch(size: tuple[int, int], images: int = 1, seed: int = 0, classes: int = 
         boxes = torch.cat(
             [corner, corner + torch.rand(5, 2, generator=g) * torch.tensor([width, height]) * 0.35 + 8], 1
         )
-        masks = np.zeros((5, height, width), np.uint8)
-        for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
+        drawn = np.zeros((5, height, width), np.uint8)
+        for mask, (left, top, right, bottom) in zip(drawn, boxes.int().tolist()):
             mask[top:bottom, left:right] = 1
         sample = DetDataSample(
             metainfo={
                 **dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size),
                 "scale_factor": (1.0, 1.0),
+                "border": (0, height, 0, width),
                 "img_id": image,
                 "img_path": "",
             }
         )
-        sample.gt_instances = InstanceData(
-            bboxes=boxes, labels=torch.randint(0, classes, (5,), generator=g), masks=BitmapMasks(masks, height, width)
-        )
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.randint(0, 80, (5,), generator=g))
+        if masks:
+            sample.gt_instances.masks = BitmapMasks(drawn, height, width)
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(masks.max(0, keepdims=True).astype(np.int64)))
+        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(drawn.max(0, keepdims=True).astype(np.int64)))
         samples.append(sample)
     return {"inputs": inputs, "data_samples": samples}

@@ -73,11 +73,11 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     if not groups:
         return groups
     # The first kept box that overlaps a row enough has suppressed it.
-    overlaps = ops.box_iou(boxes[keep], boxes) > threshold
-    overlaps[:, keep] = False
-    suppressor = overlaps.int().argmax(0).tolist()
+    overlaps = ops.box_iou(boxes, boxes[keep]) > threshold
+    overlaps[keep] = False
+    suppressor = overlaps.byte().argmax(1).tolist()
     order = scores.argsort(descending=True, stable=True)
-    for row in order[overlaps.any(0)[order]].tolist():
+    for row in order[overlaps.any(1)[order]].tolist():
         groups[suppressor[row]].append(row)
     return groups
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from frcnn_fast.mmcv.numbers import c_float
-from frcnn_fast.mmcv.sampling import Regions, add, corners_of, read, regions
+from frcnn_fast.mmcv.sampling import Regions, add, corners_of, read, regions, slopes_of
 from frcnn_fast.ops import _checks
 
 
@@ -59,7 +59,8 @@ def deform_roi_pool_backward(
         add(sums, found.image, corners.cells, share * corners.weights[..., None])
         if offset.numel():
             values = (read(maps, found.image, corners.cells) * share).sum(-1)  # [4, r, PH, PW, samples]
-            for axis, along in ((0, corners.along_x), (1, corners.along_y)):
+            along_y, along_x = slopes_of(y, x, *input.shape[2:])
+            for axis, along in ((0, along_x), (1, along_y)):
                 side = found.size[:, 1 - axis].view(-1, 1, 1)
                 slope = gamma * side * (values * along).sum((0, 4))
                 grad_offset[found.rows, axis] += slope.to(grad_offset.dtype)

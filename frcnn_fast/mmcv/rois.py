@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from frcnn_fast.mmcv.numbers import c_float
-from frcnn_fast.mmcv.sampling import corners_of, read, regions
+from frcnn_fast.mmcv.sampling import MOST_VALUES, corners_of, read, regions
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._rois import dense, is_channels_last, roi_tensor
 from frcnn_fast.ops.roi_pool import _align, _align_backward
@@ -79,15 +79,18 @@ def roi_align_backward(
         else:
             grad_input.copy_(_align_backward.run(None, dense(grad_output), rois, grad_input.shape, False, *scalars))
         return
-    # As [R, PH, PW, C] points, each of a channel of its own.
-    y, x, grad = (t.permute(0, 2, 3, 1).to(rois.dtype) for t in (argmax_y, argmax_x, grad_output))
     B, C, H, W = grad_input.shape
-    corners = corners_of(y, x, H, W)
-    channel = torch.arange(C, device=rois.device) * (H * W)
-    places = corners.cells + channel + rois[:, 0].long().view(-1, 1, 1, 1) * (C * H * W)
+    channel = torch.arange(C, device=rois.device).view(1, C, 1, 1) * (H * W)
     sums = torch.zeros(B * C * H * W, dtype=rois.dtype, device=rois.device)
-    shares = corners.weights * (grad * (y != -1))
-    grad_input.add_(sums.index_add_(0, places.flatten(), shares.flatten()).view(B, C, H, W))
+    at_once = max(1, MOST_VALUES // grad_output[0].numel())
+    for part in zip(*(t.split(at_once) for t in (rois, grad_output, argmax_y, argmax_x))):
+        image, (grad, y, x) = part[0][:, 0].long(), (t.to(rois.dtype) for t in part[1:])
+        corners = corners_of(y, x, H, W)
+        first = image.view(-1, 1, 1, 1) * (C * H * W) + channel
+        grad = grad * (y != -1)
+        for cells, weights in zip(corners.cells, corners.weights):
+            sums.scatter_add_(0, (first + cells).flatten(), (grad * weights).flatten())
+    grad_input.add_(sums.view(B, C, H, W))
 
 
 def roi_pool_forward(
@@ -114,21 +117,22 @@ def roi_pool_forward(
     output.zero_()
     argmax.fill_(-1)
     lowest = torch.finfo(input.dtype).min
+    maps = input.masked_fill(input.isnan(), lowest)
     for r in (sides > 0).all(1).nonzero()[:, 0].tolist():
-        image = input[int(rois[r, 0])]
-        image = image.masked_fill(image.isnan(), lowest)
+        image = maps[int(rois[r, 0])]
         for j, (left, right) in enumerate(columns[r]):
             if right <= left:
                 continue
-            across, column = image[:, :, left:right].max(2)  # of every row of the map
+            high, low = rows[r][0][0], rows[r][-1][1]  # of the region's rows
+            across, column = image[:, high:low, left:right].max(2)
+            column = column + torch.arange(high, low, device=column.device) * W + left
             for i, (top, bottom) in enumerate(rows[r]):
                 if bottom <= top:
                     continue
-                value, row = across[:, top:bottom].max(1)
-                cell = (row + top) * W + column[:, top:bottom].gather(1, row[:, None])[:, 0] + left
-                found = value > lowest
+                value, row = across[:, top - high : bottom - high].max(1)
+                cell = column.gather(1, row[:, None] + (top - high))[:, 0]
                 output[r, :, i, j] = value.clamp(min=lowest)
-                argmax[r, :, i, j] = torch.where(found, cell, -1).to(argmax.dtype)
+                argmax[r, :, i, j] = torch.where(value > lowest, cell, -1)
 
 
 def _bins(start: Tensor, side: Tensor, bins: int, limit: int) -> list[list[list[int]]]:
@@ -153,5 +157,5 @@ def roi_pool_backward(
     places = (rois[:, 0].long().view(-1, 1, 1, 1) * C + channel) * (H * W) + argmax.long()
     found = argmax >= 0
     sums = torch.zeros(B * C * H * W, dtype=_checks.compute_dtype(grad_output), device=grad_output.device)
-    sums.index_add_(0, places[found], grad_output[found].to(sums.dtype))
+    sums.scatter_add_(0, places[found], grad_output[found].to(sums.dtype))
     grad_input.add_(sums.view(B, C, H, W))

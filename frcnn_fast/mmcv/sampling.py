@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_MOST_VALUES = 1 << 24  # sampled at once
+MOST_VALUES = 1 << 18  # sampled at once: what follows stays in the cache
 
 
 class Regions(NamedTuple):
@@ -37,7 +37,7 @@ def regions(
         grids = bin_size.ceil().long().clamp(min=0)
     for gy, gx in grids.unique(dim=0).tolist():
         rows = (grids == grids.new_tensor((gy, gx))).all(1).nonzero()[:, 0]
-        at_once = max(1, _MOST_VALUES // max(1, channels * PH * PW * gy * gx))
+        at_once = max(1, MOST_VALUES // max(1, channels * PH * PW * gy * gx))
         for part in rows.split(at_once):
             y = _coordinates(start[part, 0], bin_size[part, 0], PH, gy)[:, :, None, :, None]
             x = _coordinates(start[part, 1], bin_size[part, 1], PW, gx)[:, None, :, None, :]
@@ -57,25 +57,41 @@ class Corners(NamedTuple):
 
     cells: Tensor  # int64 [4, ...], of a map's H * W
     weights: Tensor  # [4, ...]; 0 of a point further than a cell outside
-    along_y: Tensor  # [4, ...]: the value's derivative by y is the sum of these times the cells
-    along_x: Tensor
 
 
 def corners_of(y: Tensor, x: Tensor, height: int, width: int) -> Corners:
     """A point outside by less than a cell reads the border."""
-    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    inner_y, inner_x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-    top, left = inner_y.floor(), inner_x.floor()
-    bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
-    ly, lx = inner_y - top, inner_x - left
+    top, bottom, ly = _around(y, height)
+    left, right, lx = _around(x, width)
     hy, hx = 1 - ly, 1 - lx
-    rows, columns = (top, top, bottom, bottom), (left, right, left, right)
-    cells = torch.stack([row.long() * width + column.long() for row, column in zip(rows, columns)])
+    rows, columns = (top.long() * width, bottom.long() * width), (left.long(), right.long())
+    cells = torch.stack([row + column for row in rows for column in columns])
     weights = torch.stack([hy * hx, hy * lx, ly * hx, ly * lx])
-    # Where a point has been moved to the border, mmcv's derivative is still of the point as it was.
+    return Corners(cells, weights * _inside(y, x, height, width))
+
+
+def slopes_of(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """What the four corners' values are multiplied by to give the value's derivatives by y and by x, [4, ...] each.
+
+    Where a point has been moved to the border, mmcv's derivative is still of the point as it was.
+    """
+    top, bottom, _ = _around(y, height)
+    left, right, _ = _around(x, width)
+    inside = _inside(y, x, height, width)
     along_y = torch.stack([x - right, left - x, right - x, x - left])
     along_x = torch.stack([y - bottom, bottom - y, top - y, y - top])
-    return Corners(cells * inside, *(each * inside for each in (weights, along_y, along_x)))
+    return along_y * inside, along_x * inside
+
+
+def _around(along: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The cell before a point on an axis, the one after it, and how far from the first it is."""
+    moved = along.clamp(0, cells - 1)
+    before = moved.floor()
+    return before, (before + 1).clamp(max=cells - 1), moved - before
+
+
+def _inside(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+    return (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
 
 
 def read(maps: Tensor, image: Tensor, cells: Tensor) -> Tensor:
@@ -89,4 +105,4 @@ def add(grad: Tensor, image: Tensor, cells: Tensor, values: Tensor) -> None:
     C, H, W = grad.shape[1:]
     where = (image.view(-1, *[1] * (cells.dim() - 2)) * (C * H * W) + cells).flatten()
     places = where[:, None] + torch.arange(C, device=grad.device) * (H * W)
-    grad.view(-1).index_add_(0, places.flatten(), values.flatten())
+    grad.view(-1).scatter_add_(0, places.flatten(), values.flatten())

@@ -105,6 +105,9 @@ class Training:
         return self._schedule.lr_at(self.iteration)
 
     def next_stage(self) -> None:
+        """The next stage goes on from what this one has kept: its average, where there is one."""
+        if self._average is not None:
+            self.detector.load_state_dict(self._average.detector.state_dict())
         self.stage, self.iteration = self.stage + 1, 0
         renew(self.detector, self.stages[self.stage], self._initial)
         self._begin()
