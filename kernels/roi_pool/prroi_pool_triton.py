@@ -249,6 +249,8 @@ def write_weights(
     (B, _, H, W), R = map.shape, rois.shape[0]
     weights = rois.new_empty(R * PH * H), rois.new_empty(R * PW * W)
     tile = AxisTile.of(rois, PH, PW)
+    if tile.registers:
+        tile = tile._replace(registers=255)  # slopes take more divisions
     lists, lists_and_bins = (B, tables[3:]) if tables else (0, (None,) * 4)
     launch(
         precise_weights_kernel, (lists + tile.programs(R),), rois, double_bits(scale), B, R, H, W, *weights, slopes,
@@ -293,8 +295,9 @@ def prroi_pool_rois_backward(
     spans = empty_spans(grad)
     slopes = tuple(rois.new_empty(n) for n in (R * PH * H, R * PH * H, R * PW * W, R * PW * W))
     weights = write_weights(features, rois, spatial_scale, PH, PW, slopes, spans, None)
-    slices, bins = blocks_for(C, LANES), min(BINS, triton.next_power_of_2(PH))
-    at_once = ROIS * BINS // bins
+    rows = ROIS * BINS * 4 // rois.element_size()  # float64 takes twice the registers
+    slices, bins = blocks_for(C, LANES), min(BINS, rows, triton.next_power_of_2(PH))
+    at_once = rows // bins
     parts = rois.new_empty(R * slices * PH * 4)
     launch(
         parts_kernel, (blocks_for(R, at_once) * slices * blocks_for(PH, bins),), features, grad, rois, B, R, H, W,

@@ -28,10 +28,13 @@ def family(files: list[Path]) -> str:
     return files[0].parts[1]
 
 
-def ops_of(name: str) -> list[Op]:
-    """The ops whose cases must catch the mutants of kernels/<name>: the family's own, then those composed of it."""
+def ops_of(files: list[Path]) -> list[Op]:
+    """The ops whose cases must catch the mutants of these files of kernels/<family>: those that a file is named after,
+    the family's others, then those composed of it."""
+    name = family(files)
     modules = [module for module in FAMILIES if f".cases_{name}" in module.__name__]
     own = [op for module in modules for op in module.OPS]
+    own.sort(key=lambda op: not any(path.stem.startswith(op.name.removesuffix("_backward")) for path in files))
     composed = [op for op in OPS if op.name in ("rpn_proposals", "detections") and op not in own]
     return own + composed if own or name == "proposals" else list(OPS)
 
@@ -62,7 +65,7 @@ def run_cases(files: list[Path], backends: tuple[str, ...], most: int | None = N
         assert_conforms(op, run(op, backend, case), want, inputs(case), label, exactly=exactly)
 
     def served_by(backend: Backend) -> list[Op]:
-        return [op for op in ops_of(family(files)) if backend.serves(op.name)]
+        return [op for op in ops_of(files) if backend.serves(op.name)]
 
     here = [backend for name in backends for backend in BACKENDS if backend.name == name]
     for backend in here:
@@ -81,7 +84,7 @@ def run_cases(files: list[Path], backends: tuple[str, ...], most: int | None = N
 def turns_red(plant: Callable[[], None], files: list[Path], backends: tuple[str, ...], most: int | None = None) -> str:
     """Runs the cases in a child process, which a wild mutant may kill or hang, after plant(). How it failed, or ""."""
     # Here, so that every child has it.
-    for op in ops_of(family(files)):
+    for op in ops_of(files):
         prepared(op)
     with poisoned_memory():  # imports much the first time
         pass
