@@ -185,6 +185,7 @@ def test_synchronised_batch_norm_is_batch_norm_in_one_process(request: pytest.Fi
     request.addfinalizer(torch.distributed.destroy_process_group)
     maps = torch.randn(3, 4, 5, 6, generator=generator()).requires_grad_()
     theirs, ours = torch.nn.BatchNorm2d(4), SyncBatchNorm(4)
+    torch.nn.init.ones_(ours.weight)  # mmcv begins with random ones
     torch.testing.assert_close(ours(maps), theirs(maps))
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     grad = torch.randn(3, 4, 5, 6, generator=generator(1))
