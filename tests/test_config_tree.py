@@ -1,6 +1,8 @@
 """The configuration of a run: layers, presets, files, the command line, and what is found from the data."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,7 +84,7 @@ class TestFiles:
     def test_what_is_written_is_read(self, tmp_path):
         given = {
             "data": {"class_names": ("ratón", 'a "b"')},
-            "detector": {"shorter": None, "anchor_sizes": ((8.5, 16.0), (32.0, 64.0))},
+            "detector": {"backbone": "small", "shorter": None, "anchor_sizes": ((8.5, 16.0), (32.0, 64.0))},
             "training": {"milestones": (0.5, 30.0), "freeze": None, "lr": 1 / 3},
             "run": {"weights": "C:\\x.npz"},
         }
@@ -113,6 +115,14 @@ class TestFiles:
     def test_mistakes_are_named(self, text, message, tmp_path):
         with pytest.raises(ValueError, match=message):
             build(read_layers(written(tmp_path / "c.toml", text)))
+
+    def test_the_guides_file_is_one(self, tmp_path):
+        guide = (Path(__file__).parents[1] / "docs/training.md").read_text()
+        path = written(tmp_path / "c.toml", guide.split("```toml\n")[1].split("```")[0])
+        config = build([*read_layers(path), {"data": {"data_root": str(tmp_path)}}])
+        assert (config.detector.backbone, config.training.patience) == ("squeezenet1_0", 5)
+        presets = guide.split("## Settings")[1].split("A file")[0]
+        assert set(re.findall(r"^\| `([\w-]+)` \| ", presets, re.MULTILINE)) == set(PRESETS)
 
     def test_a_missing_file(self):
         with pytest.raises(ValueError, match=r"nowhere\.toml: cannot be read"):

@@ -1,6 +1,9 @@
 """Ways to train: evaluation on the way, averages, precisions, parts of a batch, rates by layer."""
 
 import copy
+import sys
+import types
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import nn
 from frcnn_fast import train
 from frcnn_fast.io import load_checkpoint, read_jsonl
 from frcnn_fast.model import build_detector, preset
+from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
 from frcnn_fast.training import Training, TrainOptions, make_optimizer, recipe, session, train_step
 from frcnn_fast.training.batches import TrainingBatches
 from frcnn_fast.training.ema import Averaged
@@ -106,6 +110,39 @@ class TestEvaluation:
 
         assert [record["evaluated"] for record in evaluations(whole.out)] == [3, 6]
         assert evaluations(tmp_path / "run") == evaluations(whole.out)
+
+
+class TestTensorBoard:
+    def test_it_gets_the_records(self, tmp_path, monkeypatch):
+        """Also of a run that goes on: what came after the checkpoint is taken back."""
+        written = []
+
+        class Writer:
+            def __init__(self, folder, purge_step):
+                written.append((folder, purge_step))
+
+            def add_scalar(self, name, value, iteration):
+                written.append((name, iteration))
+
+            def close(self):
+                written.append("closed")
+
+        board: Any = types.ModuleType("torch.utils.tensorboard")
+        board.SummaryWriter = Writer
+        monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+        options = quick(iterations=2, tensorboard=True)
+        train.train(OneClass(digits("train", 20)), out=tmp_path, config=CONFIG, options=options, progress=False)
+        names = ["loss", *RPN_LOSSES, *ROI_LOSSES, "lr", "images_per_second"]
+        assert written == [(str(tmp_path / "tensorboard"), 1), *((name, 2) for name in names), "closed"]
+        train.train(OneClass(digits("train", 20)), resume=tmp_path, progress=False)
+        assert written[-2:] == [(str(tmp_path / "tensorboard"), 3), "closed"]
+
+    def test_it_is_named_where_it_is_missing(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorboard", None)
+        options = quick(iterations=2, tensorboard=True)
+        with pytest.raises(ImportError, match=r"pip install 'frcnn_fast\[tensorboard\]'"):
+            train.train(OneClass(digits("train", 20)), out=tmp_path, config=CONFIG, options=options, progress=False)
 
 
 class TestAverage:

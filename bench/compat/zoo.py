@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from bench.compat import models
 from frcnn_fast.mmcv.table import SERVED
@@ -61,7 +62,7 @@ def published() -> list[str]:
     for file in yaml.safe_load((root / "model-index.yml").read_text())["Import"]:
         content = yaml.safe_load((root / file).read_text())
         for model in content.get("Models", []) if isinstance(content, dict) else content:
-            config = Path(model["Config"])
+            config = Path(unquote(model["Config"]))
             if config.parts[0] != "configs":  # one file says it without its folder
                 config = Path(file).parent / config.name
             found.setdefault(str(config.relative_to("configs").with_suffix("")))
@@ -89,12 +90,12 @@ def _kinds(node: dict[str, Any]) -> Iterator[str]:
 
 def scan(names: Iterable[str]) -> dict[str, Any]:
     """The share of models, in percent, that are served by the groups up to each line."""
-    found, failed = {}, {}
+    found, failed, root = {}, {}, str(models.configs_folder())
     for name in names:
         try:
             found[name] = needs(models.load_config(name + ".py"))
         except Exception as error:  # a config that is not there, or that no version of Python reads
-            failed[name] = f"{type(error).__name__}: {error}"
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0].replace(root, 'configs')[:90]}"
     lines, so_far = [], set[str]()
     for group in (None, *GROUPS):
         if group is not None:

@@ -24,6 +24,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.sheet = self.path / "train_batch.jpg"
         self.drawings = self.path / "drawings"
+        self.board = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.proposals = self.path / "proposals.npz"  # of the training images
         self.test_proposals = self.path / "test_proposals.npz"
@@ -32,7 +33,7 @@ class RunFolder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        pictures = self.losses, self.sheet, self.drawings
+        pictures = self.losses, self.sheet, self.drawings, self.board
         proposals = self.proposals, self.test_proposals, self.recall, self.stages
         texts = self.settings, self.metrics, self.log, self.evaluation
         return *texts, self.weights, self.best, self.checkpoints, *proposals, *pictures

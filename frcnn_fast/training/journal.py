@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from frcnn_fast._extras import require
 from frcnn_fast._progress import losses_in_short, progress_bar
 from frcnn_fast.io import append_jsonl
 from frcnn_fast.training.folder import RunFolder
@@ -22,12 +24,31 @@ class Journal:
         total: images of the whole training; `seen` of them are behind.
         images: images of the training set, for the count of passes.
         progress: whether to say anything on the console.
+        tensorboard: whether to write the records for TensorBoard too, from iteration `begin` on.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: RunFolder | None, total: int, seen: int, images: int, progress: bool) -> None:
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        total: int,
+        seen: int,
+        images: int,
+        progress: bool,
+        tensorboard: bool = False,
+        begin: int = 0,
+    ) -> None:
         self._folder, self._total, self._seen, self._images, self._progress = folder, total, seen, images, progress
         self._bar = progress_bar(total, initial=seen, smoothing=0.05, disable=not progress)
         self._told_time = False
+        self._board: Any = None
+        if tensorboard and folder is not None:
+            require("tensorboard", "tensorboard")
+            writer = require("torch.utils.tensorboard", "tensorboard").SummaryWriter
+            # What a run wrote after the state that it goes on from is not shown.
+            self._board = writer(os.fspath(folder.board), purge_step=begin + 1)
 
     def __enter__(self) -> Journal:
         return self
@@ -38,6 +59,8 @@ class Journal:
         if value is not None:
             self.say([f"ended by {kind.__name__ if kind else ''}: {value}"], console=False)
         self._bar.close()
+        if self._board is not None:
+            self._board.close()
 
     def say(self, lines: Iterable[str], console: bool = True) -> None:
         """Lines into train.log, and onto the console."""
@@ -50,6 +73,12 @@ class Journal:
                 if console and self._progress:
                     self._bar.write(line, file=sys.stderr)
 
+    def _show(self, values: Mapping[str, Any], iteration: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                if name != "iteration":
+                    self._board.add_scalar(name, value, iteration)
+
     def advance(self, images: int) -> None:
         self._seen += images
         self._bar.update(images)
@@ -59,6 +88,7 @@ class Journal:
         if self._folder is None:
             return
         append_jsonl(self._folder.metrics, record)
+        self._show(record, record["iteration"])
         short, speed = losses_in_short(record), record["images_per_second"]
         self._bar.set_postfix_str(short, refresh=False)
         left = (self._total - self._seen) / speed
@@ -75,5 +105,6 @@ class Journal:
         """The scores of the weights after `done` iterations."""
         if self._folder is not None:
             append_jsonl(self._folder.metrics, {"evaluated": done, **scores})
+            self._show(scores, done)
             shown = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
             self.say([f"evaluation after {done} iterations: {shown}{', the best so far' * best}"])

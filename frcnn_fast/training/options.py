@@ -57,6 +57,7 @@ class TrainOptions:
     best_by: str = option("map_area", "score by which the best weights are kept", ("map_area", "map07"))
     patience: int = option(0, "evaluations without a better score after which training ends; 0: never")
     keep: int = option(1, "checkpoints before the last one that stay")
+    tensorboard: bool = option(False, "write the records for TensorBoard, too (extra: tensorboard)")
     device: str | None = option(None, "cpu, cuda, ... (default: a GPU where there is one)")
 
     def __post_init__(self) -> None:

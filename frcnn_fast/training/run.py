@@ -66,8 +66,8 @@ def train(
         head: a head of your own (see `FasterRCNN`).
         config: the detector's settings; default: those that suit the backbone, or those of the detector that `weights`
             names.
-        options: how to train; default: what suits the backbone. When resuming only "workers", "device" and "keep" may
-            differ from the run's.
+        options: how to train; default: what suits the backbone. When resuming only "workers", "device", "keep" and
+            "tensorboard" may differ from the run's.
         weights: what to start from: published classifier weights (.safetensors, .npz, .pth), or a detector, of which
             what fits is taken (`frcnn_fast.model.start_from`): a run's folder, or another library's checkpoint.
         test: images to evaluate on, at the end and every options.eval_every iterations.

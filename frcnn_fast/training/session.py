@@ -71,7 +71,13 @@ class Session:
         self.unreadable: dict[str, None] = {}
         first, size = self.ranks.is_first, self.options.batch_size
         self.journal = Journal(
-            folder if first else None, training.total * size, training.done * size, len(dataset), progress
+            folder if first else None,
+            training.total * size,
+            training.done * size,
+            len(dataset),
+            progress,
+            self.options.tensorboard,
+            training.done,
         )
 
     def run(self, *begins: str) -> TrainResult:

@@ -14,7 +14,7 @@ from frcnn_fast.training.options import TrainOptions
 from frcnn_fast.training.tree import RunConfig, build, read_layers
 
 # Options that say nothing about the weights that come out.
-CHANGEABLE = ("workers", "device", "keep")
+CHANGEABLE = ("workers", "device", "keep", "tensorboard")
 
 
 class Resumed(NamedTuple):

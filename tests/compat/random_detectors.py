@@ -25,25 +25,31 @@ def photograph(height: int, width: int, seed: int) -> Tensor:
 
 
 def calibrated(part: nn.Module, inputs: Any) -> Any:
-    """What `part` makes of `inputs`, once its batch normalisations have taken these inputs' statistics, and scales and
-    shifts that differ from channel to channel.
+    """What `part` makes of `inputs`, once its batch normalisations, frozen or not, have taken these inputs' statistics,
+    and scales and shifts that differ from channel to channel.
 
     Random weights would otherwise double the values at every block. Those that end a residual branch are small, as in
     trained networks: else every block would double the rounding errors.
     """
     last = {id(m[1]) for m in part.modules() if isinstance(m, nn.Sequential) and len(m) == 2}  # with no activation
+
+    def take_statistics(norm: Any, given: tuple[Tensor]) -> None:
+        norm.running_mean.copy_(given[0].mean((0, 2, 3)))
+        norm.running_var.copy_(given[0].var((0, 2, 3)))
+
+    hooks = []
     for name, norm in part.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of what it sees
-            small = name.endswith("bn3") or (".block." in name and id(norm) in last)
+        if hasattr(norm, "running_mean"):
+            small = name.endswith(("bn3", "conv3.norm")) or (".block." in name and id(norm) in last)
             nn.init.uniform_(norm.weight, *((0.1, 0.3) if small else (0.5, 1.0)))
             nn.init.uniform_(norm.bias, -0.2, 0.2)
-    part.train()
+            hooks.append(norm.register_forward_pre_hook(take_statistics))
+    part.eval()
     with torch.no_grad():
-        part(inputs)
-        part.eval()
-        return part(inputs)
+        found = part(inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def spread(layer: nn.Module, inputs: Tensor, std: float, mean: float = 0.0) -> None:
