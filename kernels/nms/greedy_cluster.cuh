@@ -260,7 +260,7 @@ class GreedyCluster {
         const bool same = FF_MUTANT(cluster_class_chunk, other_id == my_id, true);
         if (same && suppresses<kLegacy>(other, mine, set_.suppression)) bits |= 1u << i;
       }
-      if (v == g) bits &= FF_MUTANT(cluster_later, lanes_below(), ~(1u << lane_id()));
+      if (v == g) bits &= FF_MUTANT(cluster_nearest, lanes_below(), lanes_below() >> 1);
       matrix[v * kClusterChunk + row] = bits;
     }
     cluster_sync();  // the first block has the whole matrix
