@@ -73,7 +73,8 @@ def of_checkpoint(checkpoint: Path, image: Path, device: str) -> Problem:
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scale": scale}
     batch = Collate(config.preprocess)([(pixels, nothing)]).to(device)
     with torch.no_grad():
-        rpn = detector.rpn(detector.backbone(batch.images.contiguous(memory_format=torch.channels_last)))
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        rpn = detector.rpn(detector.backbone(images), (images.shape[-2], images.shape[-1]))
     before, after = config.proposals_test
     return Problem(
         f"{checkpoint.name} on {image.name} {before}->{after}",
