@@ -279,6 +279,12 @@ def _roi_cases() -> Iterator[Case]:
         lambda: _rois(kind="integer", positive_iou=0.6, negative_iou_high=0.4, negative_iou_low=0.25, batch_size=64),
         small=True,
     )
+    # What is an object and within the background's range is an object.
+    yield Case(
+        "ranges-overlap",
+        lambda: _rois(kind="integer", positive_iou=0.3, negative_iou_high=0.7, batch_size=64),
+        small=True,
+    )
     for fraction in (0.0, 0.3, 1.0):
         yield Case(f"fraction-{fraction}", lambda f=fraction: _rois(positive_fraction=f, batch_size=30), small=True)
     yield Case("crowd", lambda: _rois(crowd=0.5, batch_size=64), small=True)
