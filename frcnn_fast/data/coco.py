@@ -14,7 +14,7 @@ from typing import Any
 from frcnn_fast._names import printable
 from frcnn_fast.data.files import FileDetection
 from frcnn_fast.data.image_files import ImageFolder, image_folders
-from frcnn_fast.data.layout import ANNOTATION_FOLDERS, Folder, subfolder, subfolders
+from frcnn_fast.data.layout import ANNOTATION_FOLDERS, Folder, files_of_splits, subfolder
 from frcnn_fast.data.records import ImageRecord, ObjectRecord, Source
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -84,23 +84,8 @@ def coco_files(root: Path) -> dict[str, Path]:
         return {_split_name(root.stem): root} if _has_annotations(root) else {}
     if not root.is_dir():
         return {}
-    found: dict[str, Path] = {}
     annotations = subfolder(root, ANNOTATION_FOLDERS)
-    for place in [annotations, root]:
-        for path in _annotation_files(place) if place else ():
-            _add(found, _split_name(path.stem), path)
-    for folder in subfolders(root):
-        files = [] if folder == annotations else _annotation_files(folder)
-        for path in files:
-            _add(found, folder.name if len(files) == 1 else f"{folder.name}/{path.stem}", path)
-    return found
-
-
-def _add(found: dict[str, Path], split: str, path: Path) -> None:
-    if split in found:
-        files = f"{printable(os.fspath(found[split]))} and {printable(os.fspath(path))}"
-        raise ValueError(f"{files} are both the split {split!r}; give the file that is meant as data_root")
-    found[split] = path
+    return files_of_splits(root, [annotations] if annotations else [], _split_name, _annotation_files)
 
 
 def _annotation_files(folder: Path) -> list[Path]:

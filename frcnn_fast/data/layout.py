@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from frcnn_fast._names import printable
@@ -273,6 +273,33 @@ def subfolder(folder: Path, names: Sequence[str]) -> Path | None:
     """The subfolder with one of the names, in any case."""
     there = {path.name.lower(): path for path in subfolders(folder)}
     return next((there[name] for name in names if name in there), None)
+
+
+def files_of_splits(
+    root: Path, shared: Sequence[Path], split_of: Callable[[str], str], files_in: Callable[[Path], list[Path]]
+) -> dict[str, Path]:
+    """The file of each split, in formats that have one file a split: those in the folders `shared` and in `root` are
+    named by their stems (`split_of`), those in other folders of `root` by the folder.
+
+    Raises:
+        ValueError: two files are the same split.
+    """
+    found: dict[str, Path] = {}
+
+    def add(split: str, path: Path) -> None:
+        if split in found:
+            files = f"{_shown(found[split])} and {_shown(path)}"
+            raise ValueError(f"{files} are both the split {split!r}; give the file that is meant as data_root")
+        found[split] = path
+
+    for place in [*shared, root]:
+        for path in files_in(place):
+            add(split_of(path.stem), path)
+    for folder in subfolders(root):
+        files = [] if folder in shared else files_in(folder)
+        for path in files:
+            add(folder.name if len(files) == 1 else f"{folder.name}/{path.stem}", path)
+    return found
 
 
 def _named(folder: Path, name: str) -> Path | None:

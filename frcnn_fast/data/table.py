@@ -12,7 +12,7 @@ from pathlib import Path
 from frcnn_fast._names import printable
 from frcnn_fast.data.files import FileDetection
 from frcnn_fast.data.image_files import ImageFolder, image_folders
-from frcnn_fast.data.layout import ANNOTATION_FOLDERS, Folder, subfolder, subfolders
+from frcnn_fast.data.layout import ANNOTATION_FOLDERS, Folder, files_of_splits, subfolder
 from frcnn_fast.data.records import ImageRecord, ObjectRecord, Source
 from frcnn_fast.data.text import decode_list
 from frcnn_fast.data.voc import half_open
@@ -93,23 +93,8 @@ def csv_files(root: Path) -> dict[str, Path]:
         return {_split_name(root.stem): root} if _is_table(root) else {}
     if not root.is_dir():
         return {}
-    found: dict[str, Path] = {}
     shared = [folder for name in (ANNOTATION_FOLDERS, ("data",)) if (folder := subfolder(root, name))]
-    for place in [*shared, root]:
-        for path in _tables(place):
-            _add(found, _split_name(path.stem), path)
-    for folder in subfolders(root):
-        tables = [] if folder in shared else _tables(folder)
-        for path in tables:
-            _add(found, folder.name if len(tables) == 1 else f"{folder.name}/{path.stem}", path)
-    return found
-
-
-def _add(found: dict[str, Path], split: str, path: Path) -> None:
-    if split in found:
-        files = f"{printable(os.fspath(found[split]))} and {printable(os.fspath(path))}"
-        raise ValueError(f"{files} are both the split {split!r}; give the file that is meant as data_root")
-    found[split] = path
+    return files_of_splits(root, shared, _split_name, _tables)
 
 
 def _tables(folder: Path) -> list[Path]:

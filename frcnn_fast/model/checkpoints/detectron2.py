@@ -9,11 +9,9 @@ from torch import Tensor
 
 from frcnn_fast.model.checkpoints.coco import COCO_80
 from frcnn_fast.model.checkpoints.foreign import (
-    COMMON,
-    PYRAMID,
-    SIZES,
     Foreign,
     background_first,
+    region_settings,
     renamed,
     resnet_depth,
     with_background_boxes,
@@ -72,28 +70,8 @@ def translate(tensors: Mapping[str, Tensor], norm_eps: float | None) -> Foreign:
         found[f"roi_head.bbox_pred.{part}"] = with_background_boxes(found[f"roi_head.bbox_pred.{part}"])
     depth = resnet_depth(found, "backbone.body." if fpn else "backbone.")
     settings = {
-        **COMMON,
-        "backbone": f"resnet{depth}_{'fpn' if fpn else 'c4'}",
+        **region_settings(found, fpn, agnostic),
         "stride_in_1x1": depth >= 50,
         "preprocess": "msra",
-        "anchor_convention": "detectron2",
-        "rpn_convs": sum(name.startswith("rpn.convs.") and name.endswith("weight") for name in found),
-        "rpn_beta": 0.0,
-        "min_size": 1e-6,
-        "sampling_ratio": 0,
-        "aligned": True,
-        "class_agnostic": agnostic,
-        "roi_beta": 0.0,
     }
-    if fpn:
-        settings |= {**PYRAMID, "proposals_train": (2000, 1000), "head": "fc"}
-    else:
-        settings |= {
-            "anchor_sizes": (SIZES,),
-            "rpn_channels": found["rpn.convs.0.weight"].shape[0],
-            "proposals_train": (12000, 2000),
-            "proposals_test": (6000, 1000),
-            "pool_size": 14,
-            "head": "own",
-        }
     return Foreign(settings, found, strange, COCO_80)

@@ -101,3 +101,31 @@ PYRAMID: dict[str, Any] = {
     "rpn_channels": 256,
     "proposals_test": (1000, 1000),
 }
+
+
+def region_settings(found: Mapping[str, Tensor], fpn: bool, agnostic: bool) -> dict[str, Any]:
+    """What detectron2's and mmdetection's detectors have in common, with a pyramid (fpn) or C4."""
+    depth = resnet_depth(found, "backbone.body." if fpn else "backbone.")
+    settings = {
+        **COMMON,
+        "backbone": f"resnet{depth}_{'fpn' if fpn else 'c4'}",
+        "anchor_convention": "detectron2",
+        "rpn_convs": sum(name.startswith("rpn.convs.") and name.endswith("weight") for name in found),
+        "rpn_beta": 0.0,
+        "min_size": 1e-6,
+        "sampling_ratio": 0,
+        "aligned": True,
+        "class_agnostic": agnostic,
+        "roi_beta": 0.0,
+    }
+    if fpn:
+        return {**settings, **PYRAMID, "proposals_train": (2000, 1000), "head": "fc"}
+    return {
+        **settings,
+        "anchor_sizes": (SIZES,),
+        "rpn_channels": found["rpn.convs.0.weight"].shape[0],
+        "proposals_train": (12000, 2000),
+        "proposals_test": (6000, 1000),
+        "pool_size": 14,
+        "head": "own",
+    }

@@ -9,18 +9,16 @@ from torch import Tensor
 
 from frcnn_fast.model.checkpoints.coco import COCO_80
 from frcnn_fast.model.checkpoints.foreign import (
-    COMMON,
-    PYRAMID,
     Foreign,
     background_first,
+    region_settings,
     renamed,
-    resnet_depth,
     with_background_boxes,
 )
 
 MARK = "rpn_head.rpn_cls.weight"
 
-_RATIOS, _C4_SIZES = 3, (32.0, 64.0, 128.0, 256.0, 512.0)
+_RATIOS = 3
 
 
 def _rules(fpn: bool) -> list[tuple[str, str | None]]:
@@ -53,32 +51,11 @@ def translate(tensors: Mapping[str, Tensor], norm_eps: float | None) -> Foreign:
             # Its anchors of a cell: all sizes of the first ratio first. Here: all ratios of the first size.
             for name, each in ((f"rpn.cls_logits.{part}", 1), (f"rpn.bbox_pred.{part}", 4)):
                 found[name] = _sizes_first(found[name], each)
-    depth = resnet_depth(found, "backbone.body." if fpn else "backbone.")
     settings = {
-        **COMMON,
-        "backbone": f"resnet{depth}_{'fpn' if fpn else 'c4'}",
+        **region_settings(found, fpn, agnostic),
         "stride_in_1x1": not fpn,
         "preprocess": "torch" if fpn else "msra",
-        "anchor_convention": "detectron2",
-        "rpn_convs": sum(name.startswith("rpn.convs.") and name.endswith("weight") for name in found),
-        "rpn_beta": 0.0,
-        "min_size": 1e-6,
-        "sampling_ratio": 0,
-        "aligned": True,
-        "class_agnostic": agnostic,
-        "roi_beta": 0.0,
     }
-    if fpn:
-        settings |= {**PYRAMID, "proposals_train": (2000, 1000), "head": "fc"}
-    else:
-        settings |= {
-            "anchor_sizes": (_C4_SIZES,),
-            "rpn_channels": found["rpn.convs.0.weight"].shape[0],
-            "proposals_train": (12000, 2000),
-            "proposals_test": (6000, 1000),
-            "pool_size": 14,
-            "head": "own",
-        }
     return Foreign(settings, found, strange, COCO_80)
 
 
