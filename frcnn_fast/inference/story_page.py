@@ -171,7 +171,7 @@ class _Sheet:
         """Put the image on a panel; `dimmed`: how far towards white."""
         pixels = self.pixels.astype(np.float32)
         if grey:
-            pixels = np.repeat((pixels @ np.float32([0.299, 0.587, 0.114]))[:, :, None], 3, axis=2)
+            pixels = np.repeat((pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[:, :, None], 3, axis=2)
         pixels = (pixels * (1 - dimmed) + 255 * dimmed).astype(np.uint8)
         height, width = pixels.shape[:2]
         axes.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest", zorder=0)

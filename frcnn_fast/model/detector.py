@@ -290,7 +290,8 @@ class FasterRCNN(nn.Module):
         self, features: tuple[Tensor, ...], proposals: Tensor, counts: Tensor, image_sizes: Tensor
     ) -> Detections:
         """Final detections of given proposals (any source): boxes [B, N, 4], counts [B]."""
-        found = self.finish(*self.roi_head(features, proposals, counts), proposals, counts, image_sizes)
+        logits, deltas = self.roi_head(features, proposals, counts)
+        found = self.finish(logits, deltas, proposals, counts, image_sizes)
         return Detections(found.boxes, found.scores, found.labels, found.counts)
 
     def finish(
