@@ -1,4 +1,4 @@
-"""The command `frcnn-fast`: train, evaluate, detect, convert, propose, recall, check-data, doctor."""
+"""The command `frcnn-fast`: train, evaluate, detect, explain, convert, propose, recall, check-data, doctor."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "average precision of a trained detector on a data set",
     "convert": "a run from a checkpoint of torchvision, detectron2 or mmdetection",
     "detect": "find objects in images and videos",
+    "explain": "how a detector comes to what it finds in one image, as an HTML page",
     "propose": "write the proposals of a detector, or of Selective Search, into a file",
     "recall": "recall of proposals: of files, detectors and Selective Search, side by side",
     "check-data": "list everything that is wrong or odd in a data set",
