@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import frcnn_fast
+
 COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
@@ -26,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Only the chosen command is imported: the doctor must run where training's packages are missing.
         module = importlib.import_module(f"frcnn_fast.{command.replace('-', '_')}")
         return module.main(arguments, prog=f"frcnn-fast {command}")
+    if command == "--version":
+        print(f"frcnn_fast {frcnn_fast.__version__}")
+        return 0
     print("usage: frcnn-fast COMMAND [options]\n")
     for name, text in COMMANDS.items():
         print(f"  {name:<12}{text}")
-    print("\nfrcnn-fast COMMAND --help shows a command's options")
+    print("\nfrcnn-fast COMMAND --help shows a command's options and their defaults; frcnn-fast --version, the version")
     if command in ("-h", "--help"):
         return 0
     print(f"\nfrcnn-fast: error: no command {command!r}", file=sys.stderr)
