@@ -326,7 +326,8 @@ def proposals(figure: Figure) -> None:
         pixels(axes, width, height, 3, title)
         if shown is None:
             cells = logits.reshape(height // STRIDE, width // STRIDE, -1).amax(-1)
-            axes.imshow(cells.numpy(), cmap="inferno", alpha=0.75, extent=(0, width, height, 0), interpolation="nearest")
+            extent = (0, width, height, 0)
+            axes.imshow(cells.numpy(), cmap="inferno", alpha=0.75, extent=extent, interpolation="nearest")
             continue
         colour = GREEN if shown is gt_boxes else OUR_COLOR
         for box in shown:
