@@ -34,8 +34,9 @@ const void* rois_data(const TensorView& rois, DType dtype) {
 
 RoiPoolShape pool_shape(const TensorView& map, const TensorView& rois, int64_t output_height, int64_t output_width,
                         bool rounded, const char* name) {
-  return {map.size(0),   map.size(1),  map.size(2), map.size(3),           rois.size(0),
-          output_height, output_width, rounded,     is_channels_last(map, name)};
+  return {map.size(0),  map.size(1),  map.size(2),
+          map.size(3),  rois.size(0), output_height,
+          output_width, rounded,      is_channels_last(map, name)};
 }
 
 // How much does not depend on the rounding.
@@ -363,8 +364,8 @@ void multiscale_roi_align_backward(const TensorView& grad, const TensorView& roi
 
 const Registrar registrar([](py::module_& m) {
   m.def("roi_pool_workspace", &roi_pool_workspace, "input"_a, "rois"_a, "output_height"_a, "output_width"_a);
-  m.def("roi_pool", &roi_pool, "input"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a,
-        "rounded"_a, "with_argmax"_a, "workspace"_a, "output"_a, "argmax"_a);
+  m.def("roi_pool", &roi_pool, "input"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a, "rounded"_a,
+        "with_argmax"_a, "workspace"_a, "output"_a, "argmax"_a);
   m.def("roi_pool_backward_workspace", &roi_pool_backward_workspace, "grad"_a, "rois"_a, "input_shape"_a,
         "channels_last"_a);
   m.def("roi_pool_backward", &roi_pool_backward, "grad"_a, "argmax"_a, "rois"_a, "input_shape"_a, "channels_last"_a,

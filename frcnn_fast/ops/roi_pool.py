@@ -104,8 +104,9 @@ def roi_pool(
     Caffe's and torchvision's rounding: corners are scaled and rounded (halves away from zero); the box then covers
     max(end - start + 1, 1) cells along each axis, divided by the number of bins; a bin runs from the floor of its start
     to the ceiling of its end, within the map. rounded=False is mmcv's rule: corners are scaled and not rounded, the
-    lower and right ones after 1 has been added; a box that then has no side gives 0. The maximum is over the cells that are not NaN; a bin of NaN alone gives
-    NaN, an empty bin 0. A row with image index -1 (padding) and a box with a non-finite corner give 0.
+    lower and right ones after 1 has been added; a box that then has no width or no height gives 0. The maximum is over
+    the cells that are not NaN; a bin of NaN alone gives NaN, an empty bin 0. A row with image index -1 (padding) and a
+    box with a non-finite corner give 0.
 
     The gradient goes to the first largest cell in row-major order; sums run in the order of boxes, then bins. Forward
     and backward give the same bits on every backend, whatever the number of threads. There is no gradient to the boxes
@@ -118,7 +119,8 @@ def roi_pool(
     rois = roi_tensor(boxes, input)
     height, width = output_pair(output_size)
     with_argmax = torch.is_grad_enabled() and input.requires_grad
-    return _pool(dense(input), rois, height, width, float(spatial_scale), bool(rounded), with_argmax, backend=backend)[0]
+    scalars = (float(spatial_scale), bool(rounded), with_argmax)
+    return _pool(dense(input), rois, height, width, *scalars, backend=backend)[0]
 
 
 def _align_setup(ctx: Any, a: Any, output: Tensor) -> None:

@@ -63,9 +63,9 @@ def roi_pool(
     """Maxima [R, C, PH, PW] of input [B, C, H, W] over a grid of bins of each RoI, and argmax int32 (h*W + w).
 
     Corners are rounded half away from zero; or not at all, but 1 is added to the lower and right ones before they are
-    scaled, and a RoI whose sides are then not both positive has empty bins only. The first maximum in row-major order wins. An empty bin gives 0
-    and argmax -1, a bin of NaN alone gives NaN and argmax -1; otherwise NaN is passed over. A RoI with a
-    non-finite coordinate has empty bins only. Without with_argmax an empty array takes its place.
+    scaled, and a RoI whose sides are then not both positive has empty bins only. The first maximum in row-major order
+    wins. An empty bin gives 0 and argmax -1, a bin of NaN alone gives NaN and argmax -1; otherwise NaN is passed over.
+    A RoI with a non-finite coordinate has empty bins only. Without with_argmax an empty array takes its place.
     """
     batch, channels, height, width = input.shape
     output = np.zeros((len(rois), channels, output_height, output_width), input.dtype)

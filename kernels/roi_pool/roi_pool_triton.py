@@ -143,9 +143,8 @@ def tables_kernel(
     else:
         k, bin, of_rows = axis_tile(program - B, ROIS, BINS)
         image, start_y, size_y, start_x, size_x = load_bins(rois, k, R, scale, B, PH, PW, ROUNDED)
-        begin, end = bin_edges(
-            tl.where(of_rows, start_y, start_x), tl.where(of_rows, size_y, size_x), bin, tl.where(of_rows, H, W), ROUNDED
-        )
+        start, size = tl.where(of_rows, start_y, start_x), tl.where(of_rows, size_y, size_x)
+        begin, end = bin_edges(start, size, bin, tl.where(of_rows, H, W), ROUNDED)
         present = (image >= 0) & (bin < tl.where(of_rows, PH, PW))
         store_bins(k, bin, begin, tl.where(present, end, 0) - 1, of_rows, R, H, W, windows, cell_bins, CELLS)
 
