@@ -150,10 +150,10 @@ def _pool_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Ca
         yield Case(f"largest-bins-x{copies}", lambda n=copies: make(_growing(n)), small=True)
     yield Case("one-number", lambda: make(_growing(1, C=1)), small=True)
     for rois in ("random", "half", "tiny", "odd"):
-        plain = {"rounded": False, "rois": rois, "K": 40, "values": "odd"}
+        plain: Args = {"rounded": False, "rois": rois, "K": 40, "values": "odd"}
         yield Case(f"not-rounded-{rois}", lambda p=plain: make(pooling(size=(3, 2), **p)), small=True)
-        plain |= {"dtype": torch.float64, "layout": "channels_last"}
-        yield Case(f"not-rounded-{rois}-f64", lambda p=plain: make(pooling((2, 8, 9, 14), size=5, **p)), small=True)
+        other = plain | {"dtype": torch.float64, "layout": "channels_last"}
+        yield Case(f"not-rounded-{rois}-f64", lambda p=other: make(pooling((2, 8, 9, 14), size=5, **p)), small=True)
     yield Case("not-rounded-f16", lambda: make(pooling(dtype=DTYPES["f16"], rounded=False)), small=True)
     yield Case("not-rounded-largest-bins", lambda: make(_growing(4) | {"rounded": False}), small=True)
     yield Case("not-rounded-not-finite", lambda: make(not_finite() | {"rounded": False}), small=True)
