@@ -81,5 +81,7 @@ def test_the_document(made: study.Study, tmp_path: Path, capsys: pytest.CaptureF
     assert "## Training schemes" in text
     assert study.main(["colours", "--runs", str(made.runs), "--out", str(tmp_path)]) == 2
     assert "tables: got 'colours', expected some of recipes, schemes" in capsys.readouterr().err
-    assert study.main(["--runs", str(tmp_path / "none"), "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "study.md").read_text().startswith("Nothing is finished yet")
+    assert study.main(["--runs", str(tmp_path / "none"), "--out", str(tmp_path)]) == 0  # what was published stays
+    assert (tmp_path / "study.md").read_text() == text
+    assert study.main(["--runs", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "study.md").read_text().startswith("Nothing is finished yet")
