@@ -16,9 +16,8 @@ from frcnn_fast.training.options import TrainOptions
 class Shapes:
     """Coloured squares and discs on grey noise. Yours would read files here."""
 
-    class_names = ("square", "disc")
-
     def __init__(self, length: int, seed: int) -> None:
+        self.class_names = ["square", "disc"]
         self.length, self.seed = length, seed
 
     def __len__(self) -> int:
@@ -50,6 +49,7 @@ def main(out: str = "runs/shapes", iterations: int = 300) -> Detector:
     check_dataset(training)  # says at once what is wrong with an item; train() does this too
     options = TrainOptions(iterations=iterations, batch_size=4, lr=0.02)
     result = train(training, out=out, config=preset("small"), options=options, test=test)
+    assert result.evaluation is not None  # there is one where `test` is given
     print(result.evaluation.table())
     return Detector(result.out)
 
