@@ -4,11 +4,12 @@
     python -m bench.study lambda anchors proposals pyramid
 
 Every line of a table is a training by the library's own recipe for SqueezeNet 1.0 (`bench.bccd` states it), but by the
-optimiser of the preset "bccd", AdamW (0.0002, weight decay 0.01), and with the changes that stand in `TABLES`, evaluated on BCCD's test split: PASCAL VOC AP at IoU 0.5, minutes of training, and the
-recall of what its RPN proposes. A training is a folder in --runs. What is finished, there or in --out, is not done
-again, what was interrupted begins again; so a study may be stopped at any time, and go on on another day. All results
-are written to --out: study.json, and the tables of them in study.md. Minutes are told twice: on the clock, comparable
-where the machine had nothing else to do, and of all threads' processor time, which other work changes little.
+optimiser of the preset "bccd", AdamW (0.0002, weight decay 0.01), and with the changes that stand in `TABLES`. It is
+evaluated on BCCD's test split: PASCAL VOC AP at IoU 0.5, minutes of training, and the recall of what its RPN proposes.
+A training is a folder in --runs. What is finished, there or in --out, is not done again, what was interrupted begins
+again; so a study may be stopped at any time, and go on on another day. All results are written to --out: study.json,
+and the tables of them in study.md. Minutes are told twice: on the clock, comparable where the machine had nothing else
+to do, and of all threads' processor time, which other work changes little.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ def _pyramid(levels: tuple[int, ...]) -> Line:
 THREE = (0.5, 1.0, 2.0)
 TABLES: dict[str, tuple[Line, ...]] = {
     "recipes": (
-        Line("sgd", "SGD (0.004, weight decay 0.0005)", options={"optimizer": "sgd", "lr": 0.004, "weight_decay": 5e-4}),
+        Line("sgd", "SGD", options={"optimizer": "sgd", "lr": 0.004, "weight_decay": 5e-4}),
         JOINT,
-        Line("preset", "480 pixels: the preset", PRESETS["bccd"]["detector"]),
+        Line("preset", "480 pixels (the preset)", PRESETS["bccd"]["detector"]),
         Line("preset-long", "480 pixels, 1,200 iterations", PRESETS["bccd"]["detector"], {"iterations": 1200}),
     ),
     "schemes": (
