@@ -23,7 +23,6 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 INCLUDE = re.compile(r"^<!-- include (\S+?)(?:#(.*?))? -->$", re.MULTILINE)
-SHOWN = (".md", ".png", ".jpg")  # of docs/
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -59,7 +58,7 @@ def with_links_moved(markdown: str, uri: str) -> str:
             return match[0]
         path = Path(os.path.normpath(folder / target))
         name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else target
-        in_site = name in PAGES or (name.startswith("docs/") and path.suffix in SHOWN) or path.suffix == ".png"
+        in_site = name in PAGES or (name.startswith("docs/") and path.is_file()) or path.suffix == ".png"
         if path.exists() and not in_site:
             return text[1:-1]
         to = PAGES.get(name) or name.removeprefix("docs/")
