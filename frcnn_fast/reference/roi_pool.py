@@ -282,7 +282,7 @@ def roi_align_max(
             inside = rows.inside[:, :, None, None] & columns.inside[None, None]
             parts = [weight * input[image][:, y, x] for y, x, weight in _corner_weights(rows, columns)]
             values = np.where(inside, ((parts[0] + parts[1]) + parts[2]) + parts[3], input.dtype.type(0))
-            values = values.transpose(0, 1, 3, 2, 4).reshape(channels, *size, -1)
+            values = values.transpose(0, 1, 3, 2, 4).reshape(channels, *size, rows.count * columns.count)
             missing = np.isnan(values)
             largest = np.where(missing, -np.inf, values).max(axis=-1, keepdims=True)
             first = ((values == largest) & ~missing).argmax(axis=-1)
