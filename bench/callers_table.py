@@ -12,7 +12,6 @@ Report = dict[str, Any]
 
 STEPS = (
     ("RegionProposalNetwork", "rpn_proposals", "fpn test 1000->1000 b1 trained"),
-    ("assign_targets_to_anchors", "rpn_targets", "fpn 100 gt b1"),
     ("MultiScaleRoIAlign", "multiscale_roi_align", "1000 rois 256 channels"),
     ("roi_align", "roi_align", "300 rois forward+backward"),
     ("postprocess_detections", "detections", "300 rois 91 classes b1"),

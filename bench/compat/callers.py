@@ -70,11 +70,17 @@ def detector(name: str) -> Any:
             norm.momentum = 0.1
         for part, layer in model.named_modules():
             leaf = part.rsplit(".", 1)[-1]
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                if "cls" in leaf or "classification_head" in part:
-                    layer.weight *= 15.0 if "rpn" in part or "roi_heads" in part else 3.0
-                elif "bbox_pred" in leaf:
-                    layer.weight *= 4.0
+            if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+                continue
+            if "classification_head.conv" in part:  # its weights are meant for training: nothing would be left of a map
+                nn.init.kaiming_normal_(layer.weight)
+            elif "classification_head" in part:
+                layer.weight *= 3.0
+                nn.init.constant_(layer.bias, -3.0)
+            elif leaf.startswith("cls"):
+                layer.weight *= 15.0
+            elif leaf == "bbox_pred":
+                layer.weight *= 4.0
     return model.eval()
 
 
