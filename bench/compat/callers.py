@@ -65,18 +65,19 @@ def detector(name: str) -> Any:
     for norm in norms:
         norm.momentum = None
     with torch.no_grad():
-        model.backbone.train()(torch.stack([photograph(0), photograph(1)]) * 4 - 2)
+        features = model.backbone.train()(torch.stack([photograph(0), photograph(1)]) * 4 - 2)
         for norm in norms:
             norm.momentum = 0.1
+        # RetinaNet's, FCOS's and SSD's scores become those of normally distributed logits.
+        spread = 1.5 / float(model.head(list(features.values()))["cls_logits"].std()) if hasattr(model, "head") else 1.0
         for part, layer in model.named_modules():
             leaf = part.rsplit(".", 1)[-1]
             if not isinstance(layer, (nn.Conv2d, nn.Linear)):
                 continue
-            if "classification_head.conv" in part:  # its weights are meant for training: nothing would be left of a map
-                nn.init.kaiming_normal_(layer.weight)
-            elif "classification_head" in part:
-                layer.weight *= 3.0
-                nn.init.constant_(layer.bias, -3.0)
+            if "classification_head" in part:
+                if leaf == "cls_logits" or "module_list" in part:
+                    layer.weight *= spread
+                    nn.init.constant_(layer.bias, -3.0)
             elif leaf.startswith("cls"):
                 layer.weight *= 15.0
             elif leaf == "bbox_pred":
