@@ -56,9 +56,9 @@ test-aarch64: build $(VENV)/test-ready
 
 # Other people's libraries with ours under them, and their checkpoints in ours: an environment of its own, several GB.
 test-compat: build $(COMPAT_VENV)/ready
-	$(COMPAT_VENV)/bin/python -m pytest -q tests/compat
+	$(COMPAT_VENV)/bin/python -m pytest -q tests/compat tests/test_patch.py
 
-# What of mmdetection runs, what is equal, and how fast: an hour and more. MMCV_ROOT: sources of mmcv 2.1.0, for its tests.
+# What of other libraries runs, what is equal, and how fast: an hour and more. MMCV_ROOT: sources of mmcv 2.1.0, for its tests.
 compat-bench: build $(COMPAT_VENV)/ready
 	$(COMPAT_VENV)/bin/python -m bench.compat --json $(COMPAT_OUT) $(if $(MMCV_ROOT),--mmcv-root $(MMCV_ROOT))
 
