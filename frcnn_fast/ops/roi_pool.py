@@ -20,6 +20,7 @@ from frcnn_fast.ops._rois import (
     output_pair,
     roi_tensor,
 )
+from frcnn_fast.ops._torch_private import within_functorch
 
 
 def _pooled(a: Any) -> Tensor:
@@ -115,7 +116,8 @@ def roi_pool(
     _checks.check_float("input", input, "[B, C, H, W]", 4)
     rois = roi_tensor(boxes, input)
     height, width = output_pair(output_size)
-    with_argmax = torch.is_grad_enabled() and input.requires_grad
+    # What vmap has around a tensor does not say whether somebody further out differentiates.
+    with_argmax = torch.is_grad_enabled() and (input.requires_grad or within_functorch())
     return _pool(dense(input), rois, height, width, float(spatial_scale), with_argmax, backend=backend)[0]
 
 
