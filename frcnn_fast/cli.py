@@ -1,4 +1,4 @@
-"""The command `frcnn-fast`: train, evaluate, detect, convert, propose, recall, check-data, doctor."""
+"""The command `frcnn-fast`: train, evaluate, detect, convert, export, propose, recall, check-data, doctor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
     "convert": "a run from a checkpoint of torchvision, detectron2 or mmdetection",
+    "export": "a detector as an ONNX file or a program of torch.export",
     "detect": "find objects in images and videos",
     "propose": "write the proposals of a detector, or of Selective Search, into a file",
     "recall": "recall of proposals: of files, detectors and Selective Search, side by side",

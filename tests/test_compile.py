@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from frcnn_fast import ops
+from frcnn_fast.export import export_pt2
 from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector
 from tests.samples import samples
 
@@ -150,9 +152,26 @@ def test_a_detector_compiles_to_one_graph_for_all_sizes() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(detector, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        # Not 1, for which torch makes a graph of its own; 2 not first, as torch would take it for that of (height, width).
+        # Not 1, for which torch makes a graph of its own; and 2 not first: it would be the 2 of (height, width).
         for shape in BATCHES[:2]:
             x, sizes, scales = images(*shape)
             wanted = detector(x, sizes, image_scales=scales)
             assert wanted.counts.min() > 0
             same(compiled(x, sizes, image_scales=scales), wanted)
+
+
+def test_a_detector_is_exported_for_all_sizes(tmp_path: Any) -> None:
+    detector = tiny_detector()
+    found = export_pt2(detector, tmp_path / "tiny.pt2")
+    assert found.detections > 10
+    assert (found.unmatched, found.boxes, found.scores) == (0, 0.0, 0.0)
+    extra = {"frcnn_fast.json": ""}
+    module = torch.export.load(tmp_path / "tiny.pt2", extra_files=extra).module()
+    assert json.loads(json.loads(extra["frcnn_fast.json"])["class_names"]) == ["a", "b", "c"]
+    with torch.no_grad():
+        for shape in BATCHES:
+            x, sizes, scales = images(*shape)
+            same(module(x, sizes, scales), detector(x, sizes, image_scales=scales))
+    with pytest.raises(ValueError, match="only its rpn was trained"):
+        export_pt2(tiny_detector(parts="rpn"), tmp_path / "half.pt2")
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.pt2"]

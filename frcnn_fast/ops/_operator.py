@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
@@ -18,11 +20,33 @@ from frcnn_fast.ops._torch_private import (
     PLAIN_TENSORS,
     can_bypass_dispatcher,
     carries_tangent,
+    constant_when_compiled,
     unwrap_if_dead,
     within_functorch,
 )
 
 LIBRARY = torch.library.Library("frcnn_fast", "DEF")
+
+
+# What an exporter is shown in the places of ops, by their names; see `frcnn_fast.export`.
+_stand_ins: ContextVar[Mapping[str, Callable[..., Any]] | None] = ContextVar("frcnn_fast_stand_ins", default=None)
+
+
+@contextlib.contextmanager
+def stand_ins(table: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block a trace takes these functions, of an op's arguments, for the ops of these names. What is
+    computed here and now stays with the kernels."""
+    token = _stand_ins.set(table)
+    try:
+        yield
+    finally:
+        _stand_ins.reset(token)
+
+
+@constant_when_compiled
+def _stand_in(name: str) -> Callable[..., Any] | None:
+    table = _stand_ins.get()
+    return None if table is None else table.get(name)
 
 
 class Operator:
@@ -98,7 +122,10 @@ class Operator:
             args = tuple(_detached(a) for a in args)
             needs_grad = False
         if not plain:
-            if self.backward is not None and within_functorch():
+            stand_in = _stand_in(self.name)
+            if stand_in is not None:
+                found = stand_in(*args)
+            elif self.backward is not None and within_functorch():
                 found = _TransformedFunction.apply(self, backend, args, *tensors)
             else:
                 found = self._registered(*args, asked_for(backend))
