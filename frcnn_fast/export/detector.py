@@ -47,9 +47,10 @@ class Inference(nn.Module):
 class Agreement:
     """Of the file's detections and the detector's own.
 
-    detections: how many were compared. unmatched: of the one that has more of them, those without one of the same label, score (within 0.001)
-    and place (within half a pixel) among the other's: where two scores or an overlap and its threshold lie within
-    rounding, either may win. boxes, scores: the largest differences of the others, in pixels and in score.
+    detections: how many were compared. unmatched: those without one of the same label, score (within 0.001) and place
+    (within half a pixel) among the other's, on the side that has more of them: where two scores, or an overlap and its
+    threshold, lie within rounding, either may win. boxes, scores: the largest differences of the others, in pixels and
+    in score.
     """
 
     detections: int

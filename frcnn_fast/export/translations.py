@@ -127,7 +127,11 @@ def _roi_align(op: Any, input: Any, rois: Any, height: int, width: int, *scalars
     return _aligned_pool(op, input, boxes, image, (height, width), *scalars)
 
 
-def _roi_pool(op: Any, input: Any, rois: Any, height: int, width: int, spatial_scale: float, with_argmax: bool) -> Any:
+def _roi_pool(
+    op: Any, input: Any, rois: Any, height: int, width: int, spatial_scale: float, rounded: bool, with_argmax: bool
+) -> Any:
+    if not rounded:
+        raise NotImplementedError("roi_pool: rounded=False is no ONNX operator")
     if with_argmax:
         raise NotImplementedError("roi_pool: argmax, which training needs, is no ONNX operator; use torch.no_grad()")
     image, boxes = _image_and_boxes(op, rois)
@@ -211,7 +215,7 @@ def _parsed(value: Any, kind: str) -> Any:
 _LEAVES = (
     _Leaf(f"{NAMESPACE}::keep_mask", "v v v f i", _keep_mask),
     _Leaf(f"{NAMESPACE}::ranked_rows", "v v v f", _ranked_rows),
-    _Leaf("frcnn_fast::roi_pool", "v v i i f b", _roi_pool),
+    _Leaf("frcnn_fast::roi_pool", "v v i i f b b", _roi_pool),
     _Leaf("frcnn_fast::roi_align", "v v i i f i b", _roi_align),
     _Leaf("frcnn_fast::multiscale_roi_align", "L v i i fs i b f i", _multiscale_roi_align),
 )

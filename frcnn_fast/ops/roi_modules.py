@@ -60,7 +60,7 @@ class RoIPool(nn.Module):
             rows, (height, width) = _scripted_rois(rois, input), _scripted_pair(self.output_size)
             with_argmax = torch.is_grad_enabled() and input.requires_grad
             return torch.ops.frcnn_fast.roi_pool(
-                _scripted_dense(input), rows, height, width, float(self.spatial_scale), with_argmax, None
+                _scripted_dense(input), rows, height, width, float(self.spatial_scale), True, with_argmax, None
             )[0]
         else:
             return roi_pool(input, rois, self.output_size, self.spatial_scale)
