@@ -143,7 +143,7 @@ def images(B: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor,
     return torch.randn(B, 3, height, width, generator=generator), sizes, torch.linspace(1.0, 2.0, B)
 
 
-BATCHES = [(3, 64, 96), (2, 96, 64), (1, 128, 128)]
+BATCHES = [(4, 64, 96), (2, 96, 64), (1, 128, 128)]
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def test_a_detector_compiles_to_one_graph_for_all_sizes() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(detector, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        # Not 1, for which torch makes a graph of its own; and 2 not first: it would be the 2 of (height, width).
+        # Not 1, for which torch makes a graph of its own. At first 4: 3 would be the channels, and 2 the (height, width).
         for shape in BATCHES[:2]:
             x, sizes, scales = images(*shape)
             wanted = detector(x, sizes, image_scales=scales)

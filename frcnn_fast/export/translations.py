@@ -203,7 +203,7 @@ class _Leaf:
         return symbolic
 
 
-def _parsed(value: Any, kind: str) -> Any:
+def _parsed(value: Any, kind: Any) -> Any:
     """What a value of TorchScript's graph stands for."""
     if kind == "L":
         return symbolic_helper._unpack_list(value)

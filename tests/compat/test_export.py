@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert sorted(each.name for each in tmp_path.iterdir()) == ["run", "small.onnx"]
 
 
+def keeping_less(detections: Callable[..., Any], *args: Any) -> Any:
+    """With another iou_threshold."""
+    return detections(*args[:6], 0.01, *args[7:])
+
+
 def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from frcnn_fast.export import lowering
 
-    monkeypatch.setitem(lowering.LOWERED, "detections", lambda *args: lowering._detections(*args[:6], 0.01, *args[7:]))
+    monkeypatch.setitem(lowering.LOWERED, "detections", partial(keeping_less, lowering._detections))
     with pytest.raises(ValueError, match="does not detect the same"):
         export_onnx(tiny_detector(), tmp_path / "tiny.onnx", exporter="torchscript")
     assert not list(tmp_path.iterdir())
