@@ -152,7 +152,7 @@ def test_a_detector_compiles_to_one_graph_for_all_sizes() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(detector, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        # Not 1, for which torch makes a graph of its own. At first 4: 3 would be the channels, and 2 the (height, width).
+        # Not 1, which has a graph of its own. At first 4: 3 would be the channels, and 2 the (height, width).
         for shape in BATCHES[:2]:
             x, sizes, scales = images(*shape)
             wanted = detector(x, sizes, image_scales=scales)
