@@ -76,6 +76,7 @@ def detector(name: str) -> Any:
                 continue
             if "classification_head" in part:
                 if leaf == "cls_logits" or "module_list" in part:
+                    assert layer.bias is not None
                     layer.weight *= spread
                     nn.init.constant_(layer.bias, -3.0)
             elif leaf.startswith("cls"):
