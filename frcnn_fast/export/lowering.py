@@ -282,6 +282,14 @@ LOWERED: dict[str, Callable[..., Any]] = {
     "detections": _detections,
     **{
         name: _without_onnx(name)
-        for name in ("prroi_pool", "soft_nms", "assign_anchors", "sample_anchors", "rpn_targets", "sample_rois")
+        for name in (
+            "prroi_pool",
+            "roi_align_max",
+            "soft_nms",
+            "assign_anchors",
+            "sample_anchors",
+            "rpn_targets",
+            "sample_rois",
+        )
     },
 }

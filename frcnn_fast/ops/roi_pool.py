@@ -251,6 +251,6 @@ def roi_align(
     if mode not in ("avg", "max"):
         raise ValueError(f"mode: expected 'avg' or 'max', got {mode!r}")
     if mode == "max":
-        with_argmax = torch.is_grad_enabled() and input.requires_grad
+        with_argmax = torch.is_grad_enabled() and (input.requires_grad or within_functorch())
         return _align_max(dense(input), rois, height, width, *scalars, with_argmax, backend=backend)[0]
     return _align(dense(input), rois, height, width, *scalars, backend=backend)
