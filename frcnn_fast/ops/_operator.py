@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class Operator:
     count, int64 [1], which the binding calls num_<result>; on a GPU, reading it is a synchronisation.
     setup_context(ctx, a, output): keeps what the gradient needs. backward(ctx, *grads): the gradients by argument.
     """
+
+    named: ClassVar[dict[str, Operator]] = {}  # every one of them
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class Operator:
                 qualified, self._library_backward, setup_context=self._library_setup, lib=LIBRARY
             )
         self._registered = getattr(torch.ops.frcnn_fast, self.name).default
+        Operator.named[self.name] = self
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         """Takes the arguments in the schema's order."""
