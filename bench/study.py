@@ -5,9 +5,10 @@
 
 Every line of a table is a training by the library's own recipe for SqueezeNet 1.0 (`bench.bccd` states it), with the
 changes that stand in `TABLES`, evaluated on BCCD's test split: PASCAL VOC AP at IoU 0.5, minutes of training, and the
-recall of what its RPN proposes. A training is a folder in --runs. What is finished is not done again, what was
-interrupted begins again; so a study may be stopped at any time. Tables of all that is finished are written to --out:
-study.json and study.md. Minutes are comparable where the same machine had nothing else to do.
+recall of what its RPN proposes. A training is a folder in --runs. What is finished, there or in --out, is not done
+again, what was interrupted begins again; so a study may be stopped at any time, and go on on another day. All results
+are written to --out: study.json, and the tables of them in study.md. Minutes are told twice: on the clock, comparable
+where the machine had nothing else to do, and of all threads' processor time, which other work changes little.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from frcnn_fast.propose import propose, search
 from frcnn_fast.recall import recall
 from frcnn_fast.training import recipe
 from frcnn_fast.training.run import train
+from frcnn_fast.training.step import PRECISIONS
 
 RUNS = Path("runs/study")
 OUT = environment.ROOT / "bench" / "results" / "study"
@@ -78,7 +80,13 @@ def _pyramid(levels: tuple[int, ...]) -> Line:
 
 
 THREE = (0.5, 1.0, 2.0)
+LARGE = {"shorter": 480, "longer": 960}
 TABLES: dict[str, tuple[Line, ...]] = {
+    "recipes": (
+        JOINT,
+        Line("large", "480 pixels", LARGE),
+        Line("large-long", "480 pixels, 1,800 iterations", LARGE, {"iterations": 1800, "ema": 0.998}),
+    ),
     "schemes": (
         JOINT,
         Line("alternating", "4-step alternating (shared)", options={"scheme": "alternating"}),
@@ -114,6 +122,28 @@ TABLES: dict[str, tuple[Line, ...]] = {
 }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Minutes:
+    """What a training took: on the clock, and of the processor, all threads together."""
+
+    minutes: float = 0.0
+    processor_minutes: float = 0.0
+
+    @classmethod
+    def now(cls) -> Minutes:
+        return cls(time.perf_counter() / 60, time.process_time() / 60)
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Minutes:
+        return cls(result["minutes"], result["processor_minutes"])
+
+    def __add__(self, other: Minutes) -> Minutes:
+        return Minutes(self.minutes + other.minutes, self.processor_minutes + other.processor_minutes)
+
+    def __sub__(self, other: Minutes) -> Minutes:
+        return Minutes(self.minutes - other.minutes, self.processor_minutes - other.processor_minutes)
+
+
 class Study:
     """Trains, or finds trained, any line with any seed.
 
@@ -122,17 +152,28 @@ class Study:
         data: root of the VOC tree.
         weights: file of the backbone's ImageNet weights.
         config, options: changes of the recipe for all lines.
+        known: results from elsewhere.
     """
 
     def __init__(
-        self, runs: Path, data: Path, weights: Path, config: Mapping[str, Any], options: Mapping[str, Any]
+        self,
+        runs: Path,
+        data: Path,
+        weights: Path,
+        config: Mapping[str, Any],
+        options: Mapping[str, Any],
+        known: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.runs, self.weights, self.config, self.options = runs, weights, config, options
+        self.known = {_key(result): dict(result) for result in known}
         self.test = VocDetection(data, "test")
         self.training = VocDetection(data, "trainval", class_names=self.test.class_names)
 
-    def result(self, line: Line, seed: int) -> dict[str, Any]:
-        """What a training has come to; ValueError where the folder has one by another recipe."""
+    def result(self, line: Line, seed: int, *, with_files: bool = False) -> dict[str, Any]:
+        """What a training has come to; ValueError where the folder has one by another recipe.
+
+        with_files: what it left behind is needed, too, so that a result from elsewhere is not enough.
+        """
         folder = self.runs / f"{line.name}-seed{seed}"
         file = folder / "result.json"
         recipe_ = {
@@ -147,6 +188,9 @@ class Study:
             if found["recipe"] != recipe_:
                 raise ValueError(f"{file}: is of another recipe, {found['recipe']}; choose another --runs")
             return found
+        found = self.known.get((line.name, seed))
+        if found is not None and found["recipe"] == recipe_ and not with_files:
+            return found
         print(f"{folder.name}: training", file=sys.stderr)
         made = self._make(line, seed, folder)
         about = {"line": line.name, "seed": seed, "recipe": recipe_, "environment": environment.describe("cpu")}
@@ -156,12 +200,12 @@ class Study:
 
     def _make(self, line: Line, seed: int, folder: Path) -> dict[str, Any]:
         given = self._proposals(line.proposals, seed)
-        minutes = 0.0
+        taken = Minutes()
         if line.trained_as:
-            minutes += self._line(line.trained_as, seed)["minutes"]
+            taken = Minutes.of(self._line(line.trained_as, seed, with_files=True))
             detector = load_detector(self.runs / f"{line.trained_as}-seed{seed}")
         else:
-            start = time.perf_counter()
+            start = Minutes.now()
             trained = train(
                 self.training,
                 out=folder,
@@ -174,10 +218,10 @@ class Study:
             if trained.stopped_by:
                 raise KeyboardInterrupt
             detector = trained.detector
-            minutes += (time.perf_counter() - start) / 60
+            taken = Minutes.now() - start
             if line.proposals not in ("", SEARCH):
-                minutes += self._line(line.proposals, seed)["minutes"]
-        made: dict[str, Any] = {"minutes": minutes}
+                taken += Minutes.of(self._line(line.proposals, seed))
+        made: dict[str, Any] = dataclasses.asdict(taken)
         tested_on = propose(detector, self.test, progress=False) if given is None else given
         made["recall"] = recall(tested_on, self.test).to_dict()
         if detector.config.parts == "rpn":
@@ -186,15 +230,16 @@ class Study:
             made["test"] = evaluate(detector, self.test, proposals=given, progress=False).to_dict()
         return made
 
-    def _line(self, name: str, seed: int) -> dict[str, Any]:
-        return self.result(next(line for lines in TABLES.values() for line in lines if line.name == name), seed)
+    def _line(self, name: str, seed: int, *, with_files: bool = False) -> dict[str, Any]:
+        line = next(line for lines in TABLES.values() for line in lines if line.name == name)
+        return self.result(line, seed, with_files=with_files)
 
     def _proposals(self, source: str, seed: int) -> ProposalSet | None:
         """Of all images; None where the detector makes its own."""
         if not source:
             return None
         if source != SEARCH:
-            self._line(source, seed)
+            self._line(source, seed, with_files=True)
             return read_proposals(self.runs / f"{source}-seed{seed}")
         file = self.runs / "selective-search.npz"
         if not file.exists():
@@ -203,8 +248,18 @@ class Study:
         return read_proposals(file)
 
 
+def _key(result: Mapping[str, Any]) -> tuple[str, int]:
+    return result["line"], result["seed"]
+
+
+def published(out: Path) -> list[dict[str, Any]]:
+    """The results in a study's tables."""
+    file = out / "study.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 def finished(runs: Path) -> Iterator[dict[str, Any]]:
-    """All results of a study."""
+    """The results of a study's trainings here."""
     for file in sorted(runs.glob("*/result.json")):
         yield json.loads(file.read_text())
 
@@ -220,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of study.json and study.md")
     parser.add_argument("--iterations", type=int, help="another length of the schedule, for a trial")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="of convolutions and products, for all lines")
     parser.add_argument("--data", type=Path, default=root / "bccd" / "BCCD", help="(default: under FRCNN_DATA)")
     parser.add_argument(
         "--weights",
@@ -233,13 +289,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise ValueError(f"tables: got {unknown[0]!r}, expected some of {', '.join(TABLES)}")
         if args.tables:
-            options = {"iterations": args.iterations} if args.iterations else {}
-            study = Study(args.runs, args.data, args.weights, {}, options)
+            given = {"iterations": args.iterations, "precision": args.precision}
+            options = {name: value for name, value in given.items() if value}
+            study = Study(args.runs, args.data, args.weights, {}, options, published(args.out))
             for seed in args.seeds:
                 for name in args.tables:
                     for line in TABLES[name]:
                         study.result(line, seed)
-        results = list(finished(args.runs))
+        merged = {_key(result): result for result in (*published(args.out), *finished(args.runs))}
+        results = [merged[key] for key in sorted(merged)]
         write_json(args.out / "study.json", results)
         (args.out / "study.md").write_text(study_table.document(TABLES, results))
         print(args.out / "study.md")
