@@ -113,7 +113,7 @@ def called(sample: Sample, array: Callable[[torch.Tensor], Any], *, by_keyword: 
 def check(found: Any, wanted: Any, kind: type) -> None:
     """The same named result, its fields arrays of that kind, to the bit."""
     assert isinstance(found, type(wanted)) if isinstance(wanted, tuple) else isinstance(found, kind)
-    pairs = list(zip(found, wanted, strict=True)) if isinstance(wanted, tuple) else [(found, wanted)]
+    pairs: Any = zip(found, wanted, strict=True) if isinstance(wanted, tuple) else [(found, wanted)]
     for array, tensor in pairs:
         assert isinstance(array, kind)
         assert array.dtype == tensor.numpy().dtype
@@ -190,7 +190,7 @@ def test_lists_grids_and_views_without_torch_on_the_gpu(cupy: Any) -> None:
     features = torch.randn(2, 3, 8, 8, generator=g).to(memory_format=torch.channels_last)
     for maps in (features, features[:, :, ::2, 1:]):
         wanted = ops.roi_align(maps, [boxes[0], boxes[1, ::2]], 2, 0.25)
-        found = ops.roi_align(fake_array(maps), [fake_array(boxes[0]), fake_array(boxes[1, ::2])], 2, 0.25)  # type: ignore[list-item, arg-type]
+        found: Any = ops.roi_align(fake_array(maps), [fake_array(boxes[0]), fake_array(boxes[1, ::2])], 2, 0.25)
         check(found, wanted, FakeArray)
         assert found.strides == wanted.numpy().strides  # the layout of the maps
     grids = ops.AnchorGrids([(fake_array(ops.generate_anchors((8,), (0.5, 1.0))), (2, 3), 16)])
@@ -251,7 +251,7 @@ def test_torch_works_on_the_stream_of_cupy(cupy: Any, monkeypatch: pytest.Monkey
     cupy.cuda.get_current_stream().ptr = pointer
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda pointer, device: (pointer, device))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(used.append(stream)))
     device: Any = contextlib.nullcontext()
     device.id = 3
     with _arrays._on_stream_of(device):
