@@ -110,7 +110,7 @@ def called(sample: Sample, array: Callable[[torch.Tensor], Any], *, by_keyword: 
     return sample.function(**dict(zip(names, given)), **scalars)
 
 
-def check(found: Any, wanted: Any, kind: type) -> None:
+def check(found: Any, wanted: Any, kind: Any) -> None:
     """The same named result, its fields arrays of that kind, to the bit."""
     assert isinstance(found, type(wanted)) if isinstance(wanted, tuple) else isinstance(found, kind)
     pairs: Any = zip(found, wanted, strict=True) if isinstance(wanted, tuple) else [(found, wanted)]
@@ -251,7 +251,12 @@ def test_torch_works_on_the_stream_of_cupy(cupy: Any, monkeypatch: pytest.Monkey
     cupy.cuda.get_current_stream().ptr = pointer
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda pointer, device: (pointer, device))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(used.append(stream)))
+
+    def put_on(stream: Any) -> contextlib.nullcontext[None]:
+        used.append(stream)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "stream", put_on)
     device: Any = contextlib.nullcontext()
     device.id = 3
     with _arrays._on_stream_of(device):
