@@ -63,7 +63,7 @@ class RegionProposalNetwork(nn.Module):
                 hidden = F.relu(conv(hidden), inplace=True)
             # [B, k, h, w] -> [B, h*w*k]: the anchor index runs over the cell's anchors first.
             logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4))
             size = feature.shape[2], feature.shape[3]
             stride = self.strides[level], self.strides[level]
             if self.stride_of_image:
