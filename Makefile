@@ -25,7 +25,7 @@ BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 # processes by itself. Each prints when it ends, and none is left out because another failed.
 STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
 
-.PHONY: train test test-long test-compat compat-bench $(STEPS) check format build bench bench-env gpu-test gpu-bench clean
+.PHONY: train test test-long test-compat compat-bench $(STEPS) check format build wheel bench bench-env gpu-test gpu-bench clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
@@ -79,6 +79,10 @@ format: $(VENV)/test-ready
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cuh' '*.cpp' '*.cu')
 
 build: $(VENV)/built
+
+# The sdist, and a wheel for every Python that is here, without and with the CUDA half, in dist/.
+wheel: $(VENV)/test-ready
+	PATH="$(BIN):$$PATH" $(PY) -m tests.make_wheels
 
 # On a machine with a GPU and without a network: the interpreter and the torch that are there, built in place.
 gpu-test:

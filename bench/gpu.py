@@ -110,7 +110,7 @@ def _all(steps: Steps, scratch: Path, out: Path, stem: str) -> int:
         if (scratch / "vgg" / made).exists():
             shutil.copy(scratch / "vgg" / made, out / f"{stem}-{wanted}")
     schema.save(report, results)
-    steps.run("plots", ["bench.report", str(results), "--no-readme"], 30)
+    steps.run("plots", ["bench.report", str(results), "--no-pages"], 30)
     report["steps"] = steps.outcomes
     schema.save(report, results)
     print(f"gpu-bench: {len(report['rows'])} rows, {len(report['wrong'])} wrong; results in {out}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from bench.format import backend_of, duration, in_order, plain, times
 from bench.registry import families as families_of_ops
@@ -22,6 +26,7 @@ from bench.row_timing import OURS, TRITON, best
 
 INK, MUTED, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 OUR_COLOR = "#c2410c"
+STYLE: Any = {"font.size": 9, "axes.edgecolor": MUTED, "text.color": INK, "axes.labelcolor": INK}
 COLORS = {
     TRITON: "#ca8a04",
     "torchvision": "#1d4ed8",
@@ -39,7 +44,7 @@ def draw(report: dict[str, Any], folder: Path, stem: str) -> list[Path]:
     """Draws what the report has rows for; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with plt.rc_context({"font.size": 9, "axes.edgecolor": MUTED, "text.color": INK, "axes.labelcolor": INK}):
+    with plt.rc_context(STYLE):
         for kind, figure in (("ops", ops(report)), ("scaling", scaling(report)), ("roofline", roofline(report))):
             if figure is not None:
                 path = folder / f"{stem}-{kind}.png"
@@ -49,9 +54,41 @@ def draw(report: dict[str, Any], folder: Path, stem: str) -> list[Path]:
     return written
 
 
+def draw_summary(report: dict[str, Any], path: Path) -> None:
+    """A small picture with the first headline row of each op. Its text chunk "rows" says what it shows."""
+    rows = _first_of_each(report)
+    with plt.rc_context(STYLE):
+        figure = ops({**report, "rows": rows}, "One workload of each op")
+        assert figure is not None
+        save_small(figure, path, rows=summary_of(report))
+
+
+def summary_of(report: dict[str, Any]) -> str:
+    """What `draw_summary` shows: op, workload, factor."""
+    return json.dumps([[row["op"], row["workload"], times(row["ratio"])] for row in _first_of_each(report)])
+
+
+def _first_of_each(report: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = in_order(row for row in report["rows"] if row["headline"] and row["op"].isidentifier())
+    return list({row["op"]: row for row in reversed(rows)}.values())[::-1]
+
+
+def save_small(figure: Figure, path: Path, *, dpi: int = 110, colours: int = 255, **text: str) -> None:
+    """As a PNG with a palette, a third of the usual size, and with texts that say what it shows."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, facecolor="white")
+    plt.close(figure)
+    chunks = PngInfo()
+    for name, value in text.items():
+        chunks.add_text(name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    image.save(path, optimize=True, pnginfo=chunks)
+
+
 def _title(report: dict[str, Any], text: str) -> str:
     e = report["environment"]
-    return f"{text} — {e.get('gpu') or e['cpu']}, torch {plain(e['torch'])}, {e['date'][:10]}"
+    return f"{text}: {e.get('gpu') or e['cpu']}, torch {plain(e['torch'])}, {e['date'][:10]}"
 
 
 def _clean(axes: Axes, grid: Any) -> None:
@@ -87,7 +124,7 @@ def _fastest(row: dict[str, Any], hows: Sequence[str]) -> dict[str, dict[str, An
     return found
 
 
-def ops(report: dict[str, Any]) -> Figure | None:
+def ops(report: dict[str, Any], title: str = "Time per op") -> Figure | None:
     """A line for each headline row: ours, theirs, and the factor between."""
     rows = in_order(row for row in report["rows"] if row["headline"])
     if not rows:
@@ -127,7 +164,7 @@ def ops(report: dict[str, Any]) -> Figure | None:
     _time_axis(axes.xaxis, min(everything), max(everything))
     how = "from the call until the GPU is done" if cuda else "better of one and all threads"
     axes.set_xlabel(f"time of a call, median with p10–p90 ({how})\nhollow: not counted in the factor at the right")
-    axes.set_title(_title(report, "Time per op"), loc="left", fontweight="bold")
+    figure.suptitle(_title(report, title), x=0.01, ha="left", fontweight="bold")
     _clean(axes, "x")
     names = [OURS, *sorted(set(shown) - {OURS})]
     figure.legend([shown[n] for n in names], names, ncols=min(4, len(names)), frameon=False, loc="outside lower left")

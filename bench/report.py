@@ -1,38 +1,42 @@
 """Tables and plots from results files: `python -m bench.report bench/results/*.json`.
 
-The tables go into the README, between <!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise bench:cuda,
-bench:resources (from `python -m bench.resources`) and, from all files of `python -m bench.bccd` together, bench:bccd;
-the plots beside the files. Of several files of one kind the README shows the newest.
+The tables go into README.md and docs/benchmarks.md, between <!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise
+bench:cuda, bench:resources (from `python -m bench.resources`), from all files of `python -m bench.bccd` together
+bench:bccd, and a choice of all that bench:short; the plots beside the files, and the README's into docs/images. Of
+several files of one kind the newest is shown.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bccd_table, plots, resources, schema
+from bench import bccd_table, plots, resources, schema, short_table
 from bench.format import backend_of, duration, in_order, plain, times
 from bench.row_timing import OURS, TRITON, best
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PICTURE = ROOT / "docs" / "images" / "speed.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 1 with --check where the README is not what the files say."""
+    """Exit status 1 with --check where a page is not what the files say."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="*", type=Path, help="results files (default: all in bench/results)")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, nargs="+", dest="pages", metavar="FILE", help="instead of the two")
     parser.add_argument("--plots", type=Path, help="folder for the plots (default: beside each file)")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
-    parser.add_argument("--no-readme", action="store_true", help="plots only")
+    parser.add_argument("--no-pages", action="store_true", help="plots only")
     parser.add_argument("--all", action="store_true", help="print every row, and change nothing")
-    parser.add_argument("--check", action="store_true", help="change nothing, say whether the README is up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing, say whether the pages are up to date")
     args = parser.parse_args(argv)
     files = args.files or sorted(RESULTS.glob("*.json"))
     if not files:
@@ -42,29 +46,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.all:
         print(*("\n".join(table(report, headline=False)) for _, report in reports if "rows" in report), sep="\n\n")
         return 0
-    if not args.no_readme:
-        old = args.readme.read_text()
-        new = fill(old, reports)
-        if args.check:
-            return 0 if new == old else 1
-        args.readme.write_text(new)
     if not args.no_plots and not args.check:
         for path, report in (pair for pair in reports if "rows" in pair[1]):
             for written in plots.draw(report, args.plots or path.parent, path.stem):
                 print(written)
-    return 0
+        if args.pages is None and not args.no_pages and (newest := newest_of(reports, "cpu")):
+            plots.draw_summary(newest[1], PICTURE)
+            print(PICTURE)
+    stale = []
+    for page in [] if args.no_pages else args.pages or PAGES:
+        old = page.read_text()
+        new = fill(old, reports, page)
+        stale += [page] if new != old else []
+        if not args.check:
+            page.write_text(new)
+    if args.check and stale:
+        print(f"not what the files say: {', '.join(map(str, stale))}; run `python -m bench.report`", file=sys.stderr)
+    return 1 if args.check and stale else 0
 
 
-def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
-    """The text with each backend's newest report between its markers, and the other kinds between theirs.
-    ValueError where no marker of any is found.
+def newest_of(reports: Sequence[tuple[Path, dict[str, Any]]], backend: str) -> tuple[Path, dict[str, Any]] | None:
+    """Of the reports of all ops."""
+    mine = [pair for pair in reports if "rows" in pair[1] and backend_of(pair[1]) == backend]
+    return max(mine, key=lambda pair: pair[1]["environment"]["date"], default=None)
+
+
+def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]], page: Path) -> str:
+    """The text with each backend's newest report between its markers, and the other kinds between theirs. page: the
+    file that its links start from. ValueError where no marker of any is found.
     """
     bodies = {}
-    for backend in ("cpu", "cuda"):
-        mine = [(path, report) for path, report in reports if "rows" in report and backend_of(report) == backend]
-        if mine:
-            path, report = max(mine, key=lambda pair: pair[1]["environment"]["date"])
-            bodies[backend] = [*caption(path, report), "", *table(report), "", *footnotes(path, report)]
+    newest = {backend: newest_of(reports, backend) for backend in ("cpu", "cuda")}
+    for backend, pair in newest.items():
+        if pair:
+            path, report = pair
+            bodies[backend] = [*caption(path, report), "", *table(report), "", *footnotes(path, report, page)]
     detectors = [report for _, report in reports if report.get("benchmark") == "bccd"]
     if detectors:
         bodies["bccd"] = bccd_table.body(detectors)
@@ -72,6 +88,9 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]]) -> str:
     if compiled:
         path, report = max(compiled, key=lambda pair: pair[1]["environment"]["date"])
         bodies["resources"] = resources.summary(_shown(path), report)
+    if newest["cpu"] and detectors and "<!-- bench:short -->" in text:
+        others = [report for _, report in reports if report.get("benchmark") == "compat"]
+        bodies["short"] = short_table.body(newest["cpu"], detectors, others)
     found = False
     for name, body in bodies.items():
         opening, closing = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
@@ -118,6 +137,11 @@ EXPLAINED = {
     "cuda": "Medians. In a graph: GPU time a call in a captured graph of 20 calls. GPU time: between events around one "
     "call. Call + wait: from the call in Python until the GPU is done; the competitors' times and the factor likewise.",
 }
+PLOTS = {
+    "ops": "Time of every row beside the competitors'",
+    "scaling": "Time against the number of boxes, images and RoIs",
+    "roofline": "Operations a second and time, under the roofs of the machine",
+}
 
 
 def table(report: dict[str, Any], headline: bool = True) -> list[str]:
@@ -135,18 +159,18 @@ def table(report: dict[str, Any], headline: bool = True) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def footnotes(path: Path, report: dict[str, Any]) -> list[str]:
-    """How it was measured, what is missing, where the rest is."""
+def footnotes(path: Path, report: dict[str, Any], page: Path) -> list[str]:
+    """How it was measured, what is missing, and the plots."""
     lines = [f"{EXPLAINED[backend_of(report)]} Every answer was compared with the reference before it was timed."]
     if any(t["who"] == TRITON for row in report["rows"] for t in row["times"]):
         lines.append("Triton: the same call on this library's own Triton kernels; it counts in no factor.")
     missing = report["environment"]["missing"]
     if missing:
         lines.append("Missing: " + "; ".join(missing) + ".")
-    plots = {kind: path.with_name(f"{path.stem}-{kind}.png") for kind in ("ops", "scaling", "roofline")}
-    links = [f"[{kind}]({_shown(plot)})" for kind, plot in plots.items() if plot.exists()]
-    if links:
-        lines.append("Plots: " + ", ".join(links) + ".")
+    for kind, about in PLOTS.items():
+        plot = path.with_name(f"{path.stem}-{kind}.png")
+        if plot.exists():
+            lines += ["", f"![{about}]({Path(os.path.relpath(plot, page.parent)).as_posix()})"]
     return lines
 
 

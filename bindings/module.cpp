@@ -44,6 +44,7 @@ std::vector<Registrar::Register>& Registrar::all() {
 
 PYBIND11_MODULE(_C, m) {
   using namespace frcnn_fast::bindings;
+  m.attr("__version__") = FRCNN_FAST_VERSION;
   m.def("build_info", &build_info);
   m.def("uses_cuda", &uses_cuda, "tensor"_a);
   m.def("mark_forked", &frcnn_fast::mark_forked);

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from frcnn_fast import _waits, ops  # noqa: F401  # the first before torch
+from frcnn_fast import _extension, ops
 from frcnn_fast.mmcv import stand_in_for_mmcv
 from frcnn_fast.ops import use_backend
-from frcnn_fast.patch import patch_detectron2, patch_mmdet, patch_torchvision
+from frcnn_fast.patch import patch_detectron2, patch_mmdet, patch_supervision, patch_torchvision
 
 if TYPE_CHECKING:
     from frcnn_fast.inference import Detector
@@ -17,10 +17,13 @@ __all__ = [
     "ops",
     "patch_detectron2",
     "patch_mmdet",
+    "patch_supervision",
     "patch_torchvision",
     "stand_in_for_mmcv",
     "use_backend",
 ]
+
+_extension.check_version(__version__, getattr(_extension._C, "__version__", None))
 
 
 def __getattr__(name: str) -> Any:

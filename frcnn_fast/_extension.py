@@ -4,19 +4,81 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import sysconfig
 import time
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import ModuleType
 
+from frcnn_fast import _waits  # noqa: F401  # before torch
+
+# torch before the compiled half: it brings the OpenMP runtime that both share.
+import torch  # isort: skip
+
+OLDEST_TORCH = (2, 11)
+_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}  # e_machine of an ELF file
+
+
+def check_torch(version: str) -> None:
+    """ImportError where torch is older than this package serves."""
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if found < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ImportError(
+            f"frcnn_fast needs torch {oldest} or later, and this is torch {version} in "
+            f"{os.path.dirname(torch.__file__)}; pip install 'torch>={oldest}'"
+        )
+
+
+def check_version(of_package: str, of_binary: str | None) -> None:
+    """ImportError where the compiled half was built for another version of the package; None: it does not say."""
+    if of_binary not in (None, of_package):
+        raise ImportError(
+            f"frcnn_fast is version {of_package}, and its compiled half was built for {of_binary}: they do not belong "
+            f"together. {_REMEDY}"
+        )
+
+
+_REMEDY = "In a checkout: pip install -e . ; else: pip install --force-reinstall --no-deps frcnn_fast"
+
+
+def unfit(folder: Path, error: ImportError) -> str:
+    """Why none of the binaries in `folder` can be loaded here, both sides named; "" where there is none."""
+    binaries = sorted(folder.glob("_C*.so"))
+    if not binaries:
+        return ""
+    libc = " ".join(platform.libc_ver()).strip() or "an unknown C library"
+    abi = sysconfig.get_config_var("SOABI")
+    here = f"this is Python {platform.python_version()} ({abi}) on {platform.machine()} with {libc}"
+    mine = [file for file in binaries if file.name.removeprefix("_C") in EXTENSION_SUFFIXES]
+    if mine:
+        there = f"its compiled half {mine[0]}, for {_machine(mine[0])}, cannot be loaded ({error})"
+    else:
+        there = f"its compiled half is for {', '.join(file.name.split('.')[1] for file in binaries)}"
+    return f"frcnn_fast does not fit: {there}; {here}. {_REMEDY}"
+
+
+def _machine(binary: Path) -> str:
+    with open(binary, "rb") as file:
+        head = file.read(20)
+    if head[:4] != b"\x7fELF" or len(head) < 20:
+        return "no machine: it is no ELF file"
+    number = int.from_bytes(head[18:20], "little")
+    return _MACHINES.get(number, f"ELF machine {number}")
+
+
+check_torch(torch.__version__)
 _C: ModuleType | None
 try:
-    # torch first: it brings the OpenMP runtime that both share.
-    import torch  # noqa: F401
-
     from frcnn_fast import _C  # type: ignore[no-redef]
 
     missing_reason = ""
 except ImportError as error:
     _C = None
+    if _why := unfit(Path(__file__).parent, error):
+        raise ImportError(_why) from error
+    # A checkout that was not built: the reference serves, and everything else says this.
     missing_reason = f"frcnn_fast._C could not be imported ({error}); build it with `pip install -e .`"
 
 

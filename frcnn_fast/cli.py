@@ -1,4 +1,4 @@
-"""The command `frcnn-fast`: train, evaluate, detect, convert, propose, recall, check-data, doctor."""
+"""The command `frcnn-fast`: train, evaluate, detect, explain, convert, propose, recall, check-data, doctor."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import frcnn_fast
+
 COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
     "convert": "a run from a checkpoint of torchvision, detectron2 or mmdetection",
     "detect": "find objects in images and videos",
+    "explain": "how a detector comes to what it finds in one image, as an HTML page",
     "propose": "write the proposals of a detector, or of Selective Search, into a file",
     "recall": "recall of proposals: of files, detectors and Selective Search, side by side",
     "check-data": "list everything that is wrong or odd in a data set",
@@ -25,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Only the chosen command is imported: the doctor must run where training's packages are missing.
         module = importlib.import_module(f"frcnn_fast.{command.replace('-', '_')}")
         return module.main(arguments, prog=f"frcnn-fast {command}")
+    if command == "--version":
+        print(f"frcnn_fast {frcnn_fast.__version__}")
+        return 0
     print("usage: frcnn-fast COMMAND [options]\n")
     for name, text in COMMANDS.items():
         print(f"  {name:<12}{text}")
-    print("\nfrcnn-fast COMMAND --help shows a command's options")
+    print("\nfrcnn-fast COMMAND --help shows a command's options and their defaults; frcnn-fast --version, the version")
     if command in ("-h", "--help"):
         return 0
     print(f"\nfrcnn-fast: error: no command {command!r}", file=sys.stderr)

@@ -143,7 +143,7 @@ def test_the_table_has_means_seeds_and_the_newest_times(tmp_path: Path) -> None:
         schema.save(one, path)
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench:bccd -->\nold\n<!-- /bench:bccd -->\nafter\n")
-    assert report.main([*map(str, paths), "--readme", str(readme)]) == 0
+    assert report.main([*map(str, paths), "--page", str(readme)]) == 0
     text = readme.read_text()
     assert "| AP50 cat, 11-point | 0.700 (0.600, 0.800) | 0.500 (0.500) |" in text
     assert "| mean, area | 0.350 (0.300, 0.400) | 0.250 (0.250) |" in text

@@ -171,7 +171,7 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path) -> None:
     path, readme = tmp_path / "r.json", tmp_path / "README.md"
     schema.save(small_report(row_timing.Options(seconds=0.01)), path)
     readme.write_text("before\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nafter\n")
-    arguments = [str(path), "--readme", str(readme)]
+    arguments = [str(path), "--page", str(readme)]
     assert report.main([*arguments, "--check"]) == 1
     assert report.main(arguments) == 0
     text = readme.read_text()
@@ -232,7 +232,7 @@ def test_triton_stands_beside_cuda_and_counts_in_no_ratio(tmp_path: Path) -> Non
     path, readme = tmp_path / "r.json", tmp_path / "README.md"
     schema.save(found, path)
     readme.write_text("<!-- bench:cuda -->\n<!-- /bench:cuda -->\n")
-    assert report.main([str(path), "--readme", str(readme)]) == 0
+    assert report.main([str(path), "--page", str(readme)]) == 0
     assert "| Triton, GPU time |" in readme.read_text()
     assert (tmp_path / "r-ops.png").exists()
 
@@ -417,7 +417,7 @@ def test_resources_of_a_kernel_are_the_range_over_its_forms(tmp_path: Path) -> N
     path, readme = tmp_path / "r.json", tmp_path / "README.md"
     schema.save(resources.new_report([f, g], Path(sys.executable)), path)
     readme.write_text("<!-- bench:resources -->\n<!-- /bench:resources -->\n")
-    assert report.main([str(path), "--readme", str(readme)]) == 0
+    assert report.main([str(path), "--page", str(readme)]) == 0
     assert "| CUDA, sm_90 | 2 | 3 | 16 | 64 (`f`) | 50 % (`f`) |" in readme.read_text()
     f["blocks"] = [8, 4]
     with pytest.raises(ValueError, match=r"kernels\[0\].blocks"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frcnn_fast._device import choose_device
-from frcnn_fast.data import Collate, boxes_to_original, resize
+from frcnn_fast.data import Batch, Collate, boxes_to_original, resize
 from frcnn_fast.inference.result import Result
 from frcnn_fast.inference.sources import Loaded, is_image, try_load
 from frcnn_fast.io import PathLike
@@ -166,9 +166,9 @@ class Detector:
         batch = batch or (8 if self.device.type == "cuda" else 1)
         window = _WINDOW * batch if batch > 1 else 1
         collate = Collate(self.model.config.preprocess)
-        waiting: deque[_Slot] = deque()
+        waiting: deque[Slot] = deque()
         for item in images:
-            waiting.append(self._slot(item, collate))
+            waiting.append(self.slot(item, collate))
             yield from _finished(waiting)
             while len(waiting) >= window:
                 self._detect_next(waiting, batch, collate, score_threshold)
@@ -177,22 +177,23 @@ class Detector:
             self._detect_next(waiting, batch, collate, score_threshold)
             yield from _finished(waiting)
 
-    def _slot(self, item: Loaded | Exception, collate: Collate) -> _Slot:
+    def slot(self, item: Loaded | Exception, collate: Collate) -> Slot:
+        """An image, resized; its error where that fails."""
         if isinstance(item, Exception):
-            return _Slot(outcome=item)
+            return Slot(outcome=item)
         try:
             config = self.model.config
             resized, scale = resize(item.image, config.shorter, config.longer, config.resize)
         except (RuntimeError, MemoryError) as error:
-            return _Slot(outcome=error)
-        return _Slot(item, resized, scale, collate.padded(*resized.shape[-2:]))
+            return Slot(outcome=error)
+        return Slot(item, resized, scale, collate.padded(*resized.shape[-2:]))
 
-    def _detect_next(self, waiting: deque[_Slot], batch: int, collate: Collate, score_threshold: float | None) -> None:
+    def _detect_next(self, waiting: deque[Slot], batch: int, collate: Collate, score_threshold: float | None) -> None:
         """The longest waiting image, and with it the next ones of its shape."""
         alike = [slot for slot in waiting if slot.outcome is None and slot.shape == waiting[0].shape]
         self._detect(alike[:batch], collate, score_threshold)
 
-    def _detect(self, slots: list[_Slot], collate: Collate, score_threshold: float | None) -> None:
+    def _detect(self, slots: list[Slot], collate: Collate, score_threshold: float | None) -> None:
         try:
             found = self._forward(slots, collate, score_threshold)
         except (ValueError, RuntimeError, MemoryError) as error:
@@ -203,18 +204,23 @@ class Detector:
                     self._detect([slot], collate, score_threshold)
             return
         for slot, detections in zip(slots, found, strict=True):
-            slot.outcome = self._result(slot, detections, score_threshold)
+            slot.outcome = self.result(slot, detections, score_threshold)
+
+    def batch(self, slots: Sequence[Slot], collate: Collate) -> Batch:
+        """Slots of one shape as the network takes them, on its device."""
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        return collate([(slot.resized, {**nothing, "scale": slot.scale}) for slot in slots]).to(self.device)
 
     @torch.inference_mode()
-    def _forward(self, slots: list[_Slot], collate: Collate, score_threshold: float | None) -> list[dict[str, Tensor]]:
-        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-        batch = collate([(slot.resized, {**nothing, "scale": slot.scale}) for slot in slots]).to(self.device)
+    def _forward(self, slots: list[Slot], collate: Collate, score_threshold: float | None) -> list[dict[str, Tensor]]:
+        batch = self.batch(slots, collate)
         self.model.eval()
-        with _threshold(self.model, score_threshold):
+        with lowered_threshold(self.model, score_threshold):
             found = self.model(batch.images, batch.image_sizes, image_scales=batch.image_scales)
         return [{name: tensor.cpu() for name, tensor in detections.items()} for detections in found.to_list()]
 
-    def _result(self, slot: _Slot, found: dict[str, Tensor], score_threshold: float | None) -> Result:
+    def result(self, slot: Slot, found: dict[str, Tensor], score_threshold: float | None) -> Result:
+        """What was `found` in a slot's image, on the CPU and in pixels of the network's input, as its `Result`."""
         assert slot.item is not None
         height, width = slot.item.image.shape[-2:]
         kept = found["scores"] >= (score_threshold or 0.0)
@@ -233,7 +239,7 @@ class Detector:
 
 
 @dataclasses.dataclass
-class _Slot:
+class Slot:
     """An image on its way; `shape` is the padded one."""
 
     item: Loaded | None = None
@@ -243,7 +249,7 @@ class _Slot:
     outcome: Result | Exception | None = None
 
 
-def _finished(waiting: deque[_Slot]) -> Iterator[Result | Exception]:
+def _finished(waiting: deque[Slot]) -> Iterator[Result | Exception]:
     """The outcomes at the head of the queue, taken off it."""
     while waiting and waiting[0].outcome is not None:
         outcome = waiting.popleft().outcome
@@ -258,7 +264,7 @@ def _raised(outcome: Result | Exception) -> Result:
 
 
 @contextmanager
-def _threshold(model: FasterRCNN, value: float | None) -> Iterator[None]:
+def lowered_threshold(model: FasterRCNN, value: float | None) -> Iterator[None]:
     """The model's threshold lowered to just below `value`: it keeps what scores more than its own."""
     config = model.config
     if value is not None and value <= config.score_threshold:

@@ -291,8 +291,15 @@ class FasterRCNN(nn.Module):
     ) -> Detections:
         """Final detections of given proposals (any source): boxes [B, N, 4], counts [B]."""
         logits, deltas = self.roi_head(features, proposals, counts)
+        found = self.finish(logits, deltas, proposals, counts, image_sizes)
+        return Detections(found.boxes, found.scores, found.labels, found.counts)
+
+    def finish(
+        self, logits: Tensor, deltas: Tensor, proposals: Tensor, counts: Tensor, image_sizes: Tensor
+    ) -> ops.Detections:
+        """What the head says of the proposals -> detections, each with the row of its proposal."""
         config = self.config
-        found = ops.detections(
+        return ops.detections(
             logits,
             deltas,
             proposals,
@@ -304,4 +311,3 @@ class FasterRCNN(nn.Module):
             min_size=config.detection_min_size,
             weights=config.box_weights,
         )
-        return Detections(found.boxes, found.scores, found.labels, found.counts)

@@ -157,6 +157,9 @@ class RoIHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [B, N, 4], counts [B] -> class logits [B, N, K+1], deltas [B, N, 4(K+1)] (or [B, N, 4])."""
-        batch, size = boxes.shape[:2]
-        hidden = self.body(self.pool(features, rows_of_images(boxes, counts)))
+        return self.predict(self.pool(features, rows_of_images(boxes, counts)), *boxes.shape[:2])
+
+    def predict(self, pooled: Tensor, batch: int, size: int) -> tuple[Tensor, Tensor]:
+        """What `pool` made of B x N regions -> class logits [B, N, K+1], deltas [B, N, 4(K+1)] (or [B, N, 4])."""
+        hidden = self.body(pooled)
         return self.cls_score(hidden).view(batch, size, -1), self.bbox_pred(hidden).view(batch, size, -1)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
+import torch
+
 from frcnn_fast._extras import require
+from frcnn_fast.ops._torch_private import plain_eager
 
 _lock = threading.Lock()
 
@@ -32,11 +36,13 @@ class Library:
         instead_of: our function for each "module:function" or "module:class:method", the module's name without the
             package's. It takes their arguments by their names, and returns NotImplemented for a call that it does not
             serve: then theirs is called.
+        oldest: the first version whose answers ours are.
     """
 
-    def __init__(self, name: str, instead_of: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, name: str, instead_of: Mapping[str, Callable[..., Any]], oldest: tuple[int, ...] = ()) -> None:
         self.name = name
         self.instead_of = instead_of
+        self.oldest = oldest
         self.active = False  # read by every replacement
         self.holders = 0  # patches that have not been undone
         self.replacements: list[Replacement] = []  # while there are holders
@@ -64,6 +70,11 @@ class Library:
 
     def _find(self) -> list[Replacement]:
         version = require(self.name, self.name).__version__
+        if tuple(int(number) for number in re.findall(r"\d+", version)[: len(self.oldest)]) < self.oldest:
+            raise ImportError(
+                f"{self.name} {version} answers otherwise than {'.'.join(map(str, self.oldest))} and later, which this "
+                f"patch is for: pip install --upgrade 'frcnn_fast[{self.name}]'"
+            )
         found = []
         for path, ours in self.instead_of.items():
             module, *names = path.split(":")
@@ -183,3 +194,15 @@ def patch_all(*libraries: Library) -> Patch:
             library.release()
         raise
     return Patch(held)
+
+
+def are_served(*tensors: Any) -> bool:
+    """Plain tensors of one dtype that other libraries, too, compute in as it is, on one device that has kernels."""
+    if not tensors or not plain_eager(tensors):
+        return False
+    dtype, device = tensors[0].dtype, tensors[0].device
+    return (
+        dtype in (torch.float32, torch.float64)
+        and device.type in ("cpu", "cuda")
+        and all(t.dtype == dtype and t.device == device for t in tensors)
+    )

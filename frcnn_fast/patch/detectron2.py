@@ -13,8 +13,8 @@ from torch import Tensor
 from frcnn_fast import ops
 from frcnn_fast.ops._torch_private import plain_eager
 from frcnn_fast.ops.anchors import MOST_LEVELS
-from frcnn_fast.patch.core import Library, Patch, patch_all
-from frcnn_fast.patch.torchvision import _TORCHVISION, _iou_threshold, _served
+from frcnn_fast.patch.core import Library, Patch, are_served, patch_all
+from frcnn_fast.patch.torchvision import _TORCHVISION, _iou_threshold
 
 
 def patch_detectron2() -> Patch:
@@ -76,7 +76,7 @@ def _predict_proposals(
     if not (
         _are_plain_boxes(*anchors)
         and _is_plain_transform(self.box2box_transform)
-        and _served(*levels, *pred_anchor_deltas, *(a.tensor for a in anchors))
+        and are_served(*levels, *pred_anchor_deltas, *(a.tensor for a in anchors))
         and 0 < len(levels) == len(pred_anchor_deltas) == len(anchors) <= MOST_LEVELS
         and self.nms_thresh >= 0
         and self.min_box_size >= 0
@@ -121,7 +121,7 @@ def _label_and_sample_anchors(self: Any, anchors: Any, gt_instances: Any) -> Any
         and self.anchor_boundary_thresh < 0
         and anchors
         and _are_plain_boxes(*anchors, *(x.gt_boxes for x in gt_instances))
-        and _served(*(a.tensor for a in anchors), *(x.gt_boxes.tensor for x in gt_instances))
+        and are_served(*(a.tensor for a in anchors), *(x.gt_boxes.tensor for x in gt_instances))
     ):
         return NotImplemented
     table = torch.cat([a.tensor for a in anchors])
@@ -155,7 +155,7 @@ def _pool(self: Any, x: list[Tensor], box_lists: Any) -> Any:
         and len({(pooler.aligned, pooler.sampling_ratio) for pooler in poolers}) == 1
         and len(box_lists) == x[0].shape[0] > 0
         and _are_plain_boxes(*box_lists)
-        and _served(*x, *(b.tensor for b in box_lists))
+        and are_served(*x, *(b.tensor for b in box_lists))
     ):
         return NotImplemented
     return ops.multiscale_roi_align(
@@ -183,7 +183,7 @@ def _inference(self: Any, predictions: Any, proposals: Any) -> Any:
         and _is_plain_transform(self.box2box_transform)
         and proposals
         and _are_plain_boxes(*boxes)
-        and _served(logits, deltas, *(b.tensor for b in boxes))
+        and are_served(logits, deltas, *(b.tensor for b in boxes))
         and plain_eager((logits, deltas))
         and not (torch.is_grad_enabled() and (logits.requires_grad or deltas.requires_grad))
         and logits.shape[1] > 1

@@ -14,8 +14,7 @@ from frcnn_fast.mmcv.numbers import c_float
 from frcnn_fast.ops._checks import INTEGERS
 from frcnn_fast.ops._torch_private import plain_eager
 from frcnn_fast.ops.anchors import MOST_LEVELS
-from frcnn_fast.patch.core import Library, Patch
-from frcnn_fast.patch.torchvision import _served
+from frcnn_fast.patch.core import Library, Patch, are_served
 
 
 def patch_mmdet() -> Patch:
@@ -61,7 +60,7 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Any, clas
         and isinstance(threshold, float)
         and threshold >= 0
         and not cfg  # nothing else is asked for
-        and _served(boxes, scores)
+        and are_served(boxes, scores)
         and plain_eager((idxs,))
         and boxes.dim() == 2
         and boxes.shape[1] == 4
@@ -86,7 +85,7 @@ def _bbox_overlaps(
     if not (
         mode == "iou"
         and not is_aligned
-        and _served(bboxes1, bboxes2)
+        and are_served(bboxes1, bboxes2)
         and bboxes1.device.type == "cpu"
         and all(b.dim() == 2 and b.shape[1] == 4 and len(b) for b in (bboxes1, bboxes2))
         and not (torch.is_grad_enabled() and (bboxes1.requires_grad or bboxes2.requires_grad))
@@ -144,7 +143,7 @@ def _extract(self: Any, feats: Any, rois: Tensor, roi_scale_factor: float | None
     if not (
         roi_scale_factor is None
         and 1 < len(feats) == len(strides) <= MOST_LEVELS
-        and _served(*feats, rois)
+        and are_served(*feats, rois)
         and len(rois)
         and type(self).map_roi_levels is SingleRoIExtractor.map_roi_levels
         and all(type(layer) is RoIAlign for layer in layers)

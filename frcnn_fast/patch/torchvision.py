@@ -14,7 +14,7 @@ from frcnn_fast import ops
 from frcnn_fast.ops._checks import INTEGERS
 from frcnn_fast.ops._torch_private import plain_eager
 from frcnn_fast.ops.anchors import MOST_LEVELS, AnchorGrids
-from frcnn_fast.patch.core import Library, Patch
+from frcnn_fast.patch.core import Library, Patch, are_served
 
 
 def patch_torchvision() -> Patch:
@@ -78,18 +78,6 @@ def patch_torchvision() -> Patch:
 # What calls have in common
 
 
-def _served(*tensors: Any) -> bool:
-    """Plain tensors of one dtype that torchvision, too, computes in as it is, on one device that has kernels."""
-    if not tensors or not plain_eager(tensors):
-        return False
-    dtype, device = tensors[0].dtype, tensors[0].device
-    return (
-        dtype in (torch.float32, torch.float64)
-        and device.type in ("cpu", "cuda")
-        and all(t.dtype == dtype and t.device == device for t in tensors)
-    )
-
-
 def _are_boxes(*tensors: Tensor) -> bool:
     return all(t.dim() == 2 and t.shape[1] == 4 for t in tensors)
 
@@ -118,7 +106,7 @@ def _iou_threshold(boxes: Tensor, threshold: float) -> float:
 
 
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Any:
-    if not (_served(boxes, scores) and _are_boxes(boxes) and scores.shape == boxes.shape[:1] and iou_threshold >= 0):
+    if not (are_served(boxes, scores) and _are_boxes(boxes) and scores.shape == boxes.shape[:1] and iou_threshold >= 0):
         return NotImplemented
     return ops.nms(boxes, scores, _iou_threshold(boxes, iou_threshold))
 
@@ -130,7 +118,7 @@ _MOVED = {"cpu": 1000, "cuda": 25_000}
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Any:
     if not (
-        _served(boxes, scores)
+        are_served(boxes, scores)
         and plain_eager((idxs,))
         and _are_boxes(boxes)
         and len(boxes) > _MOVED[boxes.device.type]
@@ -144,7 +132,7 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
 
 
 def _box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Any:
-    if not (fmt == "xyxy" and _served(boxes1, boxes2) and _are_boxes(boxes1, boxes2)):
+    if not (fmt == "xyxy" and are_served(boxes1, boxes2) and _are_boxes(boxes1, boxes2)):
         return NotImplemented
     if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
         return NotImplemented  # torchvision's has second derivatives
@@ -153,10 +141,10 @@ def _box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Any:
 
 def _served_rois(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> bool:
     if isinstance(boxes, Tensor):
-        return _served(input, boxes) and input.dim() == 4 and boxes.dim() == 2 and boxes.shape[1] == 5
+        return are_served(input, boxes) and input.dim() == 4 and boxes.dim() == 2 and boxes.shape[1] == 5
     return (
         isinstance(boxes, (list, tuple))
-        and _served(input, *boxes)
+        and are_served(input, *boxes)
         and input.dim() == 4
         and len(boxes) == input.shape[0]
         and _are_boxes(*boxes)
@@ -193,7 +181,7 @@ def _multiscale_roi_align(
     if not (
         type(mapper) is LevelMapper
         and 1 < len(x_filtered) <= MOST_LEVELS  # one level: roi_align
-        and _served(*x_filtered)
+        and are_served(*x_filtered)
         and _served_rois(x_filtered[0], boxes)
         and not isinstance(boxes, Tensor)
         and all(x.dim() == 4 and x.shape[:2] == x_filtered[0].shape[:2] for x in x_filtered)
@@ -218,7 +206,7 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
 
     maps = list(features.values())
     if not (
-        _served(*maps)
+        are_served(*maps)
         and _unchanged(self, RegionProposalNetwork, "filter_proposals", "_get_top_n_idx")
         and type(self.box_coder) is BoxCoder
         and getattr(self, "score_thresh", 0.0) <= 0.0
@@ -235,7 +223,7 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
     logits, deltas = concat_box_prediction_layers(logits, deltas)
     B, A = len(images.image_sizes), grids.num_anchors
     served = (
-        _served(logits, deltas, grids.cells)
+        are_served(logits, deltas, grids.cells)
         and level_sizes == grids.level_sizes
         and (logits.numel(), deltas.numel()) == (B * A, 4 * B * A)
     )
@@ -314,7 +302,7 @@ def _assign_targets_to_anchors(self: Any, anchors: list[Tensor], targets: list[d
         and inspect.unwrap(self.box_similarity) is inspect.unwrap(box_iou)
         and 0 <= matcher.low_threshold <= matcher.high_threshold > 0
         and len(anchors) == len(gt_boxes)
-        and all(_served(a, gt) and _are_boxes(a) and len(a) for a, gt in zip(anchors, gt_boxes))
+        and all(are_served(a, gt) and _are_boxes(a) and len(a) for a, gt in zip(anchors, gt_boxes))
         and all(_are_boxes(gt) for gt in gt_boxes if gt.numel())
     ):
         return NotImplemented
@@ -348,7 +336,7 @@ def _postprocess_detections(
     lengths = [len(p) for p in proposals]
     if not (
         type(self.box_coder) is BoxCoder
-        and _served(class_logits, box_regression, *proposals)
+        and are_served(class_logits, box_regression, *proposals)
         and not (torch.is_grad_enabled() and (class_logits.requires_grad or box_regression.requires_grad))
         and _are_boxes(*proposals)
         and class_logits.dim() == 2
