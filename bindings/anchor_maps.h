@@ -26,8 +26,9 @@ class AnchorMapViews {
     for (size_t l = 0; l < L; ++l) {
       if (l) load(l, tensors);
       const TensorView& map = views_[l];
-      layouts_[l] = {map.raw(name),     map.stride(0),          values * map.stride(1), map.stride(2), map.stride(3),
-                     map.stride(1),     map.size(1) / values,   map.size(2),            map.size(3)};
+      layouts_[l] = {map.raw(name),        map.stride(0), values * map.stride(1),
+                     map.stride(2),        map.stride(3), map.stride(1),
+                     map.size(1) / values, map.size(2),   map.size(3)};
       const int64_t size = map.size(1) / values * map.size(2) * map.size(3);
       if (map.ndim() != 4 || map.dtype(name) != first().dtype(name) || size != level_sizes[l])
         throw py::value_error(std::string(name) + ": expected a map of " + std::to_string(level_sizes[l]) +

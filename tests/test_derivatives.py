@@ -169,7 +169,8 @@ def test_what_does_not_count_makes_no_loss_nan(value: float) -> None:
     targets = torch.zeros(1, 3, 4)
     with torch.no_grad():
         deltas[0, 4], deltas[0, 0], logits[0, 0] = value, value, value
-    loss = sum(rpn_losses(logits, deltas, indices, labels, targets, n_cls=2, n_reg=2))
+    maps = [logits[:, :, None, None]], [deltas.reshape(1, 24, 1, 1)]
+    loss = sum(rpn_losses(*maps, indices, labels, targets, n_cls=2, n_reg=2))
     assert isinstance(loss, Tensor)
     for gradient in torch.autograd.grad(loss, (logits, deltas)):
         assert gradient.isfinite().all()

@@ -46,7 +46,7 @@ def _check_maps(
         check_same(other, of_deltas, own, of_scores)
         if level:
             check_same(own, of_scores, f"{name}[0]", first)
-            if B != first.shape[0]:
+            if first.shape[0] != B:
                 raise ValueError(f"{own}: expected the {first.shape[0]} images of {name}[0], got {describe(of_scores)}")
         sizes.append(k * H * W)
     return list(scores), list(deltas), sizes

@@ -52,9 +52,7 @@ _gather_anchors_backward = Operator(
 
 
 @accepts_arrays
-def gather_anchors(
-    maps: Sequence[Tensor], indices: Tensor, values: int = 1, *, backend: str | None = None
-) -> Tensor:
+def gather_anchors(maps: Sequence[Tensor], indices: Tensor, values: int = 1, *, backend: str | None = None) -> Tensor:
     """What the maps of an RPN's head say of some anchors, [B, S, values]: what its loss is made of.
 
     Args:

@@ -85,7 +85,8 @@ struct AnchorMaps {
   }
   FF_HD int level_of(int64_t index) const {
     int level = 0;
-    while (level + 1 < kMaxLevels && FF_MUTANT(map_level, index >= starts[level + 1], index > starts[level + 1])) ++level;
+    while (level + 1 < kMaxLevels && FF_MUTANT(map_level, index >= starts[level + 1], index > starts[level + 1]))
+      ++level;
     return level;
   }
 };

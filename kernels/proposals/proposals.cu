@@ -145,7 +145,9 @@ struct ChainKept {
 
   __device__ __forceinline__ int64_t row(int64_t s, int i) const { return s * n + keep[s * k + i]; }
   __device__ __forceinline__ int count(int64_t s) const { return num_keep[s]; }
-  __device__ __forceinline__ const T* score(int64_t s, int i) const { return scores.at(s / L, int(s % L), index(s, i)); }
+  __device__ __forceinline__ const T* score(int64_t s, int i) const {
+    return scores.at(s / L, int(s % L), index(s, i));
+  }
   __device__ __forceinline__ int64_t index(int64_t s, int i) const { return anchors[row(s, i)]; }
   __device__ __forceinline__ Box<Compute<T>> box(int64_t s, int i) const { return load_box(boxes + 4 * row(s, i)); }
 };
@@ -211,8 +213,7 @@ Status run_chain(const ProposalInputs& in, const ProposalSettings& set, void* wo
             p.num_selected, p.boxes, p.selected, p.num_boxes);
   FF_TRY(nms_sorted_segments_cuda(compute, p.boxes, nullptr, p.num_boxes, S, n, set.iou_threshold, k, set.legacy, p.nms,
                                   p.keep, p.num_keep, stream));
-  const ChainKept<T> kept = {
-      make_anchor_maps<T>(in.scores, in.L), p.boxes, p.selected, p.keep, p.num_keep, in.L, n, k};
+  const ChainKept<T> kept = {make_anchor_maps<T>(in.scores, in.L), p.boxes, p.selected, p.keep, p.num_keep, in.L, n, k};
   return merge<T>(kept, in.B, in.L, k, set.post_nms_top_n, out, stream);
 }
 

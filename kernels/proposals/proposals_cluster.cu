@@ -44,7 +44,9 @@ class Level {
         level_(segment % scores.levels) {}
 
   __device__ __forceinline__ SegmentSlice<T> slice() const { return SegmentSlice<T>(scores_, int(segment_)); }
-  __device__ __forceinline__ bool read(int64_t anchor, Box<U>* box) const { return decoder_(image_, level_, anchor, box); }
+  __device__ __forceinline__ bool read(int64_t anchor, Box<U>* box) const {
+    return decoder_(image_, level_, anchor, box);
+  }
   __device__ __forceinline__ int64_t rows() const { return out_.padded ? out_.stride : 0; }
   __device__ __forceinline__ void write_count(int kept) const { out_.counts[segment_] = kept; }
   __device__ __forceinline__ void write(int64_t row, uint32_t anchor, const Box<U>& box) const {

@@ -140,10 +140,11 @@ def merge_kernel(
 
 
 def rpn_proposals(
-    scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float,
-    image_sizes: Tensor, image_scales: Tensor | None, level_sizes: Sequence[int], pre_nms_top_n: int,
-    post_nms_top_n: int, iou_threshold: float, min_size: float, filter_before_top_n: bool, weights: Sequence[float],
-    clamp: float, legacy: bool, boxes: Tensor, out_scores: Tensor, indices: Tensor, counts: Tensor,
+    scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Tensor, anchor_grid: Sequence[int],
+    anchor_offset: float, image_sizes: Tensor, image_scales: Tensor | None, level_sizes: Sequence[int],
+    pre_nms_top_n: int, post_nms_top_n: int, iou_threshold: float, min_size: float, filter_before_top_n: bool,
+    weights: Sequence[float], clamp: float, legacy: bool, boxes: Tensor, out_scores: Tensor, indices: Tensor,
+    counts: Tensor,
 ) -> None:  # fmt: skip
     B, A, L, P = boxes.shape[0], sum(level_sizes), len(level_sizes), post_nms_top_n
     # No level gives more candidates than it has, none contributes more than P.
@@ -161,8 +162,8 @@ def rpn_proposals(
     starts = list(accumulate(level_sizes, initial=0))
     score_maps = anchor_maps(scores, starts, 1)
     decoding = (
-        anchor_maps(deltas, starts, 4), *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes, *map(double_bits, weights),
-        double_bits(clamp), double_bits(min_size), image_scales,
+        anchor_maps(deltas, starts, 4), *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes,
+        *map(double_bits, weights), double_bits(clamp), double_bits(min_size), image_scales,
     )  # fmt: skip
     valid = None
     if filter_before_top_n:
@@ -179,8 +180,8 @@ def rpn_proposals(
     candidates, rankings = boxes.new_empty((S, n, 4)), boxes.new_empty((S, n))
     fit, num_fit = (None, None) if filter_before_top_n else (integers(S, n, dtype=torch.uint8), integers(S, blocks))
     launch(
-        decode_kernel, (blocks, S), *decoding, score_maps, selected, num_selected, L, n, candidates, rankings, fit, num_fit,
-        like=boxes, LEGACY=legacy, RANKS=RANKS,
+        decode_kernel, (blocks, S), *decoding, score_maps, selected, num_selected, L, n, candidates, rankings, fit,
+        num_fit, like=boxes, LEGACY=legacy, RANKS=RANKS,
     )  # fmt: skip
     if not filter_before_top_n:
         some = torch.empty_like(candidates), torch.empty_like(rankings), torch.empty_like(selected)

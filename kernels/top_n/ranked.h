@@ -117,8 +117,8 @@ class Ranked {
     int64_t count = 0;
     tied_from_ = FF_MUTANT(ranked_ties, tied_from_, 0);
     if (runs() == 1) {
-      tied_from_ = scan(score_run(map_, scores_, 0), tied_from_, score, score, buffers_.indices, buffers_.capacity,
-                        &count);
+      tied_from_ =
+          scan(score_run(map_, scores_, 0), tied_from_, score, score, buffers_.indices, buffers_.capacity, &count);
     } else {
       for (; tied_from_ < N_ && count < buffers_.capacity; ++tied_from_) {
         buffers_.indices[count] = uint32_t(tied_from_);

@@ -57,7 +57,8 @@ class SegmentSlice {
   __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
     T scores[kBatch];
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) scores[j] = scores_[map_.offset(uint32_t(min(first + j * stride, limit - 1) - first_))];
+    for (int j = 0; j < kBatch; ++j)
+      scores[j] = scores_[map_.offset(uint32_t(min(first + j * stride, limit - 1) - first_))];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) keys[j] = rank_key(load(&scores[j]));
     if (first + (kBatch - 1) * stride >= limit) {

@@ -316,8 +316,9 @@ def select(
 ) -> None:  # fmt: skip
     """The sorted best n of every segment (image b, level l): columns starts[l] up to starts[l + 1] of an image's A.
 
-    of_levels: their scores, as launch_triton.anchor_maps takes them. valid: [B, A], uint8 or bool; where it is 0 a score does not compete. Outputs: values [B * L, n] (0 beyond the
-    count; None: not wanted), indices [B * L, n] (columns; -1 beyond), counts [B * L].
+    of_levels: their scores, as launch_triton.anchor_maps takes them. valid: [B, A], uint8 or bool; where it is 0 a
+    score does not compete. Outputs: values [B * L, n] (0 beyond the count; None: not wanted), indices [B * L, n]
+    (columns; -1 beyond), counts [B * L].
     """
     scores, maps = of_levels[0], anchor_maps(of_levels, starts, 1)
     B, A = scores.shape[0], starts[-1]

@@ -205,7 +205,7 @@ def _propose(
 
 def stored(values: Tensor, layout: str) -> Tensor:
     """Maps [B, C, H, W] with those values, as a head, or what stands around it, may store them."""
-    B, C, H, W = values.shape
+    _, C, H, W = values.shape
     if layout == "NCHW":
         return values.contiguous()
     if layout == "channels_last":

@@ -56,7 +56,9 @@ def _out_of_range() -> tuple[Args, Args]:
 def _cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Case]:
     for values in (1, 4):
         for layout in LAYOUTS:
-            yield Case(f"{layout}-{values}", lambda m=layout, v=values: make(_gather(values=v, layouts=(m,))), small=True)
+            yield Case(
+                f"{layout}-{values}", lambda m=layout, v=values: make(_gather(values=v, layouts=(m,))), small=True
+            )
     for name, dtype in DTYPES.items():
         yield Case(name, lambda d=dtype: make(_gather(dtype=d)), small=True)
     yield Case("mixed", lambda: make(_gather(layouts=LAYOUTS, B=3)), small=True)

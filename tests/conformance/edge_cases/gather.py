@@ -4,8 +4,8 @@ import torch
 
 from .table import edge, f32
 
-# Two anchors a cell, two cells side by side, of one number each; then one anchor in one cell. Anchors 0 to 3 are cell 0's
-# two, then cell 1's: 1, 3, 2, 4; anchor 4 is the second map's.
+# Two anchors a cell, two cells side by side, of one number each; then one anchor in one cell. Anchors 0 to 3 are cell
+# 0's two, then cell 1's: 1, 3, 2, 4; anchor 4 is the second map's.
 _FIRST = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
 _SECOND = torch.tensor([[[[5.0]]]])
 # One cell, two anchors of two numbers each: 1, 2 and 3, 4.
