@@ -10,6 +10,8 @@ BENCH_VENV ?= .bench-venv
 BENCH_OUT ?= runs/bench.json
 COMPAT_VENV ?= .compat-venv
 COMPAT_OUT ?= runs/compat.json
+DOCS_VENV ?= .docs-venv
+DOCS_OUT ?= build/site
 
 PY := $(VENV)/bin/python
 BIN := $(CURDIR)/$(VENV)/bin
@@ -25,7 +27,7 @@ BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 # processes by itself. Each prints when it ends, and none is left out because another failed.
 STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
 
-.PHONY: train test test-long test-compat compat-bench $(STEPS) check format build wheel bench bench-env gpu-test gpu-bench clean
+.PHONY: train test test-long test-compat compat-bench $(STEPS) check format build wheel bench bench-env gpu-test gpu-bench docs clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
@@ -99,6 +101,17 @@ bench-env: build
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install -q --disable-pip-version-check -r bench/requirements.txt
 	echo "$(CURDIR)" > "$$($(BENCH_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/frcnn_fast.pth"
+
+# The pictures of the documents, then the site, in an environment of its own. A link that leads nowhere is an error.
+docs: build $(DOCS_VENV)/ready
+	$(PY) -m docs.pictures
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(DOCS_VENV)/bin:$$PATH" \
+	    $(DOCS_VENV)/bin/mkdocs build --strict --site-dir "$(abspath $(DOCS_OUT))"
+
+$(DOCS_VENV)/ready: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check -r docs/requirements.txt
+	touch $@
 
 # On a machine with a GPU and without a network, in less than ten minutes: floors, every row, profiles, Nsight Compute, plots.
 # At most eight files, in OUT=... or else in GPU_OUT.

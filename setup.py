@@ -16,12 +16,20 @@ ROOT = Path(__file__).parent.resolve()
 class CMakeBuild(build_ext):
     """Hands the extension to CMake and Ninja."""
 
+    # One folder for every kind of install, so that a second build compiles only what changed.
+    build = ROOT / "build" / sys.implementation.cache_tag
+
+    def run(self) -> None:
+        super().run()
+        if not self.inplace:  # the package for C++ goes into the wheel: see frcnn_fast.cmake_prefix
+            prefix = Path(self.build_lib).resolve() / "frcnn_fast"
+            subprocess.check_call(["cmake", "--install", str(self.build), "--prefix", str(prefix)])
+
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # One folder for every kind of install, so that a second build compiles only what changed.
-        build = ROOT / "build" / sys.implementation.cache_tag
+        build = self.build
         build.mkdir(parents=True, exist_ok=True)
         cuda = os.environ.get("FRCNN_FAST_CUDA", "AUTO")
         extra = shlex.split(os.environ.get("CMAKE_ARGS", ""))

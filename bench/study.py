@@ -7,7 +7,8 @@ Every line of a table is a training by the library's own recipe for SqueezeNet 1
 changes that stand in `TABLES`, evaluated on BCCD's test split: PASCAL VOC AP at IoU 0.5, minutes of training, and the
 recall of what its RPN proposes. A training is a folder in --runs. What is finished is not done again, what was
 interrupted begins again; so a study may be stopped at any time. Tables of all that is finished are written to --out:
-study.json and study.md. Minutes are comparable where the same machine had nothing else to do.
+study.json and study.md. Minutes are told twice: on the clock, comparable where the machine had nothing else to do, and
+of all threads' processor time, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from frcnn_fast.propose import propose, search
 from frcnn_fast.recall import recall
 from frcnn_fast.training import recipe
 from frcnn_fast.training.run import train
+from frcnn_fast.training.step import PRECISIONS
 
 RUNS = Path("runs/study")
 OUT = environment.ROOT / "bench" / "results" / "study"
@@ -114,6 +116,28 @@ TABLES: dict[str, tuple[Line, ...]] = {
 }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Minutes:
+    """What a training took: on the clock, and of the processor, all threads together."""
+
+    minutes: float = 0.0
+    processor_minutes: float = 0.0
+
+    @classmethod
+    def now(cls) -> Minutes:
+        return cls(time.perf_counter() / 60, time.process_time() / 60)
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Minutes:
+        return cls(result["minutes"], result["processor_minutes"])
+
+    def __add__(self, other: Minutes) -> Minutes:
+        return Minutes(self.minutes + other.minutes, self.processor_minutes + other.processor_minutes)
+
+    def __sub__(self, other: Minutes) -> Minutes:
+        return Minutes(self.minutes - other.minutes, self.processor_minutes - other.processor_minutes)
+
+
 class Study:
     """Trains, or finds trained, any line with any seed.
 
@@ -156,12 +180,12 @@ class Study:
 
     def _make(self, line: Line, seed: int, folder: Path) -> dict[str, Any]:
         given = self._proposals(line.proposals, seed)
-        minutes = 0.0
+        taken = Minutes()
         if line.trained_as:
-            minutes += self._line(line.trained_as, seed)["minutes"]
+            taken = Minutes.of(self._line(line.trained_as, seed))
             detector = load_detector(self.runs / f"{line.trained_as}-seed{seed}")
         else:
-            start = time.perf_counter()
+            start = Minutes.now()
             trained = train(
                 self.training,
                 out=folder,
@@ -174,10 +198,10 @@ class Study:
             if trained.stopped_by:
                 raise KeyboardInterrupt
             detector = trained.detector
-            minutes += (time.perf_counter() - start) / 60
+            taken = Minutes.now() - start
             if line.proposals not in ("", SEARCH):
-                minutes += self._line(line.proposals, seed)["minutes"]
-        made: dict[str, Any] = {"minutes": minutes}
+                taken += Minutes.of(self._line(line.proposals, seed))
+        made: dict[str, Any] = dataclasses.asdict(taken)
         tested_on = propose(detector, self.test, progress=False) if given is None else given
         made["recall"] = recall(tested_on, self.test).to_dict()
         if detector.config.parts == "rpn":
@@ -220,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trainings (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of study.json and study.md")
     parser.add_argument("--iterations", type=int, help="another length of the schedule, for a trial")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="of convolutions and products, for all lines")
     parser.add_argument("--data", type=Path, default=root / "bccd" / "BCCD", help="(default: under FRCNN_DATA)")
     parser.add_argument(
         "--weights",
@@ -233,7 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise ValueError(f"tables: got {unknown[0]!r}, expected some of {', '.join(TABLES)}")
         if args.tables:
-            options = {"iterations": args.iterations} if args.iterations else {}
+            given = {"iterations": args.iterations, "precision": args.precision}
+            options = {name: value for name, value in given.items() if value}
             study = Study(args.runs, args.data, args.weights, {}, options)
             for seed in args.seeds:
                 for name in args.tables:

@@ -35,6 +35,7 @@ def _table(rows: Sequence[tuple[Any, Sequence[Result]]]) -> str:
         ("recall@0.5, 300", lambda r: r["recall"]["recall"]["0.5"]["300"]),
         ("boxes an image", lambda r: r["recall"]["proposals_per_image"]),
         ("minutes", lambda r: r["minutes"]),
+        ("processor minutes", lambda r: r["processor_minutes"]),
     ]
     lines = [["", *(title for title, _ in columns)], ["---", *["---:"] * len(columns)]]
     for line, found in rows:
@@ -48,7 +49,7 @@ def _cell(values: Sequence[float | None], title: str) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    digits = 0 if title == "boxes an image" else 1 if title == "minutes" else 3
+    digits = 0 if title == "boxes an image" else 1 if "minutes" in title else 3
     mean = f"{sum(known) / len(known):.{digits}f}"
     several = len(known) > 1 and digits == 3
     return f"{mean} ({', '.join(f'{value:.{digits}f}' for value in known)})" if several else mean
@@ -58,8 +59,11 @@ def _caption(results: Sequence[Result]) -> str:
     machines = sorted({f"{r['environment']['cpu']}, {r['environment']['threads']} threads" for r in results})
     commits = sorted({r["environment"]["commit"][:10] for r in results})
     seeds = sorted({r["seed"] for r in results})
-    lengths = sorted({str(r["recipe"]["options"].get("iterations", "the recipe's")) for r in results})
+    options = [r["recipe"]["options"] for r in results]
+    lengths = sorted({str(o.get("iterations", "the recipe's")) for o in options})
+    precisions = sorted({o.get("precision", "float32") for o in options})
     return (
-        f"BCCD, test split; iterations of a stage: {', '.join(lengths)}; seeds {', '.join(map(str, seeds))}; "
+        f"BCCD, test split; iterations of a stage: {', '.join(lengths)}; {', '.join(precisions)}; "
+        f"seeds {', '.join(map(str, seeds))}; "
         f"{'; '.join(machines)}; commit {', '.join(commits)}. Means over the seeds, in brackets each seed's figure.\n"
     )

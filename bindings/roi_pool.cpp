@@ -33,23 +33,25 @@ const void* rois_data(const TensorView& rois, DType dtype) {
 }
 
 RoiPoolShape pool_shape(const TensorView& map, const TensorView& rois, int64_t output_height, int64_t output_width,
-                        const char* name) {
-  return {map.size(0),  map.size(1),   map.size(2),  map.size(3),
-          rois.size(0), output_height, output_width, is_channels_last(map, name)};
+                        bool rounded, const char* name) {
+  return {map.size(0),  map.size(1),  map.size(2),
+          map.size(3),  rois.size(0), output_height,
+          output_width, rounded,      is_channels_last(map, name)};
 }
 
+// How much does not depend on the rounding.
 size_t roi_pool_workspace(const TensorView& input, const TensorView& rois, int64_t output_height,
                           int64_t output_width) {
   const DType dtype = input.dtype("input");
-  const RoiPoolShape shape = pool_shape(input, rois, output_height, output_width, "input");
+  const RoiPoolShape shape = pool_shape(input, rois, output_height, output_width, true, "input");
   return workspace_bytes(input, [&] { return roi_pool_workspace_cpu(dtype, shape); }, [](auto) { return size_t(0); });
 }
 
 void roi_pool(const TensorView& input, const TensorView& rois, int64_t output_height, int64_t output_width,
-              double spatial_scale, bool with_argmax, const OptionalTensor& workspace, const TensorView& output,
-              const TensorView& argmax) {
+              double spatial_scale, bool rounded, bool with_argmax, const OptionalTensor& workspace,
+              const TensorView& output, const TensorView& argmax) {
   const DType dtype = input.dtype("input");
-  const RoiPoolShape shape = pool_shape(input, rois, output_height, output_width, "input");
+  const RoiPoolShape shape = pool_shape(input, rois, output_height, output_width, rounded, "input");
   const void *from = input.raw("input"), *boxes = rois_data(rois, dtype);
   const Workspace memory(workspace);
   void* to = output.raw("output");
@@ -64,7 +66,8 @@ size_t roi_pool_backward_workspace(const TensorView& grad, const TensorView& roi
                                    bool channels_last) {
   const DType dtype = grad.dtype("grad");
   const RoiPoolShape shape = {input_shape.at(0), input_shape.at(1), input_shape.at(2), input_shape.at(3),
-                              rois.size(0),      grad.size(2),      grad.size(3),      channels_last};
+                              rois.size(0),      grad.size(2),      grad.size(3),      true,
+                              channels_last};
   return workspace_bytes(
       grad, [&] { return roi_pool_backward_workspace_cpu(dtype, shape); },
       [&](auto) { return roi_pool_backward_workspace_cuda(dtype, shape); });
@@ -72,9 +75,10 @@ size_t roi_pool_backward_workspace(const TensorView& grad, const TensorView& roi
 
 // input_shape and channels_last are those of grad_input, which says so itself.
 void roi_pool_backward(const TensorView& grad, const TensorView& argmax, const TensorView& rois, const Integers&, bool,
-                       double spatial_scale, const OptionalTensor& workspace, const TensorView& grad_input) {
+                       double spatial_scale, bool rounded, const OptionalTensor& workspace,
+                       const TensorView& grad_input) {
   const DType dtype = grad.dtype("grad");
-  const RoiPoolShape shape = pool_shape(grad_input, rois, grad.size(2), grad.size(3), "grad_input");
+  const RoiPoolShape shape = pool_shape(grad_input, rois, grad.size(2), grad.size(3), rounded, "grad_input");
   const bool last = is_channels_last(grad, "grad");
   const void *from = grad.raw("grad"), *boxes = rois_data(rois, dtype);
   const int32_t* places = static_cast<const int32_t*>(argmax.raw("argmax"));
@@ -360,12 +364,12 @@ void multiscale_roi_align_backward(const TensorView& grad, const TensorView& roi
 
 const Registrar registrar([](py::module_& m) {
   m.def("roi_pool_workspace", &roi_pool_workspace, "input"_a, "rois"_a, "output_height"_a, "output_width"_a);
-  m.def("roi_pool", &roi_pool, "input"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a,
+  m.def("roi_pool", &roi_pool, "input"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a, "rounded"_a,
         "with_argmax"_a, "workspace"_a, "output"_a, "argmax"_a);
   m.def("roi_pool_backward_workspace", &roi_pool_backward_workspace, "grad"_a, "rois"_a, "input_shape"_a,
         "channels_last"_a);
   m.def("roi_pool_backward", &roi_pool_backward, "grad"_a, "argmax"_a, "rois"_a, "input_shape"_a, "channels_last"_a,
-        "spatial_scale"_a, "workspace"_a, "grad_input"_a);
+        "spatial_scale"_a, "rounded"_a, "workspace"_a, "grad_input"_a);
   m.def("roi_align_workspace", &roi_align_workspace, "input"_a, "rois"_a, "output_height"_a, "output_width"_a,
         "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
   m.def("roi_align", &roi_align, "input"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a,

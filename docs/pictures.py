@@ -148,8 +148,8 @@ def decode(figure: Figure) -> None:
         [[[0.35, -0.3, 0.3, 0.4], [0.6, 0.25, 0.15, -0.1], [-0.7, 0.1, 0.2, 0.3], [1.2, 0.2, 0.1, 0.0]]]
     )
     size, least = [[160.0, 240.0]], 16.0
-    far = ops.decode_clip(torch.tensor([deltas]), anchors + 1000, [[1e6, 1e6]]).boxes[0] - 1000
-    clipped, valid = ops.decode_clip(torch.tensor([deltas]), anchors, size, min_size=least)
+    far = ops.decode_clip(deltas, anchors + 1000, [[1e6, 1e6]]).boxes[0] - 1000
+    clipped, valid = ops.decode_clip(deltas, anchors, size, min_size=least)
     for axes, step in zip(figure.subplots(1, 3), ("anchors and deltas", "decoded", f"clipped; sides ≥ {least:g}")):
         pixels(axes, 240, 160, 44, step)
         axes.set_ylim(166, -6)
@@ -225,7 +225,7 @@ def roi_pooling(figure: Figure) -> None:
     aligned = ops.roi_align(features, aligned_rois, (bins, bins), 1.0, 2, True)[0, 0]
     first, second, third, fourth = figure.subplots(1, 4, width_ratios=(1.6, 0.62, 1.6, 0.62))
     for axes, title in ((first, "RoIPool: whole cells"), (third, "RoIAlign: 2 × 2 points a bin")):
-        axes.imshow(features[0, 0], cmap="Greys", alpha=0.35, extent=(0, 11, 8, 0), vmin=0, vmax=150)
+        axes.imshow(features[0, 0].numpy(), cmap="Greys", alpha=0.35, extent=(0, 11, 8, 0), vmin=0, vmax=150)
         pixels(axes, 11, 8, 0.15, title)
         for y in range(8):
             for x in range(11):
@@ -326,7 +326,8 @@ def proposals(figure: Figure) -> None:
         pixels(axes, width, height, 3, title)
         if shown is None:
             cells = logits.reshape(height // STRIDE, width // STRIDE, -1).amax(-1)
-            axes.imshow(cells, cmap="inferno", alpha=0.75, extent=(0, width, height, 0), interpolation="nearest")
+            extent = (0, width, height, 0)
+            axes.imshow(cells.numpy(), cmap="inferno", alpha=0.75, extent=extent, interpolation="nearest")
             continue
         colour = GREEN if shown is gt_boxes else OUR_COLOR
         for box in shown:
@@ -390,7 +391,7 @@ def last_step(figure: Figure) -> None:
     chosen = set(zip(found.indices[0, :count].tolist(), found.labels[0, :count].tolist()))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     chances = logits.softmax(1)
-    left.imshow(chances, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
+    left.imshow(chances.numpy(), cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
     for i in range(rows):
         for k in range(1, classes + 1):
             if chances[i, k] > threshold:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from frcnn_fast import _extension, ops
+from frcnn_fast._extension import cmake_prefix
 from frcnn_fast.mmcv import stand_in_for_mmcv
 from frcnn_fast.ops import use_backend
 from frcnn_fast.patch import patch_detectron2, patch_mmdet, patch_supervision, patch_torchvision
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Detector",
     "__version__",
+    "cmake_prefix",
     "ops",
     "patch_detectron2",
     "patch_mmdet",

@@ -108,3 +108,20 @@ def extension() -> ModuleType:
     if _C is None:
         raise RuntimeError(missing_reason)
     return _C
+
+
+def cmake_prefix() -> str:
+    """The folder for CMAKE_PREFIX_PATH in which find_package(frcnn_fast) finds the headers and the library for C++.
+
+    Raises:
+        RuntimeError: this is a checkout, where nothing is installed; the message names the commands that install it.
+    """
+    package = Path(__file__).resolve().parent
+    if not (package / "lib" / "cmake").is_dir():
+        root = package.parent
+        raise RuntimeError(
+            f"{package} has no package for C++ (an editable install?); from the sources, without Python: "
+            f"cmake -S {root} -B BUILD -DFRCNN_FAST_PYTHON=OFF && cmake --build BUILD && "
+            "cmake --install BUILD --prefix PREFIX"
+        )
+    return str(package)

@@ -79,6 +79,13 @@ def _mmcv() -> str:
     )
 
 
+def _cpp() -> str:
+    try:
+        return f"find_package(frcnn_fast) with CMAKE_PREFIX_PATH={frcnn_fast.cmake_prefix()}"
+    except RuntimeError as error:
+        return f"not installed: {error}"
+
+
 def report() -> list[tuple[str, str]]:
     """Everything the doctor knows, as (name, finding)."""
     info = build_info()
@@ -95,6 +102,7 @@ def report() -> list[tuple[str, str]]:
         cuda = f"CUDA for {info['cuda_architectures']}" if info["cuda"] else "no CUDA half"
         openmp = "OpenMP" if info["openmp"] else "no OpenMP: one thread"
         lines.append(("binary", f"{cuda}; processor code for {info['isa']}, {openmp}"))
+    lines.append(("C++", _cpp()))
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         capability = torch.cuda.get_device_capability(index)
         code = carries_code_for(info["cuda_architectures"], capability) if info is not None else ""

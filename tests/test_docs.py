@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from bench import plots, report, schema
+from docs import hooks, pictures
 from frcnn_fast import cli, detect, ops
 from frcnn_fast.model import build_detector, preset, save_detector
 from tests.small_data import OneClass, digits, write_voc_tree
@@ -84,6 +85,15 @@ def test_the_plot_on_top_shows_the_newest_file() -> None:
     assert newest
     with Image.open(report.PICTURE) as image:
         assert json.loads(image.text["rows"]) == json.loads(plots.summary_of(newest[1]))  # type: ignore[attr-defined]
+
+
+def test_figures_in_the_story() -> None:
+    """docs/how_it_works.md names the file and the row that its figures come from."""
+    story = (ROOT / "docs/how_it_works.md").read_text()
+    (file,) = set(re.findall(r"`(bench/results/[^`]+json)`", story))
+    rows = {(row["op"], row["workload"]): row for row in schema.load(ROOT / file)["rows"]}
+    depth = rows["rpn_proposals", "vgg test 6000->300 b1 trained"]["facts"]["depth"]
+    assert f"looks at {depth:,} ranks of" in story
 
 
 def test_the_readme_is_short() -> None:
@@ -207,6 +217,50 @@ def test_the_readmes_example(place: Path, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.startswith("['dog'")
     with Image.open(place / "found.png") as drawing:
         assert min(drawing.size) > 400
+
+
+# Pictures and the site.
+
+
+def test_every_picture_is_drawn_and_shown(tmp_path: Path) -> None:
+    """docs/pictures.py draws them all, docs/images has them all, and a page shows each."""
+    pictures.draw(pictures.PICTURES, tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn | {"speed.png", "detections.jpg"} == {path.name for path in (ROOT / "docs/images").iterdir()}
+    every = "".join(page.read_text() for page in PAGES)
+    assert not [name for name in drawn if f"images/{name})" not in every]
+    for path in tmp_path.iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 150
+            assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 20
+
+
+def test_the_api_has_every_op() -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    shown = set(re.findall(r"^::: frcnn_fast\.ops\..*?(\w+)$", page, re.MULTILINE))
+    results = {name for name in ops.__all__ if hasattr(getattr(ops, name), "_fields")}  # shown by their module
+    assert set(ops.__all__) - results <= shown
+    assert "results" in shown
+
+
+def test_includes_are_there() -> None:
+    """What docs/hooks.py copies into pages; measurements may be missing, files of ours may not."""
+    found = [(page, *match) for page in PAGES for match in hooks.INCLUDE.findall(page.read_text())]
+    assert found
+    for page, path, heading in found:
+        missing = re.search(r"Not measured yet", hooks.included(path, heading))
+        assert not missing or path.startswith("bench/results/"), f"{name_of(page)}: {path}#{heading}"
+
+
+def test_links_from_page_to_page() -> None:
+    """Links of the repository become links of the site."""
+    text = "[a](docs/ops/nms.md#x) ![b](docs/images/nms.png) [c](ARCHITECTURE.md) [d](https://a.b)"
+    code = "\n```\n[e](docs/a.md)\n```\n"
+    expected = "[a](ops/nms.md#x) ![b](images/nms.png) [c](architecture.md) [d](https://a.b)"
+    assert hooks.with_links_moved(text + code, "index.md") == expected + code
+    text = "[a](../api.md) [b](../../ARCHITECTURE.md#y) ![c](../../bench/results/a.png) [d](#z)"
+    expected = "[a](../api.md) [b](../architecture.md#y) ![c](../bench/results/a.png) [d](#z)"
+    assert hooks.with_links_moved(text, "ops/nms.md") == expected
 
 
 # Commands.

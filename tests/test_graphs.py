@@ -10,7 +10,11 @@ import pytest
 import torch
 
 import frcnn_fast
+from frcnn_fast.data import Batch, DigitsDetection
 from frcnn_fast.model import FasterRCNN, SmallBackbone, preset
+from frcnn_fast.training import Training, recipe
+from frcnn_fast.training.batches import TrainingBatches
+from frcnn_fast.training.graph import padded
 from tests.samples import samples
 from tests.test_compile import same
 
@@ -75,6 +79,25 @@ def test_repeats_are_equal_to_the_bit(name: str, backend: str) -> None:
         wanted = sample()
         for _ in range(100):
             same(sample(), wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_replayed_iterations_train_as_eager_ones(optimizer: str) -> None:
+    detectors = []
+    batches: list[Batch] = []
+    for cuda_graph in (False, True):
+        options = recipe("small", iterations=12, warmup=3, optimizer=optimizer, lr=1e-3, cuda_graph=cuda_graph)
+        torch.manual_seed(0)
+        detector = FasterRCNN(SmallBackbone(), 11, preset("small")).cuda()
+        batches = batches or list(TrainingBatches(DigitsDetection("train", length=16), detector.config, options))
+        training = Training(detector, options, torch.device("cuda"))
+        with torch.backends.cudnn.flags(deterministic=True):
+            losses = [training.update(padded(batch).to("cuda")) for batch in batches]
+        torch.cuda.synchronize()
+        assert all(torch.isfinite(torch.stack(list(loss.values()))).all() for loss in losses)
+        detectors.append(detector)
+    for eager, replayed in zip(*(detector.parameters() for detector in detectors), strict=True):
+        torch.testing.assert_close(replayed, eager, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -273,18 +273,6 @@ class TestPatch:
                 found = model(two_images(built))[1]
             close(found, theirs)
 
-    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-    def test_compiled_functions_are_torchvisions(self, served: set[str]) -> None:
-        boxes, scores = some_boxes(40), some_scores(40)
-        theirs = torchvision.ops.box_iou(boxes, boxes), torchvision.ops.nms(boxes, scores, 0.5)
-        with frcnn_fast.patch_torchvision():
-            compiled = torch.compile(
-                lambda: (torchvision.ops.box_iou(boxes, boxes), torchvision.ops.nms(boxes, scores, 0.5)),
-                backend="eager",
-            )
-            equal(compiled(), theirs)
-        assert served == set()
-
     def test_a_detector_built_while_patched_outlives_it(self, served: set[str]) -> None:
         with frcnn_fast.patch_torchvision():
             rpn = RegionProposalNetwork(None, None, 0.7, 0.3, 256, 0.5, {}, {}, 0.7)
@@ -771,13 +759,253 @@ class TestDetectors:
         assert "detections" not in served
         assert "rpn_proposals" in served
 
-    def test_autocast(self, served: set[str]) -> None:
-        model = detector()
-        with torch.autocast("cpu", torch.bfloat16):
-            theirs = detect(model)
+
+@needs_torchvision
+class TestAutocast:
+    """Halves become float32 where torchvision's operators make them so; the rest is torchvision's own code."""
+
+    @pytest.mark.parametrize("n", [300, 1500])
+    @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+    def test_nms_and_batched_nms_keep_the_same(self, half: torch.dtype, n: int, served: set[str]) -> None:
+        """In the same order, though half the scores are equal to another."""
+        boxes, scores, classes = some_boxes(n), some_scores(n), torch.arange(n) % 7
+
+        def keep() -> list[Tensor]:
+            return [
+                function(b, s, *rest, 0.5)
+                for b, s in ((boxes.to(half), scores.to(half)), (boxes, scores.to(half)), (boxes.to(half), scores))
+                for function, rest in ((torchvision.ops.nms, ()), (torchvision.ops.batched_nms, (classes,)))
+            ]
+
+        with torch.autocast("cpu", half):
+            theirs = keep()
             with frcnn_fast.patch_torchvision():
-                equal(detect(model), theirs)
-        assert served.isdisjoint(FUSED)
+                equal(keep(), theirs)
+        assert served == ({"nms", "batched_nms"} if n > 1000 else {"nms"})
+        assert (len(scores.to(half).unique()) < n) == (half == torch.bfloat16)
+
+    @pytest.mark.parametrize("in_half", ["features", "boxes", "both"])
+    @pytest.mark.parametrize("as_list", [True, False])
+    @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+    def test_roi_align(self, half: torch.dtype, as_list: bool, in_half: str, served: set[str]) -> None:
+        g = torch.Generator().manual_seed(3)
+        features = torch.rand(2, 5, 20, 24, generator=g).to(torch.float32 if in_half == "boxes" else half)
+        features.requires_grad_()
+        kind = torch.float32 if in_half == "features" else half
+        of_images = [some_boxes(9, side=90.0).to(kind), some_boxes(6, seed=1, side=90.0).to(kind)]
+        rows = torch.cat([nn.functional.pad(b, (1, 0), value=float(i)) for i, b in enumerate(of_images)])
+
+        def run() -> tuple[Tensor, ...]:
+            with torch.autocast("cpu", half):
+                pooled = torchvision.ops.roi_align(features, of_images if as_list else rows, (3, 4), 0.25, 2)
+            return pooled, *torch.autograd.grad(pooled.float().square().sum(), features)
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {"roi_align"}
+        assert [t.dtype for t in ours] == [t.dtype for t in theirs] == [features.dtype] * 2
+        # A float32 within rounding of the middle between two halves goes to either; the gradient is of those.
+        spacing = 0.0 if in_half == "boxes" else torch.finfo(half).eps
+        torch.testing.assert_close(ours[0], theirs[0], rtol=spacing + 1e-6, atol=1e-6)
+        torch.testing.assert_close(ours[1], theirs[1], rtol=2 * spacing + 1e-5, atol=1e-2 if spacing else 1e-5)
+
+    def test_roi_pool_on_a_cpu_knows_no_autocast(self, served: set[str]) -> None:
+        features, rois = torch.rand(1, 2, 9, 9).bfloat16(), torch.tensor([[0.0, 1, 1, 7, 7]])
+        with torch.autocast("cpu", torch.bfloat16):
+            with pytest.raises(RuntimeError) as theirs:
+                torchvision.ops.roi_pool(features, rois, 2)
+            with frcnn_fast.patch_torchvision(), pytest.raises(RuntimeError) as ours:
+                torchvision.ops.roi_pool(features, rois, 2)
+        assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
+        assert served == set()
+
+    def test_box_iou_of_halves_beside_float32(self, served: set[str]) -> None:
+        """Without autocast too: torch's own arithmetic makes it float32."""
+        boxes, others = some_boxes(30), some_boxes(20, seed=1).bfloat16()
+
+        def run() -> list[Tensor]:
+            return [torchvision.ops.box_iou(boxes, others), torchvision.ops.box_iou(others, boxes)]
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            equal(run(), theirs)
+        assert served == {"box_iou"}
+
+    def test_several_levels(self, served: set[str]) -> None:
+        g = torch.Generator().manual_seed(3)
+        maps = {str(i): torch.rand(2, 4, 64 >> i, 80 >> i, generator=g).bfloat16().requires_grad_() for i in range(4)}
+        boxes = [some_boxes(40, side=s).bfloat16() for s in (250.0, 60.0)]
+
+        def run() -> tuple[Tensor, ...]:
+            with torch.autocast("cpu", torch.bfloat16):
+                pooled = MultiScaleRoIAlign(["0", "1", "2", "3"], 3, 2, canonical_scale=200)(
+                    maps, boxes, [(250, 310), (256, 320)]
+                )
+            return pooled, *torch.autograd.grad(pooled.float().square().sum(), tuple(maps.values()))
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {"multiscale_roi_align"}
+        spacing = torch.finfo(torch.bfloat16).eps
+        torch.testing.assert_close(ours[0], theirs[0], rtol=spacing, atol=1e-6)
+        for mine, other in zip(ours[1:], theirs[1:], strict=True):
+            torch.testing.assert_close(mine, other, rtol=2 * spacing, atol=0.05)
+
+    @torch.no_grad()
+    def test_proposals_are_torchvisions(self, served: set[str]) -> None:
+        """It decodes in halves, step by step; what it then suppresses is ours."""
+        model = detector()
+        images, _ = model.transform(two_images(model))
+
+        def run() -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                return model.rpn(images, model.backbone(images.tensors))[0]
+
+        theirs = run()
+        assert theirs[0].dtype == torch.bfloat16
+        with frcnn_fast.patch_torchvision():
+            equal(run(), theirs)
+        assert served == {"batched_nms"}
+
+    def test_detections_and_training(self, served: set[str]) -> None:
+        model = detector()
+
+        def run() -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                return detect(model), train_step(model)[0]
+
+        theirs, their_losses = run()
+        with frcnn_fast.patch_torchvision():
+            ours, losses = run()
+        assert {"batched_nms", "multiscale_roi_align", "assign_anchors"} <= served
+        for mine, other in zip(ours, theirs, strict=True):
+            # Pooled features that differ in a last bit make some scores of halves equal, or no longer equal.
+            near = (mine["boxes"][:, None] - other["boxes"]).abs().amax(2) <= 2
+            near &= (mine["scores"][:, None] - other["scores"]).abs() <= 1 / 64
+            near &= mine["labels"][:, None] == other["labels"]
+            assert near.any(1).float().mean() > 0.9
+            assert len(mine["boxes"]) == len(other["boxes"]) == 100
+        for name, loss in their_losses.items():
+            torch.testing.assert_close(losses[name], loss, rtol=0.02, atol=1e-3)
+
+
+def compiled_graphs(function: Callable[..., Any], *, whole: bool = True) -> tuple[Callable[..., Any], list[list[str]]]:
+    """The function compiled, and the operators of ours and of torchvision in each graph that has been made."""
+    graphs: list[list[str]] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        graphs.append([name for name in names if name.startswith(("frcnn_fast", "torchvision"))])
+        return torch._dynamo.lookup_backend("aot_eager" if whole else "eager")(graph, inputs)
+
+    torch._dynamo.reset()
+    return torch.compile(function, backend=backend, fullgraph=whole), graphs
+
+
+@needs_torchvision
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Dynamo detected a call to a `functools.lru_cache`")
+class TestCompiled:
+    @pytest.mark.parametrize("name", ["nms", "batched_nms", "box_iou", "roi_pool", "roi_align", "multiscale_roi_align"])
+    def test_functions_are_our_ops_in_one_graph(self, name: str) -> None:
+        boxes, scores, others = some_boxes(1500), some_scores(1500), some_boxes(9, seed=1, side=60.0)
+        classes = torch.arange(1500) % 3
+        features = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(2))
+        rois = [some_boxes(5, seed=2, side=90.0), others]
+        pool = MultiScaleRoIAlign(["0", "1"], 3, 2)
+        calls: dict[str, tuple[Callable[[Tensor], Any], Tensor]] = {
+            "nms": (lambda boxes: torchvision.ops.nms(boxes, scores, 0.5), boxes),
+            "batched_nms": (lambda boxes: torchvision.ops.batched_nms(boxes, scores, classes, 0.5), boxes),
+            "box_iou": (lambda boxes: torchvision.ops.box_iou(boxes, others), boxes),
+            "roi_pool": (lambda x: torchvision.ops.roi_pool(x, rois, 3, 0.25), features),
+            "roi_align": (lambda x: torchvision.ops.roi_align(x, rois, 3, 0.25, 2), features),
+            "multiscale_roi_align": (
+                lambda x: pool({"0": x, "1": x[..., ::2, ::2]}, rois, [(128, 160), (100, 100)]), features
+            ),
+        }  # fmt: skip
+        call, x = calls[name]
+        theirs = call(x)
+        with (
+            frcnn_fast.patch_torchvision(),
+            torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True),
+        ):
+            compiled, graphs = compiled_graphs(call)
+            torch.testing.assert_close(compiled(x), theirs)
+            equal(compiled(x), call(x))
+        assert graphs == [[f"frcnn_fast.{name}.default"]]
+        equal(call(x), theirs)
+
+    @pytest.mark.parametrize("name", ["roi_pool", "roi_align"])
+    def test_gradients(self, name: str) -> None:
+        features = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        rois = [some_boxes(5, seed=2, side=90.0), some_boxes(9, seed=1, side=60.0)]
+
+        def call(x: Tensor) -> Tensor:
+            return getattr(torchvision.ops, name)(x, rois, 3, 0.25).square().sum()
+
+        (theirs,) = torch.autograd.grad(call(features), features)
+        with frcnn_fast.patch_torchvision():
+            compiled, graphs = compiled_graphs(call)
+            (ours,) = torch.autograd.grad(compiled(features), features)
+        assert graphs == [[f"frcnn_fast.{name}.default"]]
+        torch.testing.assert_close(ours, theirs)
+
+    def test_under_autocast(self) -> None:
+        features = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(2)).bfloat16()
+        rois = [some_boxes(5, seed=2, side=90.0).bfloat16()]
+
+        def call() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return torchvision.ops.roi_align(features, rois, 3, 0.25, 2)
+
+        theirs = call()
+        with frcnn_fast.patch_torchvision():
+            compiled, graphs = compiled_graphs(call)
+            ours = compiled()
+        assert graphs == [["frcnn_fast.roi_align.default"]]
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, theirs, rtol=torch.finfo(torch.bfloat16).eps, atol=1e-6)
+
+    def test_without_dynamic_shapes_in_graphs_nms_is_torchvisions(self, served: set[str]) -> None:
+        """It breaks the graph then, ours or theirs."""
+        boxes, scores = some_boxes(40), some_scores(40)
+        theirs = torchvision.ops.nms(boxes, scores, 0.5)
+        with frcnn_fast.patch_torchvision():
+            compiled, _ = compiled_graphs(lambda: torchvision.ops.nms(boxes, scores, 0.5), whole=False)
+            equal(compiled(), theirs)
+        assert served == set()
+
+    def test_exported_and_vectorised_functions_are_torchvisions(self) -> None:
+        boxes = some_boxes(20)
+
+        class Iou(nn.Module):
+            def forward(self, boxes: Tensor) -> Tensor:
+                return torchvision.ops.box_iou(boxes, boxes)
+
+        theirs = torch.func.vmap(Iou())(boxes.view(4, 5, 4))
+        with frcnn_fast.patch_torchvision():
+            program = torch.export.export(Iou(), (boxes,))
+            compiled, graphs = compiled_graphs(torch.func.vmap(Iou()))
+            torch.testing.assert_close(compiled(boxes.view(4, 5, 4)), theirs)
+        assert not any("frcnn_fast" in str(node.target) for node in program.graph.nodes)
+        assert graphs == [[]]
+
+    def test_a_detector(self) -> None:
+        model = detector()
+        theirs, (their_losses, _) = detect(model), train_step(model)
+        with frcnn_fast.patch_torchvision():
+            compiled, graphs = compiled_graphs(model, whole=False)
+            with torch.no_grad():
+                found = compiled(two_images(model))
+            model.train()
+            torch.manual_seed(3)
+            losses = compiled(two_images(model), ground_truth(model))
+        close(found, theirs)
+        close(losses, their_losses)
+        assert {name for graph in graphs for name in graph} == {
+            *(f"frcnn_fast.{name}.default" for name in (*FUSED, "box_iou"))
+        }
 
 
 @needs_torchvision

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from bench.registry import rows
 from frcnn_fast import ops, reference
@@ -348,6 +350,23 @@ def test_the_guides_name_files_that_exist(guide: str) -> None:
     assert named
     lost = sorted(name for name in named if not (ROOT / name).exists())
     assert not lost, f"{guide} names what is not there: {', '.join(lost)}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """mkdocs.yml: nav names every docs/**/*.md, and nothing that is not there."""
+
+    def pages(entries: Any) -> Iterator[str]:
+        for entry in entries:
+            for value in entry.values() if isinstance(entry, dict) else [entry]:
+                yield from [value] if isinstance(value, str) else pages(value)
+
+    named = set(pages(yaml.safe_load(text(ROOT / "mkdocs.yml"))["nav"]))
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in sources("docs/**/*.md")}
+    from_root = {path.stem.lower() + ".md" for path in sources("*.md")} | {"index.md"}
+    assert not there - named, f"mkdocs.yml: nav lacks {', '.join(sorted(there - named))}"
+    assert not named - there - from_root, (
+        f"mkdocs.yml: nav names what is not there: {sorted(named - there - from_root)}"
+    )
 
 
 def test_the_code_in_the_guide_is_the_code() -> None:

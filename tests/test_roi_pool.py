@@ -163,7 +163,7 @@ def test_reference_refuses_what_cuda_packed() -> None:
     features, rois = example()
     argmax = torch.zeros(9, 5, 2, 2, dtype=torch.int32)
     backward = torch.ops.frcnn_fast.roi_pool_backward.default
-    arguments = (rois, features.shape, False, 0.25, "reference")
+    arguments = (rois, features.shape, False, 0.25, True, "reference")
     assert backward(torch.ones(9, 5, 2, 2), argmax, *arguments).any()
     argmax[4, -1, -1, -1] = -(2**31)
     with pytest.raises(ValueError, match="argmax: the reference cannot read what the CUDA kernels pack"):
@@ -185,7 +185,7 @@ def test_opcheck_with_gradients(op: str) -> None:
     for layout in (torch.contiguous_format, LAST):
         f = features.contiguous(memory_format=layout).requires_grad_()
         if op == "roi_pool":
-            torch.library.opcheck(torch.ops.frcnn_fast.roi_pool.default, (f, rois, 2, 2, 0.25, True, None))
+            torch.library.opcheck(torch.ops.frcnn_fast.roi_pool.default, (f, rois, 2, 2, 0.25, True, True, None))
         elif op == "roi_align":
             torch.library.opcheck(torch.ops.frcnn_fast.roi_align.default, (f, rois, 2, 2, 0.25, 2, False, None))
         else:

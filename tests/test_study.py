@@ -39,6 +39,7 @@ def test_a_table_is_made_once(made: study.Study, monkeypatch: pytest.MonkeyPatch
     for line, result in zip(lines, first, strict=True):
         assert ("test" in result) == (line.name != "rpn-only")
         assert result["minutes"] > 0
+        assert result["processor_minutes"] > 0
         assert result["recall"]["objects"]["all"] == 4
     monkeypatch.setattr(study, "train", None)
     assert [made.result(line, 0) for line in lines] == json.loads(json.dumps(first))

@@ -1,6 +1,7 @@
 """Ways to train: evaluation on the way, averages, precisions, parts of a batch, rates by layer."""
 
 import copy
+import os
 import sys
 import types
 from typing import Any
@@ -247,3 +248,14 @@ class TestStep:
     def test_options_out_of_range(self, changes, message):
         with pytest.raises(ValueError, match=message):
             TrainOptions(**changes)
+
+
+@pytest.mark.skipif(not os.environ.get("FRCNN_LONG"), reason="FRCNN_LONG is not set")
+def test_a_compiled_backbone_trains_alike():
+    eager, compiled = training(optimizer="sgd", lr=1e-3), training(optimizer="sgd", lr=1e-3, compile=True)
+    assert compiled.detector.state_dict().keys() == eager.detector.state_dict().keys()
+    batch = a_batch(eager.options)
+    for _ in range(3):
+        mine, theirs = eager.update(batch), compiled.update(batch)
+        torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -90,7 +90,7 @@ def test_roi_limits_of_gradients(op: str) -> None:
         function = getattr(torch.ops.frcnn_fast, f"{op}_backward").default
         with compiling(TARGETS["sm_90"]):
             if op == "roi_pool":
-                function(grad, grad.int(), rois, shape, False, 1.0, "triton")
+                function(grad, grad.int(), rois, shape, False, 1.0, True, "triton")
             elif op == "roi_align":
                 function(grad, rois, shape, False, *scalars, "triton")
             else:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from frcnn_fast.mmcv.numbers import c_float
 from frcnn_fast.mmcv.sampling import MOST_VALUES, corners_of, read, regions
-from frcnn_fast.ops import _checks
 from frcnn_fast.ops._rois import dense, is_channels_last, roi_tensor
-from frcnn_fast.ops.roi_pool import _align, _align_backward
+from frcnn_fast.ops.roi_pool import _align, _align_backward, _pool, _pool_backward
 
 MAX = 0  # of pool_mode; 1: mean
 
@@ -102,44 +103,18 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Into output [R, C, PH, PW] and argmax int32, the cell of H * W; of an empty bin 0 and -1.
+    """Into output [R, C, PH, PW] and argmax, int32, both contiguous; argmax is what the backward pass reads: on a CPU
+    the cell of H * W, of an empty bin -1.
 
-    mmcv's rounding, which is not Caffe's: corners are scaled and not rounded, the right and lower ones after 1 has been
-    added. A region without a side gives 0 everywhere.
+    mmcv's maximum begins with the lowest finite number, which is what a bin of nothing larger gives, and no place.
     """
-    H, W = input.shape[2:]
-    scale = c_float(spatial_scale)
-    rois = rois.to(_checks.compute_dtype(input))
-    starts, ends = rois[:, [2, 1]] * scale, (rois[:, [4, 3]] + 1) * scale
-    sides = ends - starts
-    rows = _bins(starts[:, 0], sides[:, 0], pooled_height, H)
-    columns = _bins(starts[:, 1], sides[:, 1], pooled_width, W)
-    output.zero_()
-    argmax.fill_(-1)
+    if not len(rois):
+        return
     lowest = torch.finfo(input.dtype).min
-    maps = input.masked_fill(input.isnan(), lowest)
-    for r in (sides > 0).all(1).nonzero()[:, 0].tolist():
-        image = maps[int(rois[r, 0])]
-        for j, (left, right) in enumerate(columns[r]):
-            if right <= left:
-                continue
-            high, low = rows[r][0][0], rows[r][-1][1]  # of the region's rows
-            across, column = image[:, high:low, left:right].max(2)
-            column = column + torch.arange(high, low, device=column.device) * W + left
-            for i, (top, bottom) in enumerate(rows[r]):
-                if bottom <= top:
-                    continue
-                value, row = across[:, top - high : bottom - high].max(1)
-                cell = column.gather(1, row[:, None] + (top - high))[:, 0]
-                output[r, :, i, j] = value.clamp(min=lowest)
-                argmax[r, :, i, j] = torch.where(value > lowest, cell, -1)
-
-
-def _bins(start: Tensor, side: Tensor, bins: int, limit: int) -> list[list[list[int]]]:
-    """(first cell, cell after the last) of every bin of every region."""
-    each = torch.arange(bins + 1, device=start.device) * (side / bins)[:, None] + start[:, None]
-    low, high = each[:, :-1].floor(), each[:, 1:].ceil()
-    return torch.stack([low, high], 2).clamp(0, limit).long().tolist()
+    known = input.masked_fill(~(input > lowest), math.nan).contiguous()
+    scalars = (pooled_height, pooled_width, c_float(spatial_scale), False, True)
+    _pool.run(None, known, roi_tensor(rois, known), *scalars, into=(output, argmax))
+    output.masked_fill_(output.isnan(), lowest)
 
 
 def roi_pool_backward(
@@ -151,11 +126,8 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Adds to grad_input [B, C, H, W]."""
-    B, C, H, W = grad_input.shape
-    channel = torch.arange(C, device=rois.device).view(1, C, 1, 1)
-    places = (rois[:, 0].long().view(-1, 1, 1, 1) * C + channel) * (H * W) + argmax.long()
-    found = argmax >= 0
-    sums = torch.zeros(B * C * H * W, dtype=_checks.compute_dtype(grad_output), device=grad_output.device)
-    sums.scatter_add_(0, places[found], grad_output[found].to(sums.dtype))
-    grad_input.add_(sums.view(B, C, H, W))
+    """Into grad_input [B, C, H, W], contiguous, which holds zeros."""
+    if not len(rois):
+        return
+    scalars = (grad_input.shape, False, c_float(spatial_scale), False)
+    _pool_backward.run(None, dense(grad_output), argmax, roi_tensor(rois, grad_input), *scalars, into=(grad_input,))

@@ -30,8 +30,7 @@ def get_compiling_cuda_version() -> str:
 # mmcv's names are the functions' own.
 _BY: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
     (KERNELS, (boxes.nms, boxes.softnms, boxes.nms_match, boxes.bbox_overlaps)),
-    (KERNELS, (rois.roi_align_forward, rois.roi_align_backward)),
-    (TORCH, (rois.roi_pool_forward, rois.roi_pool_backward)),
+    (KERNELS, (rois.roi_align_forward, rois.roi_align_backward, rois.roi_pool_forward, rois.roi_pool_backward)),
     (TORCH, (deform_roi_pool.deform_roi_pool_forward, deform_roi_pool.deform_roi_pool_backward)),
     (TORCH, (losses.sigmoid_focal_loss_forward, losses.sigmoid_focal_loss_backward)),
     (TORCH, (losses.softmax_focal_loss_forward, losses.softmax_focal_loss_backward)),

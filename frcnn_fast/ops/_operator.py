@@ -13,6 +13,7 @@ from torch import Tensor
 from frcnn_fast import reference
 from frcnn_fast._extension import extension
 from frcnn_fast.ops._backends import asked_for, choose, triton_launcher, use_backend
+from frcnn_fast.ops._checks import HALVES
 from frcnn_fast.ops._schema import Schema
 from frcnn_fast.ops._torch_private import PLAIN_TENSORS, can_bypass_dispatcher, carries_tangent
 
@@ -233,7 +234,7 @@ def _oracle_arguments(a: Any) -> dict[str, Any]:
 def _to_numpy(a: Any) -> Any:
     if isinstance(a, Tensor):
         a = a.detach().cpu()
-        return (a.float() if a.dtype in (torch.float16, torch.bfloat16) else a).numpy()
+        return (a.float() if a.dtype in HALVES else a).numpy()
     if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor):
         return [_to_numpy(t) for t in a]
     return a

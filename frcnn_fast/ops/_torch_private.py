@@ -43,11 +43,11 @@ def bypass_check(
     return can_bypass_dispatcher
 
 
+functorch_interpreter = private("_C._functorch.peek_interpreter_stack")
+
 # Whether an op may be computed here and now: no compile, export, tracing, functorch transform or dispatch mode.
 can_bypass_dispatcher = bypass_check(
-    private("_C._len_torch_dispatch_stack"),
-    private("_C._get_tracing_state"),
-    private("_C._functorch.peek_interpreter_stack"),
+    private("_C._len_torch_dispatch_stack"), private("_C._get_tracing_state"), functorch_interpreter
 )
 
 # Subclasses may have a __torch_dispatch__ or __torch_function__ of their own, which only the dispatcher calls.
@@ -83,3 +83,25 @@ def register_results(kind: type[tuple]) -> None:
     register = private("utils._pytree._register_namedtuple")
     if register is not None:
         register(kind, serialized_type_name=f"frcnn_fast.{kind.__name__}")
+
+
+@constant_when_compiled
+def _in_functorch_transform() -> bool:
+    return functorch_interpreter is None or functorch_interpreter() is not None
+
+
+def plain_or_compiled(tensors: Iterable[Tensor]) -> bool:
+    """Plain tensors in eager mode, or under torch.compile (not torch.export), which then has our ops in its graph."""
+    if not is_compiling():
+        return plain_eager(tensors)
+    return (
+        not torch.compiler.is_exporting()
+        and not _in_functorch_transform()
+        and all(type(t) in PLAIN_TENSORS for t in tensors)
+    )
+
+
+@constant_when_compiled
+def graphs_hold_dynamic_outputs() -> bool:
+    """While compiling: whether an op whose result has as many rows as the data decides can be in a graph."""
+    return bool(private("_dynamo.config.capture_dynamic_output_shape_ops"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from frcnn_fast import reference
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._checks import (
+    HALVES,
     check_float,
     check_positive,
     check_same,
@@ -92,7 +93,7 @@ def grid_anchors(
     stride that is not a positive whole number. TypeError: other dtypes.
     """
     size, strides = check_grid_size(grid_size), check_stride(stride)
-    if isinstance(cell_anchors, Tensor) and cell_anchors.dtype in (torch.float16, torch.bfloat16):
+    if isinstance(cell_anchors, Tensor) and cell_anchors.dtype in HALVES:
         raise TypeError(f"cell_anchors: expected float32 or float64 elements, got {describe(cell_anchors)}")
     check_float("cell_anchors", cell_anchors, "[k, 4]", 2, 4)
     grid = [*size, len(cell_anchors), *strides]

@@ -36,7 +36,7 @@ def _pool_outputs(a: Any) -> tuple[Tensor, Tensor]:
 
 
 def _pool_setup(ctx: Any, a: Any, output: tuple[Tensor, Tensor]) -> None:
-    ctx.with_argmax, ctx.spatial_scale = a.with_argmax, a.spatial_scale
+    ctx.with_argmax, ctx.scalars = a.with_argmax, (a.spatial_scale, a.rounded)
     ctx.layout = a.input.shape, is_channels_last(a.input)
     # In the order of memory, and so contiguous: what restores a saved tensor (save_on_cpu, checkpoints) keeps its
     # values and shape, but not its strides.
@@ -50,12 +50,12 @@ def _pool_gradient(ctx: Any, grad: Tensor, _: Tensor) -> dict[str, Tensor]:
     rois, argmax = contiguous_saved(ctx)
     if ctx.layout[1]:
         argmax = argmax.permute(0, 3, 1, 2)
-    return {"input": _pool_backward(dense(grad), argmax, rois, *ctx.layout, ctx.spatial_scale)}
+    return {"input": _pool_backward(dense(grad), argmax, rois, *ctx.layout, *ctx.scalars)}
 
 
 _pool = Operator(
     "roi_pool(Tensor input, Tensor rois, SymInt output_height, SymInt output_width, float spatial_scale, "
-    "bool with_argmax) -> (Tensor output, Tensor argmax)",
+    "bool rounded, bool with_argmax) -> (Tensor output, Tensor argmax)",
     outputs=_pool_outputs,
     workspace=lambda C, a: C.roi_pool_workspace(a.input, a.rois, a.output_height, a.output_width),
     oracle=reference.roi_pool,
@@ -76,7 +76,7 @@ def _pool_backward_oracle(argmax: np.ndarray, **arguments: Any) -> np.ndarray:
 
 _pool_backward = Operator(
     "roi_pool_backward(Tensor grad, Tensor argmax, Tensor rois, SymInt[] input_shape, bool channels_last, "
-    "float spatial_scale) -> Tensor grad_input",
+    "float spatial_scale, bool rounded) -> Tensor grad_input",
     outputs=lambda a: (empty_maps(a.input_shape, a.grad.dtype, a.grad, a.channels_last),),
     workspace=lambda C, a: C.roi_pool_backward_workspace(a.grad, a.rois, a.input_shape, a.channels_last),
     oracle=_pool_backward_oracle,
@@ -91,6 +91,7 @@ def roi_pool(
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     *,
+    rounded: bool = True,
     backend: str | None = None,
 ) -> Tensor:
     """Maxima over a grid of bins of each region of interest, [R, C, PH, PW] (Girshick 2015, section 2.1).
@@ -102,8 +103,10 @@ def roi_pool(
 
     Caffe's and torchvision's rounding: corners are scaled and rounded (halves away from zero); the box then covers
     max(end - start + 1, 1) cells along each axis, divided by the number of bins; a bin runs from the floor of its start
-    to the ceiling of its end, within the map. The maximum is over the cells that are not NaN; a bin of NaN alone gives
-    NaN, an empty bin 0. A row with image index -1 (padding) and a box with a non-finite corner give 0.
+    to the ceiling of its end, within the map. rounded=False is mmcv's rule: corners are scaled and not rounded, the
+    lower and right ones after 1 has been added; a box that then has no width or no height gives 0. The maximum is over
+    the cells that are not NaN; a bin of NaN alone gives NaN, an empty bin 0. A row with image index -1 (padding) and a
+    box with a non-finite corner give 0.
 
     The gradient goes to the first largest cell in row-major order; sums run in the order of boxes, then bins. Forward
     and backward give the same bits on every backend, whatever the number of threads. There is no gradient to the boxes
@@ -116,7 +119,8 @@ def roi_pool(
     rois = roi_tensor(boxes, input)
     height, width = output_pair(output_size)
     with_argmax = torch.is_grad_enabled() and input.requires_grad
-    return _pool(dense(input), rois, height, width, float(spatial_scale), with_argmax, backend=backend)[0]
+    scalars = (float(spatial_scale), bool(rounded), with_argmax)
+    return _pool(dense(input), rois, height, width, *scalars, backend=backend)[0]
 
 
 def _align_setup(ctx: Any, a: Any, output: Tensor) -> None:

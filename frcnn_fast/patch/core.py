@@ -196,9 +196,12 @@ def patch_all(*libraries: Library) -> Patch:
     return Patch(held)
 
 
-def are_served(*tensors: Any) -> bool:
-    """Plain tensors of one dtype that other libraries, too, compute in as it is, on one device that has kernels."""
-    if not tensors or not plain_eager(tensors):
+def are_served(*tensors: Any, plain: Callable[[Iterable[Any]], bool] = plain_eager) -> bool:
+    """Tensors of one dtype that other libraries, too, compute in as it is, on one device that has kernels.
+
+    plain: whether nobody watches, and these are tensors and nothing more.
+    """
+    if not tensors or not plain(tensors):
         return False
     dtype, device = tensors[0].dtype, tensors[0].device
     return (

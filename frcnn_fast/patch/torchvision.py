@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import ops
-from frcnn_fast.ops._checks import INTEGERS
-from frcnn_fast.ops._torch_private import plain_eager
+from frcnn_fast.ops._checks import HALVES, INTEGERS
+from frcnn_fast.ops._torch_private import graphs_hold_dynamic_outputs, plain_or_compiled
 from frcnn_fast.ops.anchors import MOST_LEVELS, AnchorGrids
 from frcnn_fast.patch.core import Library, Patch, are_served
 
@@ -42,11 +43,17 @@ def patch_torchvision() -> Patch:
     - `RoIHeads.postprocess_detections`: `ops.detections`;
     - the pooling of MultiScaleRoIAlign: `ops.multiscale_roi_align`.
 
+    Under autocast halves are served as torchvision's operators take them: nms and roi_align (so the pooling, too) in
+    float32, the result in the features' type; on a GPU roi_pool as well. Decoding in halves, step by step, is
+    torchvision's own code there. Under torch.compile the ops above are in its graph, whole detectors too. A graph takes
+    nms and batched_nms only with torch._dynamo.config.capture_dynamic_output_shape_ops; without it they are
+    torchvision's, and break the graph as those do.
+
     A call that these do not serve runs torchvision's own code: inputs other than plain tensors of one dtype, float32 or
-    float64, on a CPU or a GPU (so the halves of autocast); integer boxes and other box formats; a method, anchor
-    generator, box coder, matcher or level mapper that is not torchvision's own; a proposal network with a score
-    threshold; thresholds and numbers of boxes that are negative; scales that are not successive halves; detections that
-    a gradient is to flow through (evaluate under torch.no_grad()); everything under torch.compile, torch.export,
+    float64, on a CPU or a GPU (but for autocast, and IoUs of float32 with halves); integer boxes and other box formats;
+    a method, anchor generator, box coder, matcher or level mapper that is not torchvision's own; a proposal network
+    with a score threshold; thresholds and numbers of boxes that are negative; scales that are not successive halves;
+    detections that a gradient is to flow through (evaluate under torch.no_grad()); everything under torch.export,
     tracing and functorch.
     torch.jit.script compiles torchvision's own code, patched or not. Pickle whole detectors while nothing is patched.
 
@@ -77,6 +84,25 @@ def patch_torchvision() -> Patch:
 
 # What calls have in common
 
+_served = functools.partial(are_served, plain=plain_or_compiled)
+
+
+def _as_autocast(*tensors: Any) -> tuple[Any, ...]:
+    """As torchvision's nms and roi_align take them: under autocast halves become float32."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else ""
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(_widened(t) for t in tensors)
+
+
+def _widened(t: Any) -> Any:
+    return t.float() if isinstance(t, Tensor) and t.dtype in HALVES else t
+
+
+def _fits_a_graph() -> bool:
+    """Whether a result of so many rows as the data decides is possible here, as it is everywhere but in most graphs."""
+    return not torch.compiler.is_compiling() or graphs_hold_dynamic_outputs()
+
 
 def _are_boxes(*tensors: Tensor) -> bool:
     return all(t.dim() == 2 and t.shape[1] == 4 for t in tensors)
@@ -106,7 +132,14 @@ def _iou_threshold(boxes: Tensor, threshold: float) -> float:
 
 
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Any:
-    if not (are_served(boxes, scores) and _are_boxes(boxes) and scores.shape == boxes.shape[:1] and iou_threshold >= 0):
+    boxes, scores = _as_autocast(boxes, scores)
+    if not (
+        _served(boxes, scores)
+        and _fits_a_graph()
+        and _are_boxes(boxes)
+        and scores.shape == boxes.shape[:1]
+        and iou_threshold >= 0
+    ):
         return NotImplemented
     return ops.nms(boxes, scores, _iou_threshold(boxes, iou_threshold))
 
@@ -117,9 +150,12 @@ _MOVED = {"cpu": 1000, "cuda": 25_000}
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Any:
+    given = scores
+    boxes, scores = _as_autocast(boxes, scores)
     if not (
-        are_served(boxes, scores)
-        and plain_eager((idxs,))
+        _served(boxes, scores)
+        and plain_or_compiled((idxs,))
+        and _fits_a_graph()
         and _are_boxes(boxes)
         and len(boxes) > _MOVED[boxes.device.type]
         and scores.shape == idxs.shape == boxes.shape[:1]
@@ -128,36 +164,62 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
         and iou_threshold >= 0
     ):
         return NotImplemented
-    return ops.batched_nms(boxes, scores, idxs, _iou_threshold(boxes, iou_threshold))
+    keep = ops.batched_nms(boxes, scores, idxs, _iou_threshold(boxes, iou_threshold))
+    if given.dtype in HALVES:
+        # Most of such scores are equal to others. torchvision sorts what is kept, in the order of the boxes, and its
+        # sort is not stable: the same sort gives the same order.
+        keep = keep.sort()[0]
+        keep = keep[given[keep].sort(descending=True)[1]]
+    return keep
 
 
 def _box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Any:
-    if not (fmt == "xyxy" and are_served(boxes1, boxes2) and _are_boxes(boxes1, boxes2)):
+    boxes1, boxes2 = _as_float32_pair(boxes1, boxes2)
+    if not (fmt == "xyxy" and _served(boxes1, boxes2) and _are_boxes(boxes1, boxes2)):
         return NotImplemented
     if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
         return NotImplemented  # torchvision's has second derivatives
     return ops.box_iou(boxes1, boxes2)
 
 
+def _as_float32_pair(a: Any, b: Any) -> tuple[Any, Any]:
+    """Halves beside float32, as of a training under autocast, are float32 to torchvision's box_iou."""
+    if all(isinstance(t, Tensor) for t in (a, b)) and torch.float32 in (a.dtype, b.dtype):
+        return _widened(a), _widened(b)
+    return a, b
+
+
 def _served_rois(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> bool:
     if isinstance(boxes, Tensor):
-        return are_served(input, boxes) and input.dim() == 4 and boxes.dim() == 2 and boxes.shape[1] == 5
+        return _served(input, boxes) and input.dim() == 4 and boxes.dim() == 2 and boxes.shape[1] == 5
     return (
         isinstance(boxes, (list, tuple))
-        and are_served(input, *boxes)
+        and _served(input, *boxes)
         and input.dim() == 4
         and len(boxes) == input.shape[0]
         and _are_boxes(*boxes)
     )
 
 
+def _as_autocast_pooling(input: Any, boxes: Any) -> tuple[Any, Any]:
+    """`_as_autocast` of the arguments. What is pooled goes back to the features' type."""
+    if not isinstance(boxes, (list, tuple)):
+        maps, boxes = _as_autocast(input, boxes)
+        return maps, boxes
+    maps, *boxes = _as_autocast(input, *boxes)
+    return maps, boxes
+
+
 # torchvision's results are contiguous; ours are stored as the features are.
 
 
 def _roi_pool(input: Tensor, boxes: Any, output_size: Any, spatial_scale: float = 1.0) -> Any:
-    if not _served_rois(input, boxes):
+    maps, rois = input, boxes
+    if isinstance(input, Tensor) and input.is_cuda:  # on a CPU torchvision's roi_pool knows nothing of autocast
+        maps, rois = _as_autocast_pooling(input, boxes)
+    if not _served_rois(maps, rois):
         return NotImplemented
-    return ops.roi_pool(input, boxes, output_size, spatial_scale).contiguous()
+    return ops.roi_pool(maps, rois, output_size, spatial_scale).contiguous().to(input.dtype)
 
 
 def _roi_align(
@@ -168,9 +230,11 @@ def _roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Any:
-    if not _served_rois(input, boxes):
+    maps, rois = _as_autocast_pooling(input, boxes)
+    if not _served_rois(maps, rois):
         return NotImplemented
-    return ops.roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned).contiguous()
+    pooled = ops.roi_align(maps, rois, output_size, spatial_scale, sampling_ratio, aligned)
+    return pooled.contiguous().to(input.dtype)
 
 
 def _multiscale_roi_align(
@@ -178,12 +242,16 @@ def _multiscale_roi_align(
 ) -> Any:
     from torchvision.ops.poolers import LevelMapper
 
+    if not (isinstance(boxes, (list, tuple)) and 1 < len(x_filtered) <= MOST_LEVELS):  # one level: roi_align
+        return NotImplemented
+    dtypes = {x.dtype for x in x_filtered}
+    dtype = x_filtered[0].dtype
+    x_filtered, boxes = list(_as_autocast(*x_filtered)), list(_as_autocast(*boxes))
     if not (
         type(mapper) is LevelMapper
-        and 1 < len(x_filtered) <= MOST_LEVELS  # one level: roi_align
-        and are_served(*x_filtered)
+        and len(dtypes) == 1
+        and _served(*x_filtered)
         and _served_rois(x_filtered[0], boxes)
-        and not isinstance(boxes, Tensor)
         and all(x.dim() == 4 and x.shape[:2] == x_filtered[0].shape[:2] for x in x_filtered)
         and len(scales) == len(x_filtered)
         and list(scales) == [2.0**-k for k in range(mapper.k_min, mapper.k_max + 1)]
@@ -194,7 +262,7 @@ def _multiscale_roi_align(
     pooled = ops.multiscale_roi_align(
         x_filtered, boxes, output_size, scales, sampling_ratio, canonical_scale=mapper.s0, canonical_level=mapper.lvl0
     )
-    return pooled.contiguous()
+    return pooled.contiguous().to(dtype)
 
 
 # RegionProposalNetwork
@@ -206,7 +274,7 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
 
     maps = list(features.values())
     if not (
-        are_served(*maps)
+        _served(*maps)
         and _unchanged(self, RegionProposalNetwork, "filter_proposals", "_get_top_n_idx")
         and type(self.box_coder) is BoxCoder
         and getattr(self, "score_thresh", 0.0) <= 0.0
@@ -262,7 +330,8 @@ def _rpn_losses(self: Any, logits: list[Tensor], deltas: list[Tensor], grids: An
 
     gt_boxes = [target["boxes"] for target in targets]
     if not (
-        _unchanged(self, RegionProposalNetwork, "assign_targets_to_anchors", "compute_loss")
+        not torch.compiler.is_compiling()
+        and _unchanged(self, RegionProposalNetwork, "assign_targets_to_anchors", "compute_loss")
         and len(gt_boxes) == len(logits[0])
         and all(are_served(grids.cells, gt) and _are_boxes(gt) and len(gt) for gt in gt_boxes)
         and _matches_as_torchvision(self)
@@ -334,16 +403,17 @@ def _proposals(
     # logits tie; it sorts the ties as below, and a sampler draws by position. Where the last that is wanted ties with
     # the next, all are needed.
     everything = sum(min(before, size) for size in grids.level_sizes)
-    boxes, kept, indices, counts = proposed(min(after + 1, everything))
+    compiling = torch.compiler.is_compiling()  # then nothing may depend on the data
+    boxes, kept, indices, counts = proposed(everything if compiling else min(after + 1, everything))
     scores = kept.sigmoid()
-    if after < everything and bool((scores[:, after - 1] == scores[:, after])[counts > after].any()):
+    if not compiling and after < everything and bool((scores[:, after - 1] == scores[:, after])[counts > after].any()):
         boxes, kept, indices, counts = proposed(everything)
         scores = kept.sigmoid()
     found = []
     stable = everything <= _MOVED[boxes.device.type]
     for rows, own, anchors, count in zip(boxes, scores, indices, counts.tolist()):
         own, rows = own[:count], rows[:count]
-        if not bool((own[1:] < own[:-1]).all()):
+        if compiling or not bool((own[1:] < own[:-1]).all()):
             ends = torch.tensor(grids.level_sizes, device=indices.device).cumsum(0)
             order = torch.bucketize(anchors[:count], ends, right=True).argsort(stable=True)
             order = order[own[order].argsort(stable=stable, descending=True)]
@@ -380,10 +450,12 @@ def _assigned(rpn: Any, anchors: Tensor | AnchorGrids, gt_boxes: Tensor) -> tupl
 
 def _assign_targets_to_anchors(self: Any, anchors: list[Tensor], targets: list[dict[str, Tensor]]) -> Any:
     gt_boxes = [target["boxes"] for target in targets]
+    if len(anchors) == len(gt_boxes):
+        anchors = [_as_float32_pair(a, gt)[0] for a, gt in zip(anchors, gt_boxes)]
     if not (
         _matches_as_torchvision(self)
         and len(anchors) == len(gt_boxes)
-        and all(are_served(a, gt) and _are_boxes(a) and len(a) for a, gt in zip(anchors, gt_boxes))
+        and all(_served(a, gt) and _are_boxes(a) and len(a) for a, gt in zip(anchors, gt_boxes))
         and all(_are_boxes(gt) for gt in gt_boxes if gt.numel())
     ):
         return NotImplemented
@@ -410,7 +482,7 @@ def _postprocess_detections(
     lengths = [len(p) for p in proposals]
     if not (
         type(self.box_coder) is BoxCoder
-        and are_served(class_logits, box_regression, *proposals)
+        and _served(class_logits, box_regression, *proposals)
         and not (torch.is_grad_enabled() and (class_logits.requires_grad or box_regression.requires_grad))
         and _are_boxes(*proposals)
         and class_logits.dim() == 2

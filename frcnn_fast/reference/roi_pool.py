@@ -33,22 +33,22 @@ def _round_half_away(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x - whole) >= 0.5, whole + np.copysign(x.dtype.type(1), x), whole)
 
 
-def _bins(start: np.floating, end: np.floating, count: int, limit: int) -> list[tuple[int, int]]:
-    """Half-open index ranges of `count` bins over start ... end inclusive, clamped to [0, limit]."""
+def _bins(start: np.floating, end: np.floating, rounded: bool, count: int, limit: int) -> list[tuple[int, int]]:
+    """Half-open index ranges of `count` bins over start ... end (inclusive if rounded), clamped to [0, limit]."""
     dtype = type(start)
-    length = (end - start) + dtype(1)
-    size = (length if length > 1 else dtype(1)) / dtype(count)
+    length = end - start
+    if rounded:
+        length = max(length + dtype(1), dtype(1))
+    size = length / dtype(count)
 
     def clamped(edge: np.floating) -> int:
         return int(edge) if 0 < edge < limit else (limit if edge >= limit else 0)
 
-    return [
-        (
-            clamped(np.floor(dtype(p) * size) + start),
-            clamped(np.ceil(dtype(p + 1) * size) + start),
-        )
-        for p in range(count)
-    ]
+    if rounded:
+        edges = [(np.floor(dtype(p) * size) + start, np.ceil(dtype(p + 1) * size) + start) for p in range(count)]
+    else:
+        edges = [(np.floor(dtype(p) * size + start), np.ceil(dtype(p + 1) * size + start)) for p in range(count)]
+    return [(clamped(begin), clamped(end)) for begin, end in edges]
 
 
 def roi_pool(
@@ -57,25 +57,31 @@ def roi_pool(
     output_height: int,
     output_width: int,
     spatial_scale: float = 1.0,
+    rounded: bool = True,
     with_argmax: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maxima [R, C, PH, PW] of input [B, C, H, W] over a grid of bins of each RoI, and argmax int32 (h*W + w).
 
-    Corners are rounded half away from zero; the first maximum in row-major order wins. An empty bin gives 0
-    and argmax -1, a bin of NaN alone gives NaN and argmax -1; otherwise NaN is passed over. A RoI with a
-    non-finite coordinate has empty bins only. Without with_argmax an empty array takes its place.
+    Corners are rounded half away from zero; or not at all, but 1 is added to the lower and right ones before they are
+    scaled, and a RoI whose sides are then not both positive has empty bins only. The first maximum in row-major order
+    wins. An empty bin gives 0 and argmax -1, a bin of NaN alone gives NaN and argmax -1; otherwise NaN is passed over.
+    A RoI with a non-finite coordinate has empty bins only. Without with_argmax an empty array takes its place.
     """
     batch, channels, height, width = input.shape
     output = np.zeros((len(rois), channels, output_height, output_width), input.dtype)
     argmax = np.full(output.shape, -1, np.int32)
     with np.errstate(all="ignore"):
-        corners = _round_half_away(rois[:, 1:] * rois.dtype.type(spatial_scale))
+        ends = np.zeros(4, rois.dtype) if rounded else np.array([0, 0, 1, 1], rois.dtype)
+        corners = (rois[:, 1:] + ends) * rois.dtype.type(spatial_scale)
+        corners = _round_half_away(corners) if rounded else corners
         for k, (x1, y1, x2, y2) in enumerate(corners):
             image = image_of(rois[k], batch)
             if image < 0 or not np.isfinite(corners[k]).all():
                 continue
-            columns = _bins(x1, x2, output_width, width)
-            for p, (top, bottom) in enumerate(_bins(y1, y2, output_height, height)):
+            if not rounded and not (x2 - x1 > 0 and y2 - y1 > 0):
+                continue
+            columns = _bins(x1, x2, rounded, output_width, width)
+            for p, (top, bottom) in enumerate(_bins(y1, y2, rounded, output_height, height)):
                 for q, (left, right) in enumerate(columns):
                     if top >= bottom or left >= right:
                         continue
@@ -103,10 +109,11 @@ def roi_pool_backward(
     input_shape: Sequence[int],
     channels_last: bool = False,
     spatial_scale: float = 1.0,
+    rounded: bool = True,
 ) -> np.ndarray:
     """Each output's gradient goes to its argmax; overlapping RoIs add up. [B, C, H, W].
 
-    argmax says all; neither the layout that a kernel writes nor the scale matters here.
+    argmax says all; neither the layout that a kernel writes nor the RoIs' bins matter here.
     """
     batch, channels, height, width = input_shape
     grad_input = np.zeros((batch, channels, height * width), grad.dtype)

@@ -16,6 +16,7 @@ from frcnn_fast.data import Batch, Collate, DetectionDataset, DetectionView
 from frcnn_fast.data.targets import TargetError
 from frcnn_fast.data.transforms import Sample
 from frcnn_fast.model.config import DetectorConfig
+from frcnn_fast.training.graph import STRIDE
 from frcnn_fast.training.interrupt import ignore_signals
 from frcnn_fast.training.options import TrainOptions
 from frcnn_fast.training.order import Scales, ShapeGroups, wide_images
@@ -167,7 +168,7 @@ class TrainingBatches:
             _Readable(view, options.seed, scales),  # type: ignore[arg-type]  # any map-style object will do
             batch_size=size // ranks.count,
             sampler=ShuffledForever(len(view), *places, arranged, batch_size=size, ranks=ranks),
-            collate_fn=_CollateReadable(Collate(config.preprocess)),
+            collate_fn=_CollateReadable(Collate(config.preprocess, STRIDE if options.cuda_graph else 32)),
             num_workers=options.workers,
             worker_init_fn=ignore_signals,
             pin_memory=pin_memory,

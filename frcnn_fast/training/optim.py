@@ -12,7 +12,10 @@ from frcnn_fast.training.options import TrainOptions
 
 
 def make_optimizer(detector: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """The optimiser of the parameters that are not frozen."""
+    """The optimiser of the parameters that are not frozen.
+
+    With options.cuda_graph its learning rates are tensors, which a graph reads anew at every replay.
+    """
     moving = [(name, parameter) for name, parameter in detector.named_parameters() if parameter.requires_grad]
     backbone = [parameter for name, parameter in moving if name.startswith("backbone.")]
     others = [parameter for name, parameter in moving if not name.startswith("backbone.")]
@@ -21,8 +24,13 @@ def make_optimizer(detector: nn.Module, options: TrainOptions) -> torch.optim.Op
         for parameters, factor in ((backbone, options.backbone_lr), (others, 1.0))
         if parameters
     ]
+    if options.cuda_graph:
+        for group in groups:
+            group["lr"] = torch.tensor(options.lr, device=group["params"][0].device)
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            groups, lr=options.lr, weight_decay=options.weight_decay, fused=True, capturable=options.cuda_graph
+        )
     return torch.optim.SGD(
         groups, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
     )
@@ -31,7 +39,11 @@ def make_optimizer(detector: nn.Module, options: TrainOptions) -> torch.optim.Op
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The learning rate of the next update, before each group's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("factor", 1.0)
+        rate = lr * group.get("factor", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

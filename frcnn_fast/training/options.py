@@ -41,6 +41,7 @@ class TrainOptions:
     )
     ema: float = option(0.0, "keep a moving average of the weights, which forgets 1 - this each iteration; 0: none")
     compile: bool = option(False, "compile the backbone with torch.compile")
+    cuda_graph: bool = option(False, "replay whole iterations as CUDA graphs: one GPU, one process")
     flips: bool = option(True, "double the training set by mirror images")
     multi_scale: tuple[int, ...] | None = option(
         None, "lengths of the shorter side, one of which is drawn for each mini-batch (default: the detector's shorter)"

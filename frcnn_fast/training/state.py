@@ -15,6 +15,7 @@ from frcnn_fast.data import Batch
 from frcnn_fast.model.detector import FasterRCNN
 from frcnn_fast.training.checkpoints import State, prefixed
 from frcnn_fast.training.ema import Averaged
+from frcnn_fast.training.graph import CudaRecorder, GraphedStep, Step
 from frcnn_fast.training.optim import load_optimizer, make_optimizer, optimizer_tensors, set_rate
 from frcnn_fast.training.options import TrainOptions
 from frcnn_fast.training.randomness import load_random, random_tensors
@@ -66,6 +67,11 @@ class Training:
         self._frozen = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
         self._scaler = torch.amp.GradScaler(device.type) if options.precision == "float16" else None
         self.progress = Progress()
+        if options.cuda_graph and (device.type != "cuda" or ranks.count > 1):
+            raise ValueError(
+                f"cuda_graph: got it with {ranks.count} process(es) on {device.type}, expected one process on a CUDA "
+                "device; leave it out"
+            )
         if options.compile:
             detector.backbone.compile()
         if ranks.count > 1:
@@ -98,6 +104,9 @@ class Training:
                 self._module = DistributedDataParallel(self.detector, own, broadcast_buffers=False)
         self._average = Averaged(self.detector, self.options.ema) if self.options.ema else None
         self._schedule = dataclasses.replace(self.options, iterations=stage.iterations)
+        self._step: Step = self._eager_step
+        if self.options.cuda_graph:
+            self._step = GraphedStep(self._eager_step, CudaRecorder(self.device))
 
     @property
     def lr(self) -> float:
@@ -115,8 +124,15 @@ class Training:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One iteration. Returns its losses, still on the device."""
         set_rate(self.optimizer, self.lr)
+        losses = self._step(batch)
+        self.iteration += 1
+        if self._average is not None:
+            self._average.update(self.detector, self.iteration)
+        return losses
+
+    def _eager_step(self, batch: Batch) -> dict[str, Tensor]:
         options, stage = self.options, self.stages[self.stage]
-        losses = train_step(
+        return train_step(
             self._module,
             batch,
             self.optimizer,
@@ -127,10 +143,6 @@ class Training:
             scaler=self._scaler,
             parts=options.accumulate,
         )
-        self.iteration += 1
-        if self._average is not None:
-            self._average.update(self.detector, self.iteration)
-        return losses
 
     @property
     def outcome(self) -> FasterRCNN:

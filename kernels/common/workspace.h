@@ -43,11 +43,8 @@ class WorkspaceArena {
   size_t used_ = 0;
 };
 
-// For the host, where the caller's allocator may promise less than vectors want: ask for kAlignSlack bytes more, and
-// give the arena the aligned base. (Not the arena's own doing: on a device it would cost the kernels registers.)
-constexpr size_t kBaseAlignment = 64, kAlignSlack = kBaseAlignment - 1;
-inline char* aligned_base(void* base) {
-  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(base) + kAlignSlack) & ~uintptr_t(kAlignSlack));
-}
+// Where a workspace has to start: vectors are loaded from it aligned. Allocators of devices, torch's and HostWorkspace
+// do.
+constexpr size_t kWorkspaceAlignment = 64;
 
 }  // namespace frcnn_fast

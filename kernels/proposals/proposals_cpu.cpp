@@ -30,14 +30,15 @@ Status check_levels(const ProposalInputs& in) {
 
 size_t rpn_proposals_workspace_cpu(const ProposalInputs& in, const ProposalSettings& set) {
   if (check_levels(in)) return 0;
-  return kAlignSlack + size_t(in.B) * FF_ISA_CALL(propose_image_workspace, in, set);
+  return size_t(in.B) * FF_ISA_CALL(propose_image_workspace, in, set);
 }
 
 Status rpn_proposals_cpu(const ProposalInputs& in, const ProposalSettings& set, void* workspace,
                          const ProposalOutputs& out) {
   FF_TRY(check_levels(in));
-  return visit_compute(
-      in.dtype, [&](auto tag) { return propose<typename decltype(tag)::type>(in, set, aligned_base(workspace), out); });
+  return visit_compute(in.dtype, [&](auto tag) {
+    return propose<typename decltype(tag)::type>(in, set, static_cast<char*>(workspace), out);
+  });
 }
 
 }  // namespace frcnn_fast::proposals

@@ -15,6 +15,7 @@ namespace frcnn_fast::roi_pool {
 struct PoolShape {
   int64_t B, C;
   int32_t H, W, PH, PW;
+  bool rounded;
   CellStrides map, out;
 };
 
@@ -25,6 +26,7 @@ inline PoolShape device_shape(const RoiPoolShape& s) {
           int32_t(s.W),
           int32_t(s.PH),
           int32_t(s.PW),
+          s.rounded,
           cell_strides(s.C, s.H * s.W, s.channels_last),
           cell_strides(s.C, s.PH * s.PW, s.channels_last)};
 }
@@ -39,8 +41,8 @@ struct RoiBins {
 
   __device__ __forceinline__ RoiBins(const PoolShape& s, const U* roi, U scale) {
     present = roi_image(roi, s.B) >= 0;
-    present = make_bins(roi[2], roi[4], scale, int64_t(s.PH), int64_t(s.H), &rows) && present;
-    present = make_bins(roi[1], roi[3], scale, int64_t(s.PW), int64_t(s.W), &columns) && present;
+    present = make_bins(roi[2], roi[4], scale, s.rounded, int64_t(s.PH), int64_t(s.H), &rows) && present;
+    present = make_bins(roi[1], roi[3], scale, s.rounded, int64_t(s.PW), int64_t(s.W), &columns) && present;
   }
 };
 

@@ -123,8 +123,8 @@ class Pool {
   bool find_edges(int64_t k, BinEdges& edges) const {
     const U* roi = rois_ + k * kRoiFields;
     BinAxis<U> rows, columns;
-    if (!make_bins(roi[2], roi[4], scale_, s_.PH, s_.H, &rows)) return false;
-    if (!make_bins(roi[1], roi[3], scale_, s_.PW, s_.W, &columns)) return false;
+    if (!make_bins(roi[2], roi[4], scale_, s_.rounded, s_.PH, s_.H, &rows)) return false;
+    if (!make_bins(roi[1], roi[3], scale_, s_.rounded, s_.PW, s_.W, &columns)) return false;
     for (int32_t p = 0; p < edges.PH; ++p) edges.row_begin[p] = rows.begin(p), edges.row_end[p] = rows.end(p);
     for (int32_t q = 0; q < edges.PW; ++q)
       edges.column_begin[q] = columns.begin(q), edges.column_end[q] = columns.end(q);

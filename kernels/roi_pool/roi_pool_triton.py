@@ -33,13 +33,19 @@ def round_half_away(x):
 
 
 @triton.jit
-def make_bins(low, high, scale, bins: tl.constexpr):
-    """(start, size, finite) of the bins along one axis of RoIs."""
-    start, end = round_half_away(low * scale), round_half_away(high * scale)
-    length = (end - start) + 1.0
-    length = tl.where(length > 1.0, length, 1.0) if not mutant("roi_min_size") else length
-    size = divide(length, tl.full(length.shape, bins, length.dtype))
-    return start, size, is_finite(start) & is_finite(end)
+def make_bins(low, high, scale, bins: tl.constexpr, ROUNDED: tl.constexpr):
+    """(start, size, whether there are any) of the bins along one axis of RoIs."""
+    if ROUNDED:
+        start, end = round_half_away(low * scale), round_half_away(high * scale)
+        length = (end - start) + 1.0
+        length = tl.where(length > 1.0, length, 1.0) if not mutant("roi_min_size") else length
+        any = is_finite(start) & is_finite(end)
+    else:
+        start, end = low * scale, (high + 1.0) * scale
+        length = end - start
+        any = length > 0.0 if not mutant("roi_plain_side") else length >= 0.0
+        any = any & is_finite(start) & is_finite(end)
+    return start, divide(length, tl.full(length.shape, bins, length.dtype)), any
 
 
 @triton.jit
@@ -50,37 +56,41 @@ def clamped(edge, limit):
 
 
 @triton.jit
-def bin_edges(start, size, bin, limit):
+def bin_edges(start, size, bin, limit, ROUNDED: tl.constexpr):
     """The cells begin ... end - 1 of a bin, on a map of `limit` cells."""
-    begin = clamped(tl.floor(bin.to(size.dtype) * size) + start, limit)
-    edge = (bin + 1).to(size.dtype) * size
-    edge = tl.ceil(edge) if not mutant("roi_bin_end") else tl.floor(edge) + 1.0
-    return begin, clamped(edge + start, limit)
+    low, high = bin.to(size.dtype) * size, (bin + 1).to(size.dtype) * size
+    if ROUNDED:
+        low = tl.floor(low) + start
+        high = (tl.ceil(high) if not mutant("roi_bin_end") else tl.floor(high) + 1.0) + start
+    else:
+        low = tl.floor(low + start)
+        high = tl.ceil(high + start) if not mutant("roi_plain_end") else tl.ceil(high) + start
+    return clamped(low, limit), clamped(high, limit)
 
 
 @triton.jit
-def load_bins(rois, k, R, scale, B, PH: tl.constexpr, PW: tl.constexpr):
+def load_bins(rois, k, R, scale, B, PH: tl.constexpr, PW: tl.constexpr, ROUNDED: tl.constexpr):
     """(image, start and size of the rows' and of the columns' bins) of RoIs; image -1 where a RoI has none."""
     image, x1, y1, x2, y2 = load_roi(rois, k, k < R)
     scale = scalar(scale, x1.dtype)
-    start_y, size_y, finite_y = make_bins(y1, y2, scale, PH)
-    start_x, size_x, finite_x = make_bins(x1, x2, scale, PW)
-    finite = finite_y & finite_x if not mutant("roi_finite_bins") else finite_y
-    return tl.where(finite, roi_image(image, B), -1), start_y, size_y, start_x, size_x
+    start_y, size_y, any_y = make_bins(y1, y2, scale, PH, ROUNDED)
+    start_x, size_x, any_x = make_bins(x1, x2, scale, PW, ROUNDED)
+    any = any_y & any_x if not mutant("roi_finite_bins") else any_y
+    return tl.where(any, roi_image(image, B), -1), start_y, size_y, start_x, size_x
 
 
 @triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
 def pool_kernel(
     input, rois, scale, B, R, H, W, output, argmax,
-    C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LAST: tl.constexpr,
+    C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, ROUNDED: tl.constexpr, LAST: tl.constexpr,
     ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """A program owns a bin_tile. argmax: pointer or None."""
     T: tl.constexpr = output.dtype.element_ty
     k, bin, channel = bin_tile(PH * PW, C, LAST, ROIS, BINS, CHANNELS)
-    image, start_y, size_y, start_x, size_x = load_bins(rois, k, R, scale, B, PH, PW)
-    top, bottom = bin_edges(start_y, size_y, bin // PW, H)
-    left, right = bin_edges(start_x, size_x, bin % PW, W)
+    image, start_y, size_y, start_x, size_x = load_bins(rois, k, R, scale, B, PH, PW, ROUNDED)
+    top, bottom = bin_edges(start_y, size_y, bin // PW, H, ROUNDED)
+    left, right = bin_edges(start_x, size_x, bin % PW, W, ROUNDED)
     real = bin < PH * PW
     if ROIS > 1:  # else every program has a RoI
         real &= k < R
@@ -123,8 +133,8 @@ def pool_kernel(
 @triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
 def tables_kernel(
     rois, scale, B, R, H, W, windows, cell_bins, members, counts,
-    PH: tl.constexpr, PW: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr,
-    MEMBERS: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, ROUNDED: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr,
+    CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
     """The first programs list the RoIs of an image each; then one owns the rows, or the columns, of ROIS RoIs."""
     program = tl.program_id(0)
@@ -132,10 +142,9 @@ def tables_kernel(
         list_members(rois, (), B, R, program, members, counts, MEMBERS)
     else:
         k, bin, of_rows = axis_tile(program - B, ROIS, BINS)
-        image, start_y, size_y, start_x, size_x = load_bins(rois, k, R, scale, B, PH, PW)
-        begin, end = bin_edges(
-            tl.where(of_rows, start_y, start_x), tl.where(of_rows, size_y, size_x), bin, tl.where(of_rows, H, W)
-        )
+        image, start_y, size_y, start_x, size_x = load_bins(rois, k, R, scale, B, PH, PW, ROUNDED)
+        start, size = tl.where(of_rows, start_y, start_x), tl.where(of_rows, size_y, size_x)
+        begin, end = bin_edges(start, size, bin, tl.where(of_rows, H, W), ROUNDED)
         present = (image >= 0) & (bin < tl.where(of_rows, PH, PW))
         store_bins(k, bin, begin, tl.where(present, end, 0) - 1, of_rows, R, H, W, windows, cell_bins, CELLS)
 
@@ -159,8 +168,8 @@ def owed_to_argmax(
 
 
 def roi_pool(
-    input: Tensor, rois: Tensor, output_height: int, output_width: int, spatial_scale: float, with_argmax: bool,
-    output: Tensor, argmax: Tensor,
+    input: Tensor, rois: Tensor, output_height: int, output_width: int, spatial_scale: float, rounded: bool,
+    with_argmax: bool, output: Tensor, argmax: Tensor,
 ) -> None:  # fmt: skip
     B, C, H, W = input.shape
     R, _, PH, PW = output.shape
@@ -169,14 +178,14 @@ def roi_pool(
         tile = BinTile.of(output)
         launch(
             pool_kernel, (tile.programs(output),), input, rois, double_bits(spatial_scale), B, R, H, W, output,
-            argmax if with_argmax else None, like=input, C=C, PH=PH, PW=PW, LAST=is_channels_last(input),
-            **tile._asdict(),
+            argmax if with_argmax else None, like=input, C=C, PH=PH, PW=PW, ROUNDED=rounded,
+            LAST=is_channels_last(input), **tile._asdict(),
         )  # fmt: skip
 
 
 def roi_pool_backward(
     grad: Tensor, argmax: Tensor, rois: Tensor, input_shape: Sequence[int], channels_last: bool, spatial_scale: float,
-    grad_input: Tensor,
+    rounded: bool, grad_input: Tensor,
 ) -> None:  # fmt: skip
     R, _, PH, PW = grad.shape
     B = grad_input.shape[0]
@@ -186,6 +195,6 @@ def roi_pool_backward(
         tile = AxisTile.of(rois, PH, PW)
         launch(
             tables_kernel, (B + tile.programs(R),), rois, double_bits(spatial_scale), B, *tables,
-            like=rois, PH=PH, PW=PW, MEMBERS=MEMBERS, **tile._asdict(),
+            like=rois, PH=PH, PW=PW, ROUNDED=rounded, MEMBERS=MEMBERS, **tile._asdict(),
         )  # fmt: skip
         gather(argmax_of_roi, owed_to_argmax, grad, (argmax,), tables, [grad_input])

@@ -149,6 +149,15 @@ def _pool_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Ca
     for copies in (1, 4):
         yield Case(f"largest-bins-x{copies}", lambda n=copies: make(_growing(n)), small=True)
     yield Case("one-number", lambda: make(_growing(1, C=1)), small=True)
+    for rois in ("random", "half", "tiny", "odd"):
+        plain: Args = {"rounded": False, "rois": rois, "K": 40, "values": "odd"}
+        yield Case(f"not-rounded-{rois}", lambda p=plain: make(pooling(size=(3, 2), **p)), small=True)
+        other = plain | {"dtype": torch.float64, "layout": "channels_last"}
+        yield Case(f"not-rounded-{rois}-f64", lambda p=other: make(pooling((2, 8, 9, 14), size=5, **p)), small=True)
+    yield Case("not-rounded-f16", lambda: make(pooling(dtype=DTYPES["f16"], rounded=False)), small=True)
+    yield Case("not-rounded-largest-bins", lambda: make(_growing(4) | {"rounded": False}), small=True)
+    yield Case("not-rounded-not-finite", lambda: make(not_finite() | {"rounded": False}), small=True)
+    yield Case("not-rounded-no-sides", lambda: make(_sideless()), small=True)
     yield Case("rois-not-finite", lambda: make(not_finite()), small=True)
     yield wrong_images(make)
 
@@ -167,6 +176,15 @@ def _growing(copies: int, C: int = 3) -> Args:
         "output_size": 1,
         "spatial_scale": 1.0,
     }
+
+
+def _sideless() -> Args:
+    """Boxes whose width, or height, is 0 once 1 has been added, at whole cells and between them."""
+    args = pooling(K=24, size=2, scale=0.5, rounded=False)
+    rois = args["boxes"].clone()
+    rois[::2, 3], rois[1::2, 4] = rois[::2, 1] - 1, rois[1::2, 2] - 1
+    rois[:8] = rois[:8].round()
+    return args | {"boxes": rois}
 
 
 def not_finite() -> Args:

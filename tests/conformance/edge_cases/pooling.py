@@ -48,6 +48,28 @@ ROI_POOL = (
     ),
     # Inverted: size max(1 - 3 + 1, 1) = 1 from cell 3 on.
     edge("roi_pool", "inverted", _pool(_numbered(4, 4), [[0, 3, 3, 1, 1]], 1), f32([[[[15]]]])),
+    # Not rounded: 0.25 ... (1.5 + 1) is 2.25 long, in 2 bins of 1.125: floor(0.25) ... ceil(1.375) and floor(1.375) ...
+    # ceil(2.5), so 0 ... 2 and 1 ... 3.
+    edge(
+        "roi_pool",
+        "not-rounded",
+        _pool(_numbered(4, 4), [[0, 0.25, 0.25, 1.5, 1.5]], 2, rounded=False),
+        f32([[[[5, 6], [9, 10]]]]),
+    ),
+    # From low * 0.5 to (high + 1) * 0.5: 1 ... 2.5 is cells 1 and 2. Columns 1.25 ... 1.25 and 2 ... 0.5 are no width,
+    # though a bin would begin in cell 1 and end behind it.
+    edge(
+        "roi_pool",
+        "not-rounded-sides",
+        _pool(
+            _numbered(4, 4),
+            [[0, 2, 2, 4, 4], [0, 2.5, 2.5, 1.5, 4], [0, 4, 2, 0, 4]],
+            1,
+            spatial_scale=0.5,
+            rounded=False,
+        ),
+        f32([[[[10]]], [[[0]]], [[[0]]]]),
+    ),
     # A padded row.
     edge(
         "roi_pool",
@@ -73,6 +95,13 @@ ROI_POOL = (
         "7x5-to-2x2",
         SEVEN_BY_FIVE | {"grad": tensor([[[[1, 2], [3, 4]]]])},
         f32([[[[0] * 5, [0] * 5, [0] * 5, [0, 0, 1, 0, 2], [0] * 5, [0] * 5, [0, 0, 3, 0, 4]]]]),
+    ),
+    # Not rounded: the last cells of 0 ... 2 and of 1 ... 3.
+    edge(
+        "roi_pool_backward",
+        "not-rounded",
+        _pool(_numbered(4, 4), [[0, 0.25, 0.25, 1.5, 1.5]], 2, rounded=False) | {"grad": tensor([[[[1, 2], [3, 4]]]])},
+        f32([[[[0] * 4, [0, 1, 2, 0], [0, 3, 4, 0], [0] * 4]]]),
     ),
     # A tie goes to the first cell in row-major order; two RoIs add up: 1 + 2; an empty bin gives nothing.
     edge(
