@@ -288,7 +288,7 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
         return NotImplemented
     logits, deltas = self.head(maps)
     if not (
-        are_served(*logits, *deltas, grids.cells)
+        _served(*logits, *deltas, grids.cells)
         and all(x.dim() == 4 and len(x) == len(images.image_sizes) for x in (*logits, *deltas))
         and [level[0].numel() for level in logits] == grids.level_sizes
         and all(d.shape == (x.shape[0], 4 * x.shape[1], *x.shape[2:]) for x, d in zip(logits, deltas, strict=True))
@@ -333,7 +333,7 @@ def _rpn_losses(self: Any, logits: list[Tensor], deltas: list[Tensor], grids: An
         not torch.compiler.is_compiling()
         and _unchanged(self, RegionProposalNetwork, "assign_targets_to_anchors", "compute_loss")
         and len(gt_boxes) == len(logits[0])
-        and all(are_served(grids.cells, gt) and _are_boxes(gt) and len(gt) for gt in gt_boxes)
+        and all(_served(grids.cells, gt) and _are_boxes(gt) and len(gt) for gt in gt_boxes)
         and _matches_as_torchvision(self)
     ):
         return NotImplemented

@@ -10,7 +10,7 @@ import numpy as np
 def anchor_table(of_head: np.ndarray | Sequence[np.ndarray], values: int | None = None) -> np.ndarray:
     """What a head says of every anchor as [B, A], or with `values` numbers an anchor as [B, A, values]: the table
     itself, alone in a list too, or maps [B, k * values, H, W], one a level."""
-    tables = of_head if isinstance(of_head, (list, tuple)) else [of_head]
+    tables = [of_head] if isinstance(of_head, np.ndarray) else list(of_head)
     if tables[0].ndim < 4:
         return tables[0]
     rows = []
