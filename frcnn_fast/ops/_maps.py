@@ -15,12 +15,12 @@ def check_head(
 ) -> tuple[list[Tensor], list[Tensor], list[int]]:
     """Checks the two against each other: (scores, deltas, anchors of each of their levels), lists of one table each,
     or of maps [B, k, H, W] and [B, 4k, H, W]."""
-    if isinstance(scores, (list, tuple)):
+    if not isinstance(scores, Tensor):
         return _check_maps(scores_name, scores, deltas)
     check_float(scores_name, scores, "[B, A], or a list of maps [B, k, H, W]", 2)
     B, A = scores.shape
-    if isinstance(deltas, (list, tuple)):
-        raise TypeError(f"deltas: expected a tensor [B, A, 4] as {scores_name} is one, got a list")
+    if not isinstance(deltas, Tensor):
+        raise TypeError(f"deltas: expected a tensor [B, A, 4] as {scores_name} is one, got {describe(deltas)}")
     check_float("deltas", deltas, "[B, A, 4]", 3, 4)
     check_size("deltas", deltas, "[B, A, 4]", (B, A, 4))
     check_same("deltas", deltas, scores_name, scores)
@@ -30,6 +30,8 @@ def check_head(
 def _check_maps(
     name: str, scores: Sequence[Tensor], deltas: Tensor | Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    if not isinstance(scores, (list, tuple)):
+        raise TypeError(f"{name}: expected a tensor [B, A] or a list of maps [B, k, H, W], got {describe(scores)}")
     if not 1 <= len(scores) <= MOST_LEVELS:
         raise ValueError(f"{name}: expected 1 to {MOST_LEVELS} maps, got {len(scores)}")
     if not isinstance(deltas, (list, tuple)):

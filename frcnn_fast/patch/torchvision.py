@@ -299,7 +299,8 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
         return boxes, {}
     losses = _rpn_losses(self, logits, deltas, grids, targets)
     if losses is NotImplemented:
-        losses = _losses_from_tables(self, images, maps, *concat_box_prediction_layers(logits, deltas), targets)
+        tables = concat_box_prediction_layers(logits, deltas)
+        losses = _losses_from_tables(self, images, maps, tables[0], tables[1], targets)
     return boxes, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses))
 
 
