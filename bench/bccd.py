@@ -24,7 +24,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from frcnn_fast.io import load_weights
 from frcnn_fast.model import DetectorConfig, build_detector, load_pretrained, preset
 from frcnn_fast.training import TrainOptions, make_optimizer, recipe, train_step
 from frcnn_fast.training.batches import TrainingBatches
+from frcnn_fast.training.step import PRECISIONS
 
 BACKBONE = "squeezenet1_0"
 SYSTEMS = ("frcnn_fast", "torchvision")
@@ -52,30 +53,16 @@ class Contestant:
     """A detector in training, and the test images it is tried on.
 
     Args:
-        system: one of SYSTEMS.
+        detector: takes what `frcnn_fast.model.FasterRCNN` takes.
         data: root of the VOC tree.
-        weights: file of the backbone's ImageNet weights.
-        config, options: the recipe; options.seed draws weights, images and samples.
+        config, options: the recipe; options.seed draws images and samples.
     """
 
-    def __init__(self, system: str, data: Path, weights: Path, config: DetectorConfig, options: TrainOptions) -> None:
-        self.options = options
+    def __init__(self, detector: nn.Module, data: Path, config: DetectorConfig, options: TrainOptions) -> None:
+        self.detector, self.options = detector, options
         self.test = VocDetection(data, "test")
         self.training = training = VocDetection(data, "trainval", class_names=self.test.class_names)
-        tensors = load_weights(weights)
-        torch.manual_seed(options.seed)
-        self.detector: nn.Module
-        if system == "torchvision":
-            if torchvision_missing:
-                raise ValueError(f"--system torchvision: {torchvision_missing}; `make bench-env` installs it")
-            from bench.competitors.torchvision_detector import TorchvisionDetector
-
-            self.detector = TorchvisionDetector(training.class_names, config, tensors)
-        else:
-            self.detector = ours = build_detector(training.class_names, config)
-            load_pretrained(ours, tensors, source=os.fspath(weights))
-            ours.seed(options.seed)
-        self.optimizer = make_optimizer(self.detector, options)
+        self.optimizer = make_optimizer(detector, options)
         self.batches = enumerate(TrainingBatches(training, config, options))
         self.test_batches: DataLoader[Batch] = DataLoader(
             DetectionView(self.test, config.shorter, config.longer),  # type: ignore[arg-type]
@@ -93,7 +80,9 @@ class Contestant:
             done, batch = entry
             for group in self.optimizer.param_groups:
                 group["lr"] = self.options.lr_at(done)
-            losses = train_step(self.detector, batch, self.optimizer, self.options.clip)
+            losses = train_step(
+                self.detector, batch, self.optimizer, self.options.clip, precision=self.options.precision
+            )
             loss = float(torch.stack(list(losses.values())).sum())
             yield time.perf_counter() - start, loss
 
@@ -105,11 +94,30 @@ class Contestant:
         for _ in range(len(self.test) if most is None else min(most, len(self.test))):
             start = time.perf_counter()
             batch = next(batches)
-            found = self.detector(batch.images, batch.image_sizes, image_scales=batch.image_scales)
+            dtype = PRECISIONS[self.options.precision]
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                found = self.detector(batch.images, batch.image_sizes, image_scales=batch.image_scales)
             (detections,) = found if isinstance(found, list) else found.to_list()
             sizes = batch.image_sizes[0].tolist(), batch.original_sizes[0].tolist()
             detections = {**detections, "boxes": boxes_to_original(detections["boxes"], *sizes)}
             yield time.perf_counter() - start, detections
+
+
+def built(system: str, data: Path, weights: Path, config: DetectorConfig, options: TrainOptions) -> Contestant:
+    """One of SYSTEMS on SqueezeNet; weights: file of the backbone's ImageNet weights."""
+    names = VocDetection(data, "test").class_names
+    tensors = load_weights(weights)
+    torch.manual_seed(options.seed)
+    if system == "torchvision":
+        if torchvision_missing:
+            raise ValueError(f"--system torchvision: {torchvision_missing}; `make bench-env` installs it")
+        from bench.competitors.torchvision_detector import on_squeezenet
+
+        return Contestant(on_squeezenet(names, config, tensors), data, config, options)
+    ours = build_detector(names, config)
+    load_pretrained(ours, tensors, source=os.fspath(weights))
+    ours.seed(options.seed)
+    return Contestant(ours, data, config, options)
 
 
 def accuracy_run(
@@ -117,7 +125,7 @@ def accuracy_run(
 ) -> dict[str, Any]:
     """Trains, evaluates on test: a report of the first form."""
     report = new_report(config, options)
-    one = Contestant(system, data, weights, config, options)
+    one = built(system, data, weights, config, options)
     iterations, losses = [], []
     for done, (seconds, loss) in enumerate(one.train(options.iterations), start=1):
         iterations.append(seconds)
@@ -138,15 +146,24 @@ def accuracy_run(
 
 def timing_run(rounds: int, data: Path, weights: Path, config: DetectorConfig, options: TrainOptions) -> dict[str, Any]:
     """Both in turns, so many rounds of SLICE iterations and SLICE test images each: a report of the second form."""
-    report = new_report(config, options)
-    options = dataclasses.replace(options, iterations=1 + rounds * SLICE)
-    contestants = {system: Contestant(system, data, weights, config, options) for system in SYSTEMS}
-    taken: dict[str, dict[str, list[float]]] = {system: {"iteration": [], "image": []} for system in SYSTEMS}
+    options = for_rounds(options, rounds)
+    contestants = {system: built(system, data, weights, config, options) for system in SYSTEMS}
+    return {**new_report(config, options), **in_turns(contestants, rounds)}
+
+
+def for_rounds(options: TrainOptions, rounds: int) -> TrainOptions:
+    """The options of a training that is as long as `in_turns` needs it."""
+    return dataclasses.replace(options, iterations=1 + rounds * SLICE)
+
+
+def in_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Any]:
+    """The times of all, and the ratios of the medians: those of the other system to "frcnn_fast"'s."""
+    taken: dict[str, dict[str, list[float]]] = {system: {"iteration": [], "image": []} for system in contestants}
     for one in contestants.values():  # the first call of everything is slower
         list(one.train(1))
         list(one.detect(1))
     for turn in range(rounds):
-        for system in SYSTEMS if turn % 2 else SYSTEMS[::-1]:
+        for system in list(contestants)[:: 1 if turn % 2 else -1]:
             one = contestants[system]
             taken[system]["iteration"] += [seconds for seconds, _ in one.train(SLICE)]
             taken[system]["image"] += [seconds for seconds, _ in one.detect(SLICE)]
@@ -160,7 +177,7 @@ def timing_run(rounds: int, data: Path, weights: Path, config: DetectorConfig, o
             f"{what}: frcnn_fast {mine['p50'] / 1e6:.3f} s, torchvision {theirs['p50'] / 1e6:.3f} s, "
             f"ratio of the medians {ratio[what]:.2f}"
         )
-    return {**report, "times": times, "ratio": ratio}
+    return {"times": times, "ratio": ratio}
 
 
 def new_report(config: DetectorConfig, options: TrainOptions) -> dict[str, Any]:
@@ -193,9 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="ImageNet weights of SqueezeNet 1.0 (default: under FRCNN_DATA)",
     )
     parser.add_argument("--iterations", type=int, help="another length of the schedule, for a trial")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="float32", help="of both")
     parser.add_argument("--json", type=Path, help="write the report here")
     args = parser.parse_args(argv)
-    options = recipe(BACKBONE, seed=args.seed)
+    options = recipe(BACKBONE, seed=args.seed, precision=args.precision)
     if args.iterations:
         options = dataclasses.replace(options, iterations=args.iterations)
     try:

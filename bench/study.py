@@ -5,10 +5,10 @@
 
 Every line of a table is a training by the library's own recipe for SqueezeNet 1.0 (`bench.bccd` states it), with the
 changes that stand in `TABLES`, evaluated on BCCD's test split: PASCAL VOC AP at IoU 0.5, minutes of training, and the
-recall of what its RPN proposes. A training is a folder in --runs. What is finished is not done again, what was
-interrupted begins again; so a study may be stopped at any time. Tables of all that is finished are written to --out:
-study.json and study.md. Minutes are told twice: on the clock, comparable where the machine had nothing else to do, and
-of all threads' processor time, which other work on the machine changes little.
+recall of what its RPN proposes. A training is a folder in --runs. What is finished, there or in --out, is not done
+again, what was interrupted begins again; so a study may be stopped at any time, and go on on another day. All results
+are written to --out: study.json, and the tables of them in study.md. Minutes are told twice: on the clock, comparable
+where the machine had nothing else to do, and of all threads' processor time, which other work changes little.
 """
 
 from __future__ import annotations
@@ -80,7 +80,13 @@ def _pyramid(levels: tuple[int, ...]) -> Line:
 
 
 THREE = (0.5, 1.0, 2.0)
+LARGE = {"shorter": 480, "longer": 960}
 TABLES: dict[str, tuple[Line, ...]] = {
+    "recipes": (
+        JOINT,
+        Line("large", "480 pixels", LARGE),
+        Line("large-long", "480 pixels, 1,800 iterations", LARGE, {"iterations": 1800, "ema": 0.998}),
+    ),
     "schemes": (
         JOINT,
         Line("alternating", "4-step alternating (shared)", options={"scheme": "alternating"}),
@@ -146,17 +152,28 @@ class Study:
         data: root of the VOC tree.
         weights: file of the backbone's ImageNet weights.
         config, options: changes of the recipe for all lines.
+        known: results from elsewhere.
     """
 
     def __init__(
-        self, runs: Path, data: Path, weights: Path, config: Mapping[str, Any], options: Mapping[str, Any]
+        self,
+        runs: Path,
+        data: Path,
+        weights: Path,
+        config: Mapping[str, Any],
+        options: Mapping[str, Any],
+        known: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.runs, self.weights, self.config, self.options = runs, weights, config, options
+        self.known = {_key(result): dict(result) for result in known}
         self.test = VocDetection(data, "test")
         self.training = VocDetection(data, "trainval", class_names=self.test.class_names)
 
-    def result(self, line: Line, seed: int) -> dict[str, Any]:
-        """What a training has come to; ValueError where the folder has one by another recipe."""
+    def result(self, line: Line, seed: int, *, with_files: bool = False) -> dict[str, Any]:
+        """What a training has come to; ValueError where the folder has one by another recipe.
+
+        with_files: what it left behind is needed, too, so that a result from elsewhere is not enough.
+        """
         folder = self.runs / f"{line.name}-seed{seed}"
         file = folder / "result.json"
         recipe_ = {
@@ -171,6 +188,9 @@ class Study:
             if found["recipe"] != recipe_:
                 raise ValueError(f"{file}: is of another recipe, {found['recipe']}; choose another --runs")
             return found
+        found = self.known.get((line.name, seed))
+        if found is not None and found["recipe"] == recipe_ and not with_files:
+            return found
         print(f"{folder.name}: training", file=sys.stderr)
         made = self._make(line, seed, folder)
         about = {"line": line.name, "seed": seed, "recipe": recipe_, "environment": environment.describe("cpu")}
@@ -182,7 +202,7 @@ class Study:
         given = self._proposals(line.proposals, seed)
         taken = Minutes()
         if line.trained_as:
-            taken = Minutes.of(self._line(line.trained_as, seed))
+            taken = Minutes.of(self._line(line.trained_as, seed, with_files=True))
             detector = load_detector(self.runs / f"{line.trained_as}-seed{seed}")
         else:
             start = Minutes.now()
@@ -210,15 +230,16 @@ class Study:
             made["test"] = evaluate(detector, self.test, proposals=given, progress=False).to_dict()
         return made
 
-    def _line(self, name: str, seed: int) -> dict[str, Any]:
-        return self.result(next(line for lines in TABLES.values() for line in lines if line.name == name), seed)
+    def _line(self, name: str, seed: int, *, with_files: bool = False) -> dict[str, Any]:
+        line = next(line for lines in TABLES.values() for line in lines if line.name == name)
+        return self.result(line, seed, with_files=with_files)
 
     def _proposals(self, source: str, seed: int) -> ProposalSet | None:
         """Of all images; None where the detector makes its own."""
         if not source:
             return None
         if source != SEARCH:
-            self._line(source, seed)
+            self._line(source, seed, with_files=True)
             return read_proposals(self.runs / f"{source}-seed{seed}")
         file = self.runs / "selective-search.npz"
         if not file.exists():
@@ -227,8 +248,18 @@ class Study:
         return read_proposals(file)
 
 
+def _key(result: Mapping[str, Any]) -> tuple[str, int]:
+    return result["line"], result["seed"]
+
+
+def published(out: Path) -> list[dict[str, Any]]:
+    """The results in a study's tables."""
+    file = out / "study.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 def finished(runs: Path) -> Iterator[dict[str, Any]]:
-    """All results of a study."""
+    """The results of a study's trainings here."""
     for file in sorted(runs.glob("*/result.json")):
         yield json.loads(file.read_text())
 
@@ -260,12 +291,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.tables:
             given = {"iterations": args.iterations, "precision": args.precision}
             options = {name: value for name, value in given.items() if value}
-            study = Study(args.runs, args.data, args.weights, {}, options)
+            study = Study(args.runs, args.data, args.weights, {}, options, published(args.out))
             for seed in args.seeds:
                 for name in args.tables:
                     for line in TABLES[name]:
                         study.result(line, seed)
-        results = list(finished(args.runs))
+        merged = {_key(result): result for result in (*published(args.out), *finished(args.runs))}
+        results = [merged[key] for key in sorted(merged)]
         write_json(args.out / "study.json", results)
         (args.out / "study.md").write_text(study_table.document(TABLES, results))
         print(args.out / "study.md")

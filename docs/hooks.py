@@ -23,7 +23,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 INCLUDE = re.compile(r"^<!-- include (\S+?)(?:#(.*?))? -->$", re.MULTILINE)
-LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)]*)?(\))")
+LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -46,18 +46,23 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def with_links_moved(markdown: str, uri: str) -> str:
-    """uri: of the page in the site. A page from the root has links from there, others from where they lie in docs/."""
+    """uri: of the page in the site. A page from the root has links from there, others from where they lie in docs/.
+    What is in the repository and not in the site, sources for example, is named without a link.
+    """
     at_root = uri in PAGES.values()
     folder = ROOT if at_root else (ROOT / "docs" / uri).parent
 
     def moved(match: re.Match[str]) -> str:
-        before, target, anchor, after = match.groups(default="")
+        text, target, anchor = match.groups(default="")
         if re.match(r"[a-z]+:", target):
             return match[0]
         path = Path(os.path.normpath(folder / target))
         name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else target
+        in_site = name in PAGES or (name.startswith("docs/") and path.is_file()) or path.suffix == ".png"
+        if path.exists() and not in_site:
+            return text[1:-1]
         to = PAGES.get(name) or name.removeprefix("docs/")
-        return f"{before}{posixpath.relpath(to, posixpath.dirname(uri) or '.')}{anchor}{after}"
+        return f"{text}({posixpath.relpath(to, posixpath.dirname(uri) or '.')}{anchor})"
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in parts)

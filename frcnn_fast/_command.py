@@ -62,8 +62,9 @@ def _one_line(message: str) -> str:
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser, default: str = "", leave_out: Sequence[str] = ()) -> None:
-    """The fields of `DataConfig` as options; `default` says what is used where none of them is given."""
-    add_options(parser.add_argument_group("data", default and f"default: {default}"), DataConfig, leave_out)
+    """The fields of `DataConfig` as options; `default` says what is used where none of them is given, else its own."""
+    group = parser.add_argument_group("data", default and f"default: {default}")
+    add_options(group, DataConfig, leave_out, defaults=None if default else DataConfig())
 
 
 def data_config(args: argparse.Namespace, notes: Any = None) -> DataConfig:

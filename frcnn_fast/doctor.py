@@ -20,7 +20,14 @@ from frcnn_fast.mmcv.finder import EXTENSION
 from frcnn_fast.mmcv.table import SERVED
 from frcnn_fast.ops._backends import carries_code_for, triton_interprets, why_no_cuda
 
-_PACKAGES = ("numpy", "triton", "cupy-cuda13x", "pillow", "scikit-learn", "tqdm", "matplotlib", "safetensors")
+# Optional packages, and the extra that brings each.
+_EXTRA_OF = {
+    "triton": "triton",
+    "cupy-cuda13x": "cupy",
+    **dict.fromkeys(
+        ("pillow", "scikit-learn", "scipy", "tqdm", "matplotlib", "safetensors", "pyyaml", "tomlkit"), "train"
+    ),
+}
 
 
 def backends() -> dict[str, str]:
@@ -43,9 +50,10 @@ def _why_no_cuda(info: dict[str, Any] | None) -> str:
     if info is None or not info["cuda"]:
         return why_no_cuda((0, 0))
     if info["cuda_devices"] == 0:
-        return f"the CUDA runtime finds no GPU ({info['cuda_error'] or 'none installed'})"
+        why = info["cuda_error"] or "none installed"
+        return f"the CUDA runtime finds no GPU ({why}); if nvidia-smi shows one, its driver is too old for the binary"
     if not torch.cuda.is_available():
-        return "torch finds no GPU: it may have been installed without CUDA"
+        return f"torch finds no GPU: {_mended_torch()}"
     return why_no_cuda(torch.cuda.get_device_capability(0))
 
 
@@ -55,6 +63,19 @@ def _why_no_triton() -> str:
     if not torch.cuda.is_available() and not triton_interprets():
         return "there is no GPU (TRITON_INTERPRET=1 runs its kernels on the processor, slowly)"
     return ""
+
+
+def _mended_torch() -> str:
+    """Why torch may have no GPU, and what to do."""
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA; where there is a GPU, install one that was built with it"
+    return f"if nvidia-smi shows one, update its driver (this torch wants CUDA {torch.version.cuda})"
+
+
+def _mended_code(capability: tuple[int, int]) -> str:
+    """How a binary gets code for a GPU."""
+    option = f"CMAKE_ARGS=-DFRCNN_FAST_CUDA_ARCHITECTURES={capability[0]}{capability[1]}-real"
+    return f"the Triton kernels serve it, or build with {option}"
 
 
 def _version(package: str) -> str | None:
@@ -93,23 +114,31 @@ def report() -> list[tuple[str, str]]:
         ("frcnn_fast", f"{frcnn_fast.__version__} in {os.path.dirname(frcnn_fast.__file__)}"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads"),
-        *[(package, _version(package) or "not installed") for package in _PACKAGES],
+        ("numpy", _version("numpy") or "not installed: pip install numpy"),
+        *[
+            (package, _version(package) or f"not installed: pip install 'frcnn_fast[{extra}]'")
+            for package, extra in _EXTRA_OF.items()
+        ],
         ("mmcv", _mmcv()),
     ]
     if info is None:
         lines.append(("binary", _extension.missing_reason))
     else:
         cuda = f"CUDA for {info['cuda_architectures']}" if info["cuda"] else "no CUDA half"
-        openmp = "OpenMP" if info["openmp"] else "no OpenMP: one thread"
+        openmp = (
+            "OpenMP" if info["openmp"] else "no OpenMP: one thread (build it with a compiler that has it, such as g++)"
+        )
         lines.append(("binary", f"{cuda}; processor code for {info['isa']}, {openmp}"))
     lines.append(("C++", _cpp()))
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         capability = torch.cuda.get_device_capability(index)
         code = carries_code_for(info["cuda_architectures"], capability) if info is not None else ""
         name = f"{torch.cuda.get_device_name(index)}, sm_{capability[0]}{capability[1]}"
-        lines.append((f"gpu {index}", f"{name}: the binary carries {code or 'no code for it'}"))
+        lines.append(
+            (f"gpu {index}", f"{name}: the binary carries {code or f'no code for it: {_mended_code(capability)}'}")
+        )
     if not torch.cuda.is_available():
-        lines.append(("gpu", "torch finds none"))
+        lines.append(("gpu", f"torch finds none: {_mended_torch()}"))
     for name, reason in backends().items():
         lines.append((f"backend {name}", f"not available: {reason}" if reason else "available"))
     return lines

@@ -201,11 +201,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     )
     parser.add_argument("--metric", choices=("voc", "coco"), default="voc", help="whose figures (default: %(default)s)")
     parser.add_argument("--iou", type=float, help="overlap that a right detection must exceed (default: 0.5)")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read images (default: %(default)s)"
+    )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument(
-        "-o", "--out", metavar="DIR", help="write a report: figures, plots, the worst images; X.json: the figures alone"
+        "-o",
+        "--out",
+        metavar="DIR",
+        help="write a report: figures, plots, the worst images; X.json: the figures alone (default: nothing)",
     )
     parser.add_argument("--worst", type=int, default=24, metavar="N", help="images to draw (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace what DIR has")

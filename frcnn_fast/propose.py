@@ -176,8 +176,14 @@ def is_proposals(source: str) -> bool:
 
 def add_proposing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="proposals an image at most (default: as in training)")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images, or search them")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that read images, or search (default: %(default)s)",
+    )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
 
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     )
     _command.add_dataset_arguments(parser, "the one of the first run")
     add_proposing_arguments(parser)
-    parser.add_argument("-o", "--out", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("-o", "--out", metavar="FILE", help="write the result as JSON (default: nothing)")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE where it is there already")
     args = parser.parse_args(argv)
     with _command.errors(parser):

@@ -68,14 +68,18 @@ def _parser(prog: str, defaults: RunConfig | None) -> argparse.ArgumentParser:
         description=__doc__,
         epilog="In brackets: the defaults, with the --preset, --config and --backbone given.",
     )
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="a whole training by name")
-    parser.add_argument("--config", metavar="FILE", help="settings in TOML, for example a run's config.toml")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="a whole training by name (default: none)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings in TOML, such as a run's config.toml (default: none)"
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run (default: runs/DATASET); DIR-2, ... where DIR has a run already"
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the run that DIR has")
     parser.add_argument(
-        "--resume", metavar="RUN", help="go on with an interrupted run: its folder, or a file in its checkpoints/"
+        "--resume",
+        metavar="RUN",
+        help="go on with an interrupted run: its folder, or a file in its checkpoints/ (default: a new run)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the settings as TOML and end")
     for table, settings in TABLES.items():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import bccd, bccd_table, report, schema
+from bench import bccd, bccd_table, r50, report, schema
 from bench.competitors import torchvision_missing
 from frcnn_fast.model import SqueezeNet, preset
 from frcnn_fast.training import recipe
@@ -55,7 +55,7 @@ def test_a_run_trains_and_evaluates(system: str, files: dict[str, Path], tmp_pat
 
 @pytest.mark.parametrize("system", PRESENT)
 def test_training_moves_the_whole_backbone_as_scheduled(system: str, files: dict[str, Path]) -> None:
-    one = bccd.Contestant(system, **files, config=CONFIG, options=recipe("squeezenet1_0", iterations=3, warmup=2))
+    one = bccd.built(system, **files, config=CONFIG, options=recipe("squeezenet1_0", iterations=3, warmup=2))
     before = {name: value.clone() for name, value in one.detector.named_parameters()}
     assert len(list(one.train(2))) == 2
     assert one.optimizer.param_groups[0]["lr"] == 0.004  # the warm-up's end
@@ -66,7 +66,7 @@ def test_training_moves_the_whole_backbone_as_scheduled(system: str, files: dict
 
 @pytest.mark.parametrize("system", PRESENT)
 def test_the_backbone_sees_the_batch_as_it_is(system: str, files: dict[str, Path]) -> None:
-    one = bccd.Contestant(system, **files, config=CONFIG, options=recipe("squeezenet1_0", iterations=1))
+    one = bccd.built(system, **files, config=CONFIG, options=recipe("squeezenet1_0", iterations=1))
     seen = []
     first = next(module for module in one.detector.modules() if isinstance(module, torch.nn.Conv2d))
     first.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach().clone()))
@@ -84,7 +84,7 @@ def test_both_get_the_same_images_and_are_timed_in_turns(
 ) -> None:
     monkeypatch.setattr(bccd, "SLICE", 2)
     options = recipe("squeezenet1_0", iterations=2)
-    one, other = (bccd.Contestant(system, **files, config=CONFIG, options=options) for system in bccd.SYSTEMS)
+    one, other = (bccd.built(system, **files, config=CONFIG, options=options) for system in bccd.SYSTEMS)
     for (_, mine), (_, theirs) in zip(one.batches, other.batches, strict=True):
         assert mine.image_ids == theirs.image_ids
         assert torch.equal(mine.images, theirs.images)
@@ -170,3 +170,21 @@ def test_the_schema_refuses(damage: str) -> None:
 
 def test_an_empty_comparison_is_an_empty_table() -> None:
     assert bccd_table.body([]) == ["", "| test split of BCCD | frcnn_fast | torchvision |", "| --- | ---: | ---: |"]
+
+
+@pytest.mark.skipif(not torchvision_missing, reason="torchvision is there")
+def test_r50_says_what_it_lacks(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert r50.main(["--data", str(files["data"]), "--rounds", "0"]) == 2
+    assert "--rounds: got 0, expected at least 1" in capsys.readouterr().err
+    assert r50.main(["--data", str(files["data"])]) == 2
+    assert "`make bench-env` installs it" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(bool(torchvision_missing), reason=torchvision_missing or "torchvision is there")
+def test_r50_is_one_detector_in_two_libraries(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(r50, "SIZES", {"shorter": 64, "longer": 128})
+    made, _, options = r50.contestants(files["data"], 1, "float32")
+    assert options.iterations == 1 + bccd.SLICE
+    ((_, mine),), ((_, other),) = (list(one.detect(1)) for one in made.values())
+    assert len(mine["labels"]) > 0
+    assert mine["labels"].tolist() == other["labels"].tolist()  # tests/compat compares boxes, with calibrated weights

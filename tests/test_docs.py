@@ -259,8 +259,9 @@ def test_links_from_page_to_page() -> None:
     expected = "[a](ops/nms.md#x) ![b](images/nms.png) [c](architecture.md) [d](https://a.b)"
     assert hooks.with_links_moved(text + code, "index.md") == expected + code
     text = "[a](../api.md) [b](../../ARCHITECTURE.md#y) ![c](../../bench/results/a.png) [d](#z)"
+    sources = " [`e`](../../bench/run.py) [f](../../docs)"  # not in the site: no links
     expected = "[a](../api.md) [b](../architecture.md#y) ![c](../bench/results/a.png) [d](#z)"
-    assert hooks.with_links_moved(text, "ops/nms.md") == expected
+    assert hooks.with_links_moved(text + sources, "ops/nms.md") == expected + " `e` f"
 
 
 # Commands.

@@ -3,6 +3,8 @@ and wheels that work where there is no compiler."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import importlib.metadata
 import os
 import re
@@ -14,10 +16,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tomlkit
+import torch
+import yaml
 from packaging.requirements import Requirement
 
 import frcnn_fast
-from frcnn_fast import _extension, cli
+from frcnn_fast import _extension, cli, doctor
 from tests.make_wheels import MOST_BYTES, pythons
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +46,9 @@ class TestVersion:
         files = [name for name in tracked if Path(name).suffix in kinds and (ROOT / name).is_file()]
         places = [name for name in files if literal.search((ROOT / name).read_text(errors="replace"))]
         assert [name for name in places if name != "CITATION.cff"] == ["frcnn_fast/__init__.py"]
+
+    def test_the_citation_has_it(self):
+        assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == frcnn_fast.__version__
 
     def test_the_compiled_half_has_it(self):
         assert _extension.extension().__version__ == frcnn_fast.__version__
@@ -126,6 +134,74 @@ def test_the_import_costs_little():
             break
     assert best < 0.3
     assert not loaded, "import frcnn_fast needs torch and numpy only"
+
+
+# What the commands say of themselves.
+
+
+class Asked(Exception):
+    """Raised in the place of printing the help."""
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_says_its_default(command, monkeypatch):
+    """In its own text, in brackets, or in the title or the text of its group. Flags are off."""
+    seen = []
+
+    def show(parser, file=None):
+        seen.append(parser)
+        raise Asked
+
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", show)
+    module = importlib.import_module(f"frcnn_fast.{command.replace('-', '_')}")
+    with pytest.raises(Asked):
+        module.main(["--help"])
+    silent = []
+    for group in seen[-1]._action_groups:
+        said_for_all = "default" in f"{group.title} {group.description}"
+        for action in group._group_actions:
+            switch = action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction)
+            if not action.option_strings or action.required or switch or said_for_all:
+                continue
+            if not re.search(r"default|\[.*\]$", action.help or ""):
+                silent.append(action.option_strings[-1])
+    assert not silent, f"frcnn-fast {command} --help does not say the defaults of {', '.join(silent)}"
+
+
+def test_the_doctor_says_how_to_mend_what_it_misses(monkeypatch):
+    """Every optional package, by the extra that has it, and each reason why there is no GPU."""
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    said = dict(doctor.report())
+    extras = extras_of_the_project()
+    for package, extra in doctor._EXTRA_OF.items():
+        assert said[package] == f"not installed: pip install 'frcnn_fast[{extra}]'"
+        assert any(re.split("[<>=]", requirement)[0] == package for requirement in extras[extra])
+    assert "pip install numpy" in said["numpy"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for built, remedy in ((None, "install one that was built with it"), ("13.0", "update its driver")):
+        monkeypatch.setattr(torch.version, "cuda", built)
+        assert remedy in dict(doctor.report())["gpu"]
+    assert "FRCNN_FAST_CUDA_ARCHITECTURES=75-real" in doctor._mended_code((7, 5))
+    info = {"cuda": True, "cuda_devices": 0, "cuda_error": "insufficient driver"}
+    assert "insufficient driver" in doctor._why_no_cuda(info)
+    assert "nvidia-smi" in doctor._why_no_cuda(info)
+
+
+def extras_of_the_project() -> dict[str, list[str]]:
+    """The extras of pyproject.toml."""
+    return tomlkit.parse((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].unwrap()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")), ids=lambda path: path.stem)
+def test_issue_templates_are_forms(path):
+    form = yaml.safe_load(path.read_text())
+    if path.stem == "config":
+        assert form == {"blank_issues_enabled": True}
+        return
+    assert {"name", "description", "body"} <= form.keys()
+    for field in form["body"]:
+        assert field["type"] in ("textarea", "dropdown", "input", "checkboxes", "markdown")
+        assert field["attributes"]["label"]
 
 
 # Wheels.

@@ -48,6 +48,17 @@ def test_a_table_is_made_once(made: study.Study, monkeypatch: pytest.MonkeyPatch
         made.result(lines[0], 0)
 
 
+def test_a_published_result_is_not_made_again(made: study.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = study.TABLES["pyramid"][0]
+    recipe = {"config": {**SMALL, "pool_levels": [7]}, "options": {"iterations": 1, "warmup": 0, "seed": 4}}
+    recipe = json.loads(json.dumps({**recipe, "proposals": "", "trained_as": ""}))  # as it is read again
+    result = {"line": line.name, "seed": 4, "recipe": recipe, "minutes": 1.0}
+    monkeypatch.setitem(made.known, (line.name, 4), result)
+    assert made.result(line, 4) is result
+    recipe["options"]["warmup"] = 5  # by another recipe
+    assert made.result(line, 4)["minutes"] != 1.0
+
+
 def test_an_interrupted_training_begins_again(made: study.Study) -> None:
     line = study.TABLES["lambda"][0]
     folder = made.runs / f"{line.name}-seed3"
@@ -69,6 +80,8 @@ def test_the_document(made: study.Study, tmp_path: Path, capsys: pytest.CaptureF
     assert f"| {(a + b) / 2:.3f} ({a:.3f}, {b:.3f}) |" in line
     assert "## Training schemes" in text
     assert study.main(["colours", "--runs", str(made.runs), "--out", str(tmp_path)]) == 2
-    assert "tables: got 'colours', expected some of schemes" in capsys.readouterr().err
-    assert study.main(["--runs", str(tmp_path / "none"), "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "study.md").read_text().startswith("Nothing is finished yet")
+    assert "tables: got 'colours', expected some of recipes, schemes" in capsys.readouterr().err
+    assert study.main(["--runs", str(tmp_path / "none"), "--out", str(tmp_path)]) == 0  # what was published stays
+    assert (tmp_path / "study.md").read_text() == text
+    assert study.main(["--runs", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "study.md").read_text().startswith("Nothing is finished yet")

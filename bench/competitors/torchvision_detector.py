@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor as resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from frcnn_fast.model import DetectorConfig
 
@@ -25,41 +28,13 @@ class Padding(GeneralizedRCNNTransform):
 class TorchvisionDetector(nn.Module):
     """Takes what our detector takes and gives what it gives (lists instead of padded detections).
 
-    Its backbone is torchvision's SqueezeNet 1.0, its initialisation torchvision's own. Images come resized and
-    scaled; crowd is not used (torchvision knows no difficult objects).
+    Images come resized and scaled; crowd is not used (torchvision knows no difficult objects).
     """
 
-    def __init__(self, class_names: Sequence[str], config: DetectorConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
-        backbone = torchvision.models.squeezenet1_0(weights=None).features
-        backbone.load_state_dict({name: weights[f"features.{name}"] for name in backbone.state_dict()})
-        backbone.out_channels = 512
-        levels = len(config.anchor_sizes)
-        self.class_names = list(class_names)
-        self.model = FasterRCNN(
-            backbone,
-            rpn_anchor_generator=AnchorGenerator(config.anchor_sizes, (config.anchor_ratios,) * levels),
-            rpn_pre_nms_top_n_train=config.proposals_train[0],
-            rpn_post_nms_top_n_train=config.proposals_train[1],
-            rpn_pre_nms_top_n_test=config.proposals_test[0],
-            rpn_post_nms_top_n_test=config.proposals_test[1],
-            rpn_nms_thresh=config.proposal_iou,
-            rpn_fg_iou_thresh=config.rpn_positive_iou,
-            rpn_bg_iou_thresh=config.rpn_negative_iou,
-            rpn_batch_size_per_image=config.rpn_batch_size,
-            rpn_positive_fraction=config.rpn_positive_fraction,
-            box_roi_pool=MultiScaleRoIAlign(["0"], config.pool_size, config.sampling_ratio),
-            box_head=TwoMLPHead(512 * config.pool_size**2, config.head_channels),
-            box_predictor=FastRCNNPredictor(config.head_channels, len(class_names) + 1),
-            box_score_thresh=config.score_threshold,
-            box_nms_thresh=config.detection_iou,
-            box_detections_per_img=config.max_detections,
-            box_fg_iou_thresh=config.roi_positive_iou,
-            box_bg_iou_thresh=config.roi_negative_iou_high,
-            box_batch_size_per_image=config.roi_batch_size,
-            box_positive_fraction=config.roi_positive_fraction,
-        )
-        self.model.transform = Padding(1, 1, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+        self.model = model
+        model.transform = Padding(1, 1, image_mean=[0.0] * 3, image_std=[1.0] * 3)
 
     def forward(
         self,
@@ -82,3 +57,58 @@ class TorchvisionDetector(nn.Module):
             for boxes, labels, count in zip(gt_boxes, gt_labels, gt_counts.tolist())
         ]
         return self.model(unpadded, targets)
+
+
+def on_squeezenet(
+    class_names: Sequence[str], config: DetectorConfig, weights: Mapping[str, Tensor]
+) -> TorchvisionDetector:
+    """With torchvision's SqueezeNet 1.0 as backbone, these settings and torchvision's own initialisation."""
+    backbone = torchvision.models.squeezenet1_0(weights=None).features
+    backbone.load_state_dict({name: weights[f"features.{name}"] for name in backbone.state_dict()})
+    backbone.out_channels = 512
+    levels = len(config.anchor_sizes)
+    return TorchvisionDetector(
+        FasterRCNN(
+            backbone,
+            rpn_anchor_generator=AnchorGenerator(config.anchor_sizes, (config.anchor_ratios,) * levels),
+            rpn_pre_nms_top_n_train=config.proposals_train[0],
+            rpn_post_nms_top_n_train=config.proposals_train[1],
+            rpn_pre_nms_top_n_test=config.proposals_test[0],
+            rpn_post_nms_top_n_test=config.proposals_test[1],
+            rpn_nms_thresh=config.proposal_iou,
+            rpn_fg_iou_thresh=config.rpn_positive_iou,
+            rpn_bg_iou_thresh=config.rpn_negative_iou,
+            rpn_batch_size_per_image=config.rpn_batch_size,
+            rpn_positive_fraction=config.rpn_positive_fraction,
+            box_roi_pool=MultiScaleRoIAlign(["0"], config.pool_size, config.sampling_ratio),
+            box_head=TwoMLPHead(512 * config.pool_size**2, config.head_channels),
+            box_predictor=FastRCNNPredictor(config.head_channels, len(class_names) + 1),
+            box_score_thresh=config.score_threshold,
+            box_nms_thresh=config.detection_iou,
+            box_detections_per_img=config.max_detections,
+            box_fg_iou_thresh=config.roi_positive_iou,
+            box_bg_iou_thresh=config.roi_negative_iou_high,
+            box_batch_size_per_image=config.roi_batch_size,
+            box_positive_fraction=config.roi_positive_fraction,
+        )
+    )
+
+
+def on_resnet50_fpn(num_classes: int, frozen_stages: int) -> TorchvisionDetector:
+    """torchvision's R50-FPN with random weights and frozen normalisations, whose statistics are those of noise.
+
+    frozen_stages: the stem, layer1, ...; they are not trained.
+    """
+
+    def extractor(norm: type[nn.Module]) -> nn.Module:
+        return resnet_fpn_extractor(torchvision.models.resnet50(norm_layer=norm), 5 - frozen_stages)
+
+    measured = extractor(nn.BatchNorm2d)
+    for module in measured.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        measured(torch.randn(2, 3, 224, 224))
+    backbone = extractor(FrozenBatchNorm2d)
+    backbone.load_state_dict(measured.state_dict())
+    return TorchvisionDetector(FasterRCNN(backbone, num_classes))

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frcnn_fast.data import Preprocess
 from frcnn_fast.model import FasterRCNN, SmallBackbone, load_detector
@@ -60,7 +61,7 @@ def tensors(detector: FasterRCNN) -> Iterator[tuple[str, Tensor]]:
             scale, shift = scale_and_shift(norm)
             yield f"{part}.{i}.weight", conv.weight * scale[:, None, None, None]
             yield f"{part}.{i}.bias", shift
-    plain: dict[str, nn.Module] = {
+    plain: dict[str, Any] = {
         "lateral_fine": backbone.lateral_fine,
         "lateral_coarse": backbone.lateral_coarse,
         "rpn.conv": rpn.convs[0],
