@@ -88,7 +88,7 @@ Proposals propose(const Rpn& rpn, const float (&image_size)[2], const Model& mod
   using namespace frcnn_fast::proposals;
   const std::vector<double>& most = model.values("proposals");
   // The maps as they are: from anchor to anchor of a cell one channel further, or four.
-  std::vector<MapLayout> scores, deltas;
+  std::vector<frcnn_fast::MapLayout> scores, deltas;
   for (size_t level = 0; level < rpn.logits.size(); ++level) {
     const int64_t k = rpn.logits[level].size(0), h = rpn.logits[level].size(1), w = rpn.logits[level].size(2);
     scores.push_back({rpn.logits[level].data.data(), 0, h * w, w, 1, 0, k, h, w});
