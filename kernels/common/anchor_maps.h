@@ -65,6 +65,14 @@ FF_HD AnchorMap<T> make_anchor_map(const MapLayout& in) {
   return map;
 }
 
+// What an AnchorMap says of numbers that follow each other, for code that takes nothing else.
+template <class T>
+struct AnchorRow {
+  const T* data;
+  int64_t image_stride;
+  FF_HD int64_t offset(uint32_t index) const { return index; }
+};
+
 // N numbers an image, all of them one after the other.
 FF_HD MapLayout row_layout(const void* numbers, int64_t N) { return {numbers, N, 0, 0, 1, 0, 1, 1, N}; }
 template <class T>

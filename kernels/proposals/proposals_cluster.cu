@@ -50,18 +50,17 @@ class Level {
   __device__ __forceinline__ int64_t rows() const { return out_.padded ? out_.stride : 0; }
   __device__ __forceinline__ void write_count(int kept) const { out_.counts[segment_] = kept; }
   __device__ __forceinline__ void write(int64_t row, uint32_t anchor, const Box<U>& box) const {
-    out_.write(segment_ * out_.stride + row, box, *scores_.at(segment_, anchor), anchor);
+    out_.write(int64_t(segment_) * out_.stride + row, box, *scores_.at(segment_, anchor), anchor);
   }
   __device__ __forceinline__ void pad(int64_t row) const {
-    out_.write(segment_ * out_.stride + row, Box<U>{}, T{}, -1);
+    out_.write(int64_t(segment_) * out_.stride + row, Box<U>{}, T{}, -1);
   }
 
  private:
   const Decoder<T, kLegacy>& decoder_;
   const ScoreSegments<T>& scores_;
   const ProposalRows<T>& out_;
-  const int64_t segment_, image_;
-  const int level_;
+  const int segment_, image_, level_;
 };
 
 // Grid: a cluster a segment.

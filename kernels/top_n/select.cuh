@@ -10,8 +10,9 @@ namespace frcnn_fast::top_n {
 
 constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
-template <int kThreads>
-constexpr int kSelectBatch = kThreads >= 1024 ? 4 : 8;  // loads in flight a thread
+// Loads in flight a thread: as many as registers allow.
+template <int kThreads, class Key>
+constexpr int kSelectBatch = (kThreads >= 1024 ? 4 : 8) / (sizeof(Key) == 8 ? 2 : 1);
 constexpr int kAllTies = 0x7fffffff;
 
 // Segment b * levels + l is level l of image b: columns starts[l] up to starts[l + 1] of its A.
@@ -33,8 +34,8 @@ ScoreSegments<T> make_segments(const MapLayout* levels, int64_t L, const uint8_t
   return {scores, valid, scores.starts[L], int32_t(L)};
 }
 
-// This block's part of a segment.
-template <class T>
+// This block's part of a segment. Map: an AnchorMap or AnchorRow.
+template <class T, class Map = AnchorMap<T>>
 class SegmentSlice {
  public:
   using Key = RankKey<Compute<T>>;
@@ -45,7 +46,7 @@ class SegmentSlice {
                      int(segments.scores.starts[segment % segments.levels]),
                      int(segments.scores.starts[segment % segments.levels + 1])) {}
   // Of columns `first` up to `last` of an image, which are the map's. valid: as in ScoreSegments, of the image.
-  __device__ SegmentSlice(const AnchorMap<T>& map, int64_t image, const uint8_t* valid, int first, int last)
+  __device__ SegmentSlice(const Map& map, int64_t image, const uint8_t* valid, int first, int last)
       : map_(map), scores_(map.data + image * map.image_stride), valid_(valid), first_(first) {
     const int size = last - first, share = (size + int(cluster_size()) - 1) / int(cluster_size());
     begin = first + min(size, share * int(cluster_rank()));
@@ -79,8 +80,8 @@ class SegmentSlice {
   int begin, end;
 
  private:
-  const AnchorMap<T>& map_;  // a kernel's argument
-  const T* const scores_;    // the image's first
+  const Map& map_;         // a kernel's argument
+  const T* const scores_;  // the image's first
   const uint8_t* const valid_;
   const int first_;
 };
@@ -118,7 +119,7 @@ template <class Key, int kThreads, class Slice>
 __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* counts, uint32_t* totals, uint32_t* scratch,
                              uint32_t* starts) {
   FF_SHARED(uint32_t, found, [3]);  // a bin, the count before it, its count
-  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads>;
+  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads, Key>;
   Key prefix = 0;  // the n-th key's bits from `high` up
   uint32_t need = uint32_t(n);
   for (int high = kKeyBits; high > 0;) {
@@ -169,7 +170,7 @@ __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* coun
 // Calls take(position, key, index) for all that the cut takes; positions are in index order.
 template <int kThreads, class Slice, class Key, class Take>
 __device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& take) {
-  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads>;
+  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads, Key>;
   FF_SHARED(int, warp_less, [kWarps]);
   FF_SHARED(int, warp_ties, [kWarps]);
   FF_SHARED(int, block_less);
