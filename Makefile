@@ -27,7 +27,7 @@ BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 # processes by itself. Each prints when it ends, and none is left out because another failed.
 STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
 
-.PHONY: train test test-long test-compat compat-bench $(STEPS) check format build wheel bench bench-env gpu-test gpu-bench docs clean
+.PHONY: train test test-long test-aarch64 test-compat compat-bench $(STEPS) check format build wheel bench bench-env gpu-test gpu-bench docs clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
@@ -48,12 +48,17 @@ test-interpreted: build $(VENV)/test-ready
 
 test-long:
 	FRCNN_LONG=1 $(MAKE) --no-print-directory test
+	$(MAKE) --no-print-directory test-aarch64
+
+# The CPU kernels of another processor, under an emulator.
+test-aarch64: build $(VENV)/test-ready
+	PATH="$(BIN):$$PATH" $(PY) -m tests.run_aarch64
 
 # Other people's libraries with ours under them, and their checkpoints in ours: an environment of its own, several GB.
 test-compat: build $(COMPAT_VENV)/ready
-	$(COMPAT_VENV)/bin/python -m pytest -q tests/compat
+	$(COMPAT_VENV)/bin/python -m pytest -q tests/compat tests/test_patch.py
 
-# What of mmdetection runs, what is equal, and how fast: an hour and more. MMCV_ROOT: sources of mmcv 2.1.0, for its tests.
+# What of other libraries runs, what is equal, and how fast: an hour and more. MMCV_ROOT: sources of mmcv 2.1.0, for its tests.
 compat-bench: build $(COMPAT_VENV)/ready
 	$(COMPAT_VENV)/bin/python -m bench.compat --json $(COMPAT_OUT) $(if $(MMCV_ROOT),--mmcv-root $(MMCV_ROOT))
 

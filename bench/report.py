@@ -1,9 +1,10 @@
 """Tables and plots from results files: `python -m bench.report bench/results/*.json`.
 
-The tables go into README.md and docs/benchmarks.md, between <!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise
-bench:cuda, bench:resources (from `python -m bench.resources`), from all files of `python -m bench.bccd` together
-bench:bccd, and a choice of all that bench:short; the plots beside the files, and the README's into docs/images. Of
-several files of one kind the newest is shown.
+The tables go into README.md, docs/benchmarks.md and docs/torchvision.md, between <!-- bench:cpu --> and
+<!-- /bench:cpu -->, and likewise bench:cuda, bench:resources (from `python -m bench.resources`), from all files of
+`python -m bench.bccd` together bench:bccd, a choice of all that bench:short, and whole calls of other libraries (from
+`python -m bench.compat`) bench:callers; the plots beside the files, and the README's into docs/images. Of several files
+of one kind the newest is shown.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bccd_table, plots, resources, schema, short_table
+from bench import bccd_table, callers_table, plots, resources, schema, short_table
 from bench.format import backend_of, duration, in_order, plain, times
 from bench.row_timing import OURS, TRITON, best
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "torchvision.md")
 PICTURE = ROOT / "docs" / "images" / "speed.png"
 
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="*", type=Path, help="results files (default: all in bench/results)")
-    parser.add_argument("--page", type=Path, nargs="+", dest="pages", metavar="FILE", help="instead of the two")
+    parser.add_argument("--page", type=Path, nargs="+", dest="pages", metavar="FILE", help="instead of the three")
     parser.add_argument("--plots", type=Path, help="folder for the plots (default: beside each file)")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     parser.add_argument("--no-pages", action="store_true", help="plots only")
@@ -88,8 +89,10 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]], page: Path) 
     if compiled:
         path, report = max(compiled, key=lambda pair: pair[1]["environment"]["date"])
         bodies["resources"] = resources.summary(_shown(path), report)
+    others = [report for _, report in reports if report.get("benchmark") == "compat"]
+    if newest["cpu"] and "<!-- bench:callers -->" in text:
+        bodies["callers"] = callers_table.body(newest["cpu"], others)
     if newest["cpu"] and detectors and "<!-- bench:short -->" in text:
-        others = [report for _, report in reports if report.get("benchmark") == "compat"]
         bodies["short"] = short_table.body(newest["cpu"], detectors, others)
     found = False
     for name, body in bodies.items():

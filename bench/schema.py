@@ -133,6 +133,18 @@ COMPAT_PARTS = {
             "ratio": dict,  # theirs over ours, of the whole call
         }
     ],
+    "callers": [
+        {
+            "library": str,
+            "version": str,
+            "subject": str,
+            "replaced": list,  # the ops that it ran on
+            "equal": bool,
+            "largest": NUMBER,  # difference, of the largest number there
+            "rounds": int,
+            "ratio": NUMBER,  # processor time, theirs over ours, of the whole call
+        }
+    ],
     "tests": [{"file": str, "passed": int, "failed": int, "skipped": int, "failures": list}],
 }
 

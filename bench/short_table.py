@@ -52,7 +52,7 @@ def _words(ops: tuple[Path, Report], timing: Report, others: Sequence[Report]) -
         f"(`bench/results/{ops[0].name}`). All {len(rows)} headline rows of the steps lie between {low} and {high} "
         "times."
     ]
-    if others:
+    if others := [report for report in others if "equal" in report]:
         found = max(others, key=lambda report: report["environment"]["date"])
         ratios = [ratio for one in found["equal"] for ratio in one["ratio"].values()]
         said += [

@@ -6,6 +6,7 @@
 
 #include "../kernels/roi_pool/prroi_pool.h"
 #include "../kernels/roi_pool/roi_align.h"
+#include "../kernels/roi_pool/roi_align_max.h"
 #include "../kernels/roi_pool/roi_levels.h"
 #include "run.h"
 
@@ -224,6 +225,69 @@ void roi_align_backward(const TensorView& grad, const TensorView& rois, const In
   backward("roi_align_backward", grad, rois, shape, workspace, &map);
 }
 
+size_t roi_align_max_workspace(const TensorView& input, const TensorView& rois, int64_t output_height,
+                               int64_t output_width, double spatial_scale, int64_t sampling_ratio, bool aligned) {
+  const DType dtype = input.dtype("input");
+  const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
+  const RoiAlignShape shape =
+      align_shape(input.size(0), input.size(1), {level_of(input, "input")}, rois.size(0), output_height, output_width,
+                  output_is_channels_last(input, "input", output_height, output_width), options);
+  return workspace_bytes(
+      input, [&] { return roi_align_max_workspace_cpu(dtype, shape); }, [](auto) { return size_t(0); });
+}
+
+void roi_align_max(const TensorView& input, const TensorView& rois, int64_t output_height, int64_t output_width,
+                   double spatial_scale, int64_t sampling_ratio, bool aligned, bool with_argmax,
+                   const OptionalTensor& workspace, const TensorView& output, const TensorView& argmax_y,
+                   const TensorView& argmax_x) {
+  const DType dtype = input.dtype("input");
+  const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
+  const RoiAlignShape shape = align_shape(input.size(0), input.size(1), {level_of(input, "input")}, rois.size(0),
+                                          output_height, output_width, is_channels_last(output, "output"), options);
+  const void *map = input.raw("input"), *boxes = rois_data(rois, dtype);
+  const Workspace memory(workspace);
+  void* to = output.raw("output");
+  void* y = with_argmax ? argmax_y.raw("argmax_y") : nullptr;
+  void* x = with_argmax ? argmax_x.raw("argmax_x") : nullptr;
+  run(
+      "roi_align_max", input, [&] { return roi_align_max_cpu(dtype, shape, map, boxes, memory.data(), to, y, x); },
+      [&](auto stream) { return roi_align_max_cuda(dtype, shape, map, boxes, to, y, x, stream); });
+}
+
+size_t roi_align_max_backward_workspace(const TensorView& grad, const TensorView& rois, const Integers& input_shape,
+                                        bool channels_last, double spatial_scale, int64_t sampling_ratio,
+                                        bool aligned) {
+  const DType dtype = grad.dtype("grad");
+  const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
+  const RoiAlignLevel level = {input_shape.at(2), input_shape.at(3), 0.0, channels_last};
+  const RoiAlignShape shape = align_shape(input_shape.at(0), input_shape.at(1), {level}, rois.size(0), grad.size(2),
+                                          grad.size(3), is_channels_last(grad, "grad"), options);
+  return workspace_bytes(
+      grad, [&] { return roi_align_max_backward_workspace_cpu(dtype, shape); },
+      [&](auto) { return roi_align_max_backward_workspace_cuda(dtype, shape); });
+}
+
+// input_shape and channels_last are those of grad_input, which says so itself.
+void roi_align_max_backward(const TensorView& grad, const TensorView& argmax_y, const TensorView& argmax_x,
+                            const TensorView& rois, const Integers&, bool, double spatial_scale, int64_t sampling_ratio,
+                            bool aligned, const OptionalTensor& workspace, const TensorView& grad_input) {
+  const DType dtype = grad.dtype("grad");
+  const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
+  const RoiAlignShape shape =
+      align_shape(grad_input.size(0), grad_input.size(1), {level_of(grad_input, "grad_input")}, rois.size(0),
+                  grad.size(2), grad.size(3), is_channels_last(grad, "grad"), options);
+  const void *from = grad.raw("grad"), *boxes = rois_data(rois, dtype);
+  const void *y = argmax_y.raw("argmax_y"), *x = argmax_x.raw("argmax_x");
+  const Workspace memory(workspace);
+  void* to = grad_input.raw("grad_input");
+  run(
+      "roi_align_max_backward", grad,
+      [&] { return roi_align_max_backward_cpu(dtype, shape, from, y, x, boxes, memory.data(), to); },
+      [&](auto stream) {
+        return roi_align_max_backward_cuda(dtype, shape, from, y, x, boxes, memory.data(), to, stream);
+      });
+}
+
 // Of one map: RoIAlign's kernels with other weights.
 RoiAlignShape precise_shape(int64_t B, int64_t C, RoiAlignLevel level, const TensorView& rois, int64_t output_height,
                             int64_t output_width, bool output_channels_last, double spatial_scale) {
@@ -390,6 +454,15 @@ const Registrar registrar([](py::module_& m) {
         "spatial_scale"_a);
   m.def("prroi_pool_rois_backward", &prroi_pool_rois_backward, "grad"_a, "features"_a, "rois"_a, "spatial_scale"_a,
         "workspace"_a, "grad_rois"_a);
+  m.def("roi_align_max_workspace", &roi_align_max_workspace, "input"_a, "rois"_a, "output_height"_a, "output_width"_a,
+        "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
+  m.def("roi_align_max", &roi_align_max, "input"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a,
+        "sampling_ratio"_a, "aligned"_a, "with_argmax"_a, "workspace"_a, "output"_a, "argmax_y"_a, "argmax_x"_a);
+  m.def("roi_align_max_backward_workspace", &roi_align_max_backward_workspace, "grad"_a, "rois"_a, "input_shape"_a,
+        "channels_last"_a, "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
+  m.def("roi_align_max_backward", &roi_align_max_backward, "grad"_a, "argmax_y"_a, "argmax_x"_a, "rois"_a,
+        "input_shape"_a, "channels_last"_a, "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a, "workspace"_a,
+        "grad_input"_a);
   m.def("multiscale_roi_align_workspace", &multiscale_roi_align_workspace, "features"_a, "rois"_a, "output_height"_a,
         "output_width"_a, "spatial_scales"_a, "sampling_ratio"_a, "aligned"_a, "canonical_scale"_a,
         "canonical_level"_a);

@@ -13,7 +13,7 @@ from torch import Tensor
 from frcnn_fast import ops, use_backend
 from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
 
-OPS = ("roi_pool", "roi_align", "multiscale_roi_align")
+OPS = ("roi_pool", "roi_align", "roi_align_max", "multiscale_roi_align")
 LAST = torch.channels_last
 
 
@@ -33,6 +33,8 @@ def call(op: str, features: Tensor, rois: Any, size: Any = (3, 4), **extra: Any)
         return ops.roi_pool(features, rois, size, 0.25, **extra)
     if op == "roi_align":
         return ops.roi_align(features, rois, size, 0.25, 2, **extra)
+    if op == "roi_align_max":
+        return ops.roi_align(features, rois, size, 0.25, 2, mode="max", **extra)
     half = torch.nn.functional.avg_pool2d(features, 2)
     if features.is_contiguous(memory_format=LAST) and not features.is_contiguous():
         half = half.contiguous(memory_format=LAST)
@@ -188,6 +190,9 @@ def test_opcheck_with_gradients(op: str) -> None:
             torch.library.opcheck(torch.ops.frcnn_fast.roi_pool.default, (f, rois, 2, 2, 0.25, True, True, None))
         elif op == "roi_align":
             torch.library.opcheck(torch.ops.frcnn_fast.roi_align.default, (f, rois, 2, 2, 0.25, 2, False, None))
+        elif op == "roi_align_max":
+            function = torch.ops.frcnn_fast.roi_align_max.default
+            torch.library.opcheck(function, (f, rois, 2, 2, 0.25, 2, False, True, None))
         else:
             maps = [f, features[:, :, ::2, ::2].contiguous().requires_grad_()]
             scalars = ((0.25, 0.125), 2, False, 64.0, 4, None)

@@ -102,7 +102,7 @@ DOORS: dict[str, dict[str, tuple[str, ...]]] = {
     "rpn_proposals": {"filter_order": ("filter_before_top_n",)},
     "detections": {"background": ("background_last",)},
     "roi_pool": SIZES,
-    "roi_align": SIZES,
+    "roi_align": SIZES | {"mode": ()},
     "multiscale_roi_align": SIZES,
     "prroi_pool": SIZES,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What of mmdetection runs over our functions, what is equal, and how fast. It needs `make test-compat`'s environment.
+"""What of other libraries runs over our functions, what is equal, and how fast. Needs `make test-compat`'s environment.
 
 python -m bench.compat --json bench/results/compat-DATE.json
 python -m bench.compat --only families --config retinanet
@@ -7,6 +7,8 @@ python -m bench.compat --only tests --mmcv-root ~/mmcv       mmcv's own tests, f
     zoo         the share of the published models that is served, by what their configs name: minutes
     families    a model of every family: inference and a training step, random weights: an hour on one core
     equal       models beside the same models over torchvision's operators: detections, loss, gradients, times
+    callers     whole calls of torchvision's detectors, ultralytics, sahi, transformers and supervision, patched and
+                not: a quarter of an hour on one idle core; --config chooses by library or call
     tests       mmcv's own tests
 """
 
@@ -22,10 +24,10 @@ import torch
 
 import frcnn_fast
 from bench import environment, schema
-from bench.compat import equality, families, peers, zoo
+from bench.compat import callers, equality, families, peers, zoo
 from frcnn_fast._extras import require
 
-PARTS = ("zoo", "families", "equal", "tests")
+PARTS = ("zoo", "families", "equal", "callers", "tests")
 
 
 def new_report() -> dict[str, Any]:
@@ -70,6 +72,13 @@ def _made(part: str, args: argparse.Namespace, size: tuple[int, int]) -> Any:
         for line in found["lines"]:
             print(f"{line['and']:<34}{line['inference']:>6} % {line['training']:>6} %")
         return found
+    if part == "callers":
+        rows = []
+        for case in callers.CASES:
+            if args.config in f"{case.library}: {case.what}":
+                rows.append(callers.compare(case))
+                print(rows[-1], flush=True)
+        return rows
     if part == "families":
         entries = families.try_all([name for name in families.FAMILIES if args.config in name], size)
         for entry in entries:

@@ -29,13 +29,18 @@ def _features(shape: tuple[int, ...], device: str, channels_last: bool) -> Tenso
     return x.to(device).contiguous(memory_format=layout)
 
 
-def _single_level(op: str, K: int, B: int, backward: bool, channels_last: bool) -> Callable[[str], Case]:
+def _single_level(
+    op: str, K: int, B: int, backward: bool, channels_last: bool, *, largest: bool = False
+) -> Callable[[str], Case]:
+    """largest: RoIAlign's maxima, which torchvision does not have."""
+
     def make(device: str) -> Case:
         height, width = VGG.maps[0]
         x = _features((B, CHANNELS, height, width), device, channels_last)
         regions = rois(K, B).to(device)
         gradient = _features((K, CHANNELS, BINS, BINS), device, False)
-        options = {"sampling_ratio": 2} if op == "roi_align" else {}
+        options: dict[str, Any] = {"sampling_ratio": 2} if op == "roi_align" else {}
+        options |= {"mode": "max"} if largest else {}
 
         def forward(function: Any, x: Tensor, regions: Tensor) -> Tensor:
             return function(x, regions, BINS, spatial_scale=SCALE, **options)
@@ -57,10 +62,10 @@ def _single_level(op: str, K: int, B: int, backward: bool, channels_last: bool) 
                     return both(getattr(ops, op), x.cpu(), regions.cpu(), gradient.cpu())
                 return forward(getattr(ops, op), x.cpu(), regions.cpu())
 
-        exact = op == "prroi_pool" or (op == "roi_pool" and not backward)
+        exact = op == "prroi_pool" or ((op == "roi_pool" or largest) and not backward)
         check = equal_to_reference(lambda _: wanted()) if exact else close_to(wanted)
         against: dict[str, Competitor] = {}
-        if not competitors.torchvision_missing and op != "prroi_pool":
+        if not competitors.torchvision_missing and op != "prroi_pool" and not largest:
             import torchvision.ops as tv
 
             against["torchvision"] = Competitor(call_of(getattr(tv, op)))
@@ -131,6 +136,8 @@ def _rows() -> Iterator[Row]:
         for backward in (False, True):
             work = f"forward{'+backward' if backward else ''}{layout}"
             yield Row("prroi_pool", f"300 rois {work}", _single_level("prroi_pool", 300, 1, backward, last))
+            make = _single_level("roi_align", 300, 1, backward, last, largest=True)
+            yield Row("roi_align", f"300 rois maxima {work}", make)
     yield Row("multiscale_roi_align", "1000 rois 256 channels", _pyramid(1000, 256, False), headline=True)
     yield Row("multiscale_roi_align", "1000 rois 256 channels channels_last", _pyramid(1000, 256, True))
 

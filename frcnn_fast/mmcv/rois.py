@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from frcnn_fast.mmcv.numbers import c_float
-from frcnn_fast.mmcv.sampling import MOST_VALUES, corners_of, read, regions
 from frcnn_fast.ops._rois import dense, is_channels_last, roi_tensor
-from frcnn_fast.ops.roi_pool import _align, _align_backward, _pool, _pool_backward
+from frcnn_fast.ops.roi_pool import _align, _align_backward, _align_max, _align_max_backward, _pool, _pool_backward
 
 MAX = 0  # of pool_mode; 1: mean
+
+NOWHERE = -1.0  # in argmax_y and argmax_x
+CONTIGUOUS = torch.contiguous_format
 
 _LOWEST = -10_000.0  # what mmcv's RoIAlign begins with to look for a larger one
 
@@ -34,26 +36,17 @@ def roi_align_forward(
     if not len(rois):
         return
     input, rois = dense(input), roi_tensor(rois, input)
-    if pool_mode != MAX:
-        scalars = (aligned_height, aligned_width, c_float(spatial_scale), sampling_ratio, bool(aligned))
-        if output.is_contiguous() and not is_channels_last(input):
-            _align.run(None, input, rois, *scalars, into=(output,))
-        else:
-            output.copy_(_align.run(None, input, rois, *scalars))
-        return
-    wide = input.to(rois.dtype)
-    bins = (aligned_height, aligned_width)
-    for found in regions(rois, input.shape[1], bins, c_float(spatial_scale), sampling_ratio, aligned):
-        corners = corners_of(found.y, found.x, *input.shape[2:])
-        values = (read(wide, found.image, corners.cells) * corners.weights[..., None]).sum(0)
-        values = values.masked_fill(values.isnan(), _LOWEST)
-        # A sample that has nothing larger before it, of all and of the lowest number.
-        lowest = values.new_full((*values.shape[:3], 1, values.shape[-1]), _LOWEST)
-        value, place = torch.cat([lowest, values], 3).max(3)
-        output[found.rows] = value.permute(0, 3, 1, 2).to(output.dtype)
-        for coordinates, argmax in ((found.y, argmax_y), (found.x, argmax_x)):
-            known = torch.nn.functional.pad(coordinates, (1, 0), value=-1.0)
-            argmax[found.rows] = known.gather(3, place).permute(0, 3, 1, 2).to(argmax.dtype)
+    scalars = (aligned_height, aligned_width, c_float(spatial_scale), sampling_ratio, bool(aligned))
+    if pool_mode == MAX:
+        found, y, x = _align_max.run(None, input, rois, *scalars, True)
+        nothing = y.isnan() | ~(found > _LOWEST)
+        output.copy_(found.masked_fill_(nothing, _LOWEST))
+        argmax_y.copy_(y.masked_fill_(nothing, NOWHERE))
+        argmax_x.copy_(x.masked_fill_(nothing, NOWHERE))
+    elif output.is_contiguous() and not is_channels_last(input):
+        _align.run(None, input, rois, *scalars, into=(output,))
+    else:
+        output.copy_(_align.run(None, input, rois, *scalars))
 
 
 def roi_align_backward(
@@ -73,25 +66,16 @@ def roi_align_backward(
     if not len(rois):
         return
     rois = roi_tensor(rois, grad_input)
-    if pool_mode != MAX:
-        scalars = (c_float(spatial_scale), sampling_ratio, bool(aligned))
-        if grad_input.is_contiguous():
-            _align_backward.run(None, dense(grad_output), rois, grad_input.shape, False, *scalars, into=(grad_input,))
-        else:
-            grad_input.copy_(_align_backward.run(None, dense(grad_output), rois, grad_input.shape, False, *scalars))
-        return
-    B, C, H, W = grad_input.shape
-    channel = torch.arange(C, device=rois.device).view(1, C, 1, 1) * (H * W)
-    sums = torch.zeros(B * C * H * W, dtype=rois.dtype, device=rois.device)
-    at_once = max(1, MOST_VALUES // grad_output[0].numel())
-    for part in zip(*(t.split(at_once) for t in (rois, grad_output, argmax_y, argmax_x))):
-        image, (grad, y, x) = part[0][:, 0].long(), (t.to(rois.dtype) for t in part[1:])
-        corners = corners_of(y, x, H, W)
-        first = image.view(-1, 1, 1, 1) * (C * H * W) + channel
-        grad = grad * (y != -1)
-        for cells, weights in zip(corners.cells, corners.weights):
-            sums.scatter_add_(0, (first + cells).flatten(), (grad * weights).flatten())
-    grad_input.add_(sums.view(B, C, H, W))
+    arguments = (rois, grad_input.shape, False, c_float(spatial_scale), sampling_ratio, bool(aligned))
+    into = grad_input if grad_input.is_contiguous() else torch.empty_like(grad_input, memory_format=CONTIGUOUS)
+    if pool_mode == MAX:
+        known = argmax_y != NOWHERE
+        places = (t.to(rois.dtype).masked_fill(~known, math.nan).contiguous() for t in (argmax_y, argmax_x))
+        _align_max_backward.run(None, dense(grad_output), *places, *arguments, into=(into,))
+    else:
+        _align_backward.run(None, dense(grad_output), *arguments, into=(into,))
+    if into is not grad_input:
+        grad_input.copy_(into)
 
 
 def roi_pool_forward(

@@ -35,13 +35,22 @@ def _pool_outputs(a: Any) -> tuple[Tensor, Tensor]:
     return output, a.input.new_empty(0, dtype=torch.int32)
 
 
+def _as_stored(maps: Tensor) -> Tensor:
+    """channels_last maps in the order of memory, and so contiguous: what restores a saved tensor (save_on_cpu,
+    checkpoints) keeps its values and shape, but not its strides."""
+    return maps.permute(0, 2, 3, 1)
+
+
+def _as_named(stored: Tensor) -> Tensor:
+    """The way back."""
+    return stored.permute(0, 3, 1, 2)
+
+
 def _pool_setup(ctx: Any, a: Any, output: tuple[Tensor, Tensor]) -> None:
     ctx.with_argmax, ctx.scalars = a.with_argmax, (a.spatial_scale, a.rounded)
     ctx.layout = a.input.shape, is_channels_last(a.input)
-    # In the order of memory, and so contiguous: what restores a saved tensor (save_on_cpu, checkpoints) keeps its
-    # values and shape, but not its strides.
     argmax = output[1]
-    ctx.save_for_backward(a.rois, argmax.permute(0, 2, 3, 1) if a.with_argmax and ctx.layout[1] else argmax)
+    ctx.save_for_backward(a.rois, _as_stored(argmax) if a.with_argmax and ctx.layout[1] else argmax)
 
 
 def _pool_gradient(ctx: Any, grad: Tensor, _: Tensor) -> dict[str, Tensor]:
@@ -49,7 +58,7 @@ def _pool_gradient(ctx: Any, grad: Tensor, _: Tensor) -> dict[str, Tensor]:
         raise RuntimeError("roi_pool: called without argmax, which the gradient needs; pass with_argmax=True")
     rois, argmax = contiguous_saved(ctx)
     if ctx.layout[1]:
-        argmax = argmax.permute(0, 3, 1, 2)
+        argmax = _as_named(argmax)
     return {"input": _pool_backward(dense(grad), argmax, rois, *ctx.layout, *ctx.scalars)}
 
 
@@ -155,6 +164,50 @@ _align_backward = Operator(
 )
 
 
+def _max_outputs(a: Any) -> tuple[Tensor, ...]:
+    output, kind = _pooled(a), a.rois.dtype
+    if a.with_argmax:
+        return output, torch.empty_like(output, dtype=kind), torch.empty_like(output, dtype=kind)
+    return output, a.input.new_empty(0, dtype=kind), a.input.new_empty(0, dtype=kind)
+
+
+def _max_setup(ctx: Any, a: Any, output: tuple[Tensor, ...]) -> None:
+    ctx.with_argmax, ctx.scalars = a.with_argmax, (a.spatial_scale, a.sampling_ratio, a.aligned)
+    ctx.layout = a.input.shape, is_channels_last(a.input)
+    argmax = [_as_stored(t) if a.with_argmax and ctx.layout[1] else t for t in output[1:]]
+    ctx.save_for_backward(a.rois, *argmax)
+
+
+def _max_gradient(ctx: Any, grad: Tensor, *_: Any) -> dict[str, Tensor]:
+    if not ctx.with_argmax:
+        raise RuntimeError("roi_align_max: called without argmax, which the gradient needs; pass with_argmax=True")
+    rois, *argmax = contiguous_saved(ctx)
+    if ctx.layout[1]:
+        argmax = [_as_named(t) for t in argmax]
+    return {"input": _align_max_backward(dense(grad), *argmax, rois, *ctx.layout, *ctx.scalars)}
+
+
+_align_max = Operator(
+    "roi_align_max(Tensor input, Tensor rois, SymInt output_height, SymInt output_width, float spatial_scale, "
+    "int sampling_ratio, bool aligned, bool with_argmax) -> (Tensor output, Tensor argmax_y, Tensor argmax_x)",
+    outputs=_max_outputs,
+    workspace=lambda C, a: C.roi_align_max_workspace(*a[:-1]),
+    oracle=reference.roi_align_max,
+    triton="roi_pool.roi_align_max_triton:roi_align_max",
+    setup_context=_max_setup,
+    backward=_max_gradient,
+)
+
+_align_max_backward = Operator(
+    "roi_align_max_backward(Tensor grad, Tensor argmax_y, Tensor argmax_x, Tensor rois, SymInt[] input_shape, "
+    "bool channels_last, float spatial_scale, int sampling_ratio, bool aligned) -> Tensor grad_input",
+    outputs=lambda a: (empty_maps(a.input_shape, a.grad.dtype, a.grad, a.channels_last),),
+    workspace=lambda C, a: C.roi_align_max_backward_workspace(a.grad, *a[3:]),
+    oracle=reference.roi_align_max_backward,
+    triton="roi_pool.roi_align_max_triton:roi_align_max_backward",
+)
+
+
 @accepts_arrays
 def roi_align(
     input: Tensor,
@@ -164,6 +217,7 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
+    mode: str = "avg",
     backend: str | None = None,
 ) -> Tensor:
     """Means of bilinear samples over a grid of bins of each region, [R, C, PH, PW] (He et al. 2017, section 3).
@@ -172,6 +226,10 @@ def roi_align(
     not positive: ceil(side of the bin in cells), at most 2^20. aligned: False, a corner at x lies on cell x and boxes
     are at least 1 x 1 cells; True, half a cell earlier, and boxes keep their size (an inverted one then gives 0 where
     sampling_ratio is not positive).
+
+    mode: "avg", the mean of a bin's samples, or "max", the largest that is not NaN (mmcv's pool_mode). The gradient of
+    a maximum goes to the cells beside its sample, of equal ones the first in row-major order; a bin of NaN alone gives
+    NaN. Maxima are the same bits on every backend.
 
     A sample further than one cell outside the map adds 0 but is counted; one outside by less reads the border. NaN and
     infinity spread to every sample between whose cells they are. A row with image index -1 (padding) and a box with a
@@ -182,10 +240,15 @@ def roi_align(
     CPU and on CUDA; both are within 64 units in the last place of the sum of magnitudes. There is no gradient to the
     boxes and no second derivative. O(C) times the cells that samples touch.
 
-    ValueError and TypeError as `roi_pool`.
+    ValueError and TypeError as `roi_pool`; ValueError for another mode.
     """
     _checks.check_float("input", input, "[B, C, H, W]", 4)
     rois = roi_tensor(boxes, input)
     height, width = output_pair(output_size)
     scalars = (float(spatial_scale), int(sampling_ratio), bool(aligned))
+    if mode not in ("avg", "max"):
+        raise ValueError(f"mode: expected 'avg' or 'max', got {mode!r}")
+    if mode == "max":
+        with_argmax = torch.is_grad_enabled() and input.requires_grad
+        return _align_max(dense(input), rois, height, width, *scalars, with_argmax, backend=backend)[0]
     return _align(dense(input), rois, height, width, *scalars, backend=backend)

@@ -25,14 +25,14 @@ def patch_supervision() -> Patch:
 
     - `box_non_max_suppression` (so `Detections.with_nms`, `InferenceSlicer`): `ops.nms`, `ops.batched_nms`; without a
       matrix of boxes x boxes, so in memory O(N);
-    - `box_iou_batch` (so also trackers, metrics, soft NMS and merging of boxes): `ops.box_iou`.
+    - `box_iou_batch` (so also soft NMS, confusion matrices and recall): `ops.box_iou`.
 
     The answers are supervision's, to the bit: its order among equal and NaN scores, its IoU in float64 rounded to
     float32, boxes with corners that are not finite (kept; they overlap nothing), classes of any number.
 
     A call that these do not serve runs supervision's own code: overlaps by the smaller area (IOS), arrays that are not
     plain, real and of the shape expected, thresholds outside [0, 1], and so few boxes (20; 1,000 pairs) that its own
-    code is as fast. Masks, oriented boxes, soft NMS and merging are its own.
+    code is as fast. Masks, oriented boxes and merging are its own.
 
     Returns:
         The patch, with `undo()` and `replaced`, a list of names; also a context manager.

@@ -139,7 +139,7 @@ class _Samples:
         count = ratio if ratio > 0 else max(int(np.ceil(size)), 0)
         steps = (np.arange(count).astype(dtype) + dtype(0.5)) * size / dtype(max(count, 1))
         position = low + np.arange(bins).astype(dtype)[:, None] * size + steps[None, :]
-        self.count = count
+        self.count, self.place = count, position
         self.inside = (position >= -1) & (position <= limit)
         position = np.where(self.inside & (position > 0), position, dtype(0))
         cell = position.astype(np.int64)
@@ -249,6 +249,94 @@ def roi_align_backward(
                 cell = np.broadcast_to(row * width + column, inside.shape)[inside]
                 for c in range(channels):
                     np.add.at(grad_input[image, c], cell, (weight.astype(grad.dtype) * share[c])[inside])
+    return grad_input.reshape(input_shape)
+
+
+def roi_align_max(
+    input: np.ndarray,
+    rois: np.ndarray,
+    output_height: int,
+    output_width: int,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    with_argmax: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest of roi_align's samples in each bin, [R, C, PH, PW], and where it lies, y and x in cells.
+
+    The first in row-major order of the samples wins, and NaN is passed over. A sample outside the map is 0. A bin
+    without samples gives 0, one of NaN alone NaN, and both lie at NaN. Without with_argmax empty arrays take its place.
+    """
+    size = output_height, output_width
+    batch, channels, height, width = input.shape
+    output = np.zeros((len(rois), channels, *size), input.dtype)
+    argmax = np.full((2, *output.shape), np.nan, rois.dtype)
+    with np.errstate(all="ignore"):
+        for k, roi in enumerate(rois):
+            image = image_of(roi, batch)
+            if image < 0 or not np.isfinite(roi).all() or height == 0 or width == 0:
+                continue
+            rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)
+            if rows.count * columns.count == 0:
+                continue
+            inside = rows.inside[:, :, None, None] & columns.inside[None, None]
+            parts = [weight * input[image][:, y, x] for y, x, weight in _corner_weights(rows, columns)]
+            values = np.where(inside, ((parts[0] + parts[1]) + parts[2]) + parts[3], input.dtype.type(0))
+            values = values.transpose(0, 1, 3, 2, 4).reshape(channels, *size, rows.count * columns.count)
+            missing = np.isnan(values)
+            largest = np.where(missing, -np.inf, values).max(axis=-1, keepdims=True)
+            first = ((values == largest) & ~missing).argmax(axis=-1)
+            output[k] = np.take_along_axis(values, first[..., None], -1)[..., 0]
+            p, q = np.ogrid[: size[0], : size[1]]
+            argmax[0, k] = rows.place[p, first // columns.count]
+            argmax[1, k] = columns.place[q, first % columns.count]
+            alone = missing.all(axis=-1)
+            output[k][alone] = np.nan
+            argmax[:, k][:, alone] = np.nan
+    empty = np.empty(0, rois.dtype)
+    return (output, *argmax) if with_argmax else (output, empty, empty)
+
+
+def _beside(position: np.ndarray, limit: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The two cells that samples lie between, with their weights, and which of them are cells: a sample outside the map
+    is beside none, and one at the last cell beside that alone."""
+    inside = (position >= -1) & (position <= limit)
+    moved = np.where(inside & (position > 0), position, 0).astype(position.dtype)
+    cell = moved.astype(np.int64)
+    last = cell >= limit - 1
+    cell = np.where(last, limit - 1, cell)
+    fraction = np.where(last, 0, moved - cell).astype(position.dtype)
+    return [(cell, position.dtype.type(1) - fraction, inside), (cell + 1, fraction, inside & ~last)]
+
+
+def roi_align_max_backward(
+    grad: np.ndarray,
+    argmax_y: np.ndarray,
+    argmax_x: np.ndarray,
+    rois: np.ndarray,
+    input_shape: Sequence[int],
+    channels_last: bool = False,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> np.ndarray:
+    """Each output's gradient goes to the cells beside its argmax, by their bilinear weights. [B, C, H, W].
+
+    argmax says all; neither the layout that a kernel writes nor where the other samples lie matters here.
+    """
+    batch, channels, height, width = input_shape
+    grad_input = np.zeros((batch, channels, height * width), grad.dtype)
+    with np.errstate(all="ignore"):
+        for k, roi in enumerate(rois):
+            image = image_of(roi, batch)
+            if image < 0:
+                continue
+            for row, down, has_row in _beside(argmax_y[k], height):
+                for column, across, has_column in _beside(argmax_x[k], width):
+                    shares = (down * across).astype(grad.dtype) * grad[k]
+                    for c in range(channels):
+                        there = (has_row & has_column)[c]
+                        np.add.at(grad_input[image, c], (row * width + column)[c][there], shares[c][there])
     return grad_input.reshape(input_shape)
 
 

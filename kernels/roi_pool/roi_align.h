@@ -56,6 +56,24 @@ struct Sample {
   U fraction;
 };
 
+template <class U>
+FF_HD bool below_map(U position) {
+  return FF_MUTANT(align_outside_low, position < U(-1), position <= U(-1));
+}
+
+// The sample at x, which is not below the map; false where it is beyond it, and for NaN.
+template <class U>
+FF_HD bool sample_at(U x, int32_t limit, Sample<U>* out) {
+  if (!FF_MUTANT(align_outside_high, x <= U(limit), x < U(limit))) return false;
+  x = FF_MUTANT(align_clamp_low, x > U(0), x > U(-0.5)) ? x : U(0);
+  const int32_t cell = int32_t(x);
+  const bool last = cell >= limit - 1;
+  out->low = last ? limit - 1 : cell;
+  out->high = last ? limit - 1 : cell + 1;
+  out->fraction = last ? U(0) : x - U(cell);
+  return true;
+}
+
 // The samples along one axis of one RoI. A negative length (aligned, high < low) reverses them: index i counts
 // positions in ascending order all the same.
 template <class U>
@@ -64,18 +82,17 @@ struct SampleAxis {
   int32_t count;  // samples a bin
   int32_t limit;  // cells
 
-  FF_HD U position(int32_t bin, int32_t i) const {
-    const int32_t index = size < U(0) ? count - 1 - i : i;
+  FF_HD U place(int32_t bin, int32_t index) const {
     return (start + U(bin) * size) + ((U(index) + U(0.5)) * size) / U(count);
   }
-  FF_HD bool below(U position) const { return FF_MUTANT(align_outside_low, position < U(-1), position <= U(-1)); }
+  FF_HD U position(int32_t bin, int32_t i) const { return place(bin, size < U(0) ? count - 1 - i : i); }
 
   // The first sample of the bin that is not below the map. Positions do not descend.
   FF_HD int32_t first(int32_t bin) const {
     int32_t begin = 0, end = count;
     while (begin < end) {
       const int32_t middle = begin + (end - begin) / 2;
-      if (below(position(bin, middle)))
+      if (below_map(position(bin, middle)))
         begin = middle + 1;
       else
         end = middle;
@@ -84,17 +101,7 @@ struct SampleAxis {
   }
 
   // False beyond the map, and so for all later samples.
-  FF_HD bool at(int32_t bin, int32_t i, Sample<U>* out) const {
-    U x = position(bin, i);
-    if (!FF_MUTANT(align_outside_high, x <= U(limit), x < U(limit))) return false;  // NaN too
-    x = FF_MUTANT(align_clamp_low, x > U(0), x > U(-0.5)) ? x : U(0);
-    const int32_t cell = int32_t(x);
-    const bool last = cell >= limit - 1;
-    out->low = last ? limit - 1 : cell;
-    out->high = last ? limit - 1 : cell + 1;
-    out->fraction = last ? U(0) : x - U(cell);
-    return true;
-  }
+  FF_HD bool at(int32_t bin, int32_t i, Sample<U>* out) const { return sample_at(position(bin, i), limit, out); }
 };
 
 template <class U>

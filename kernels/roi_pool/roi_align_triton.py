@@ -62,11 +62,16 @@ def make_samples(low, high, scale, bins: tl.constexpr, limit, RATIO: tl.constexp
 
 
 @triton.jit
+def place(axis, bin, index):
+    """Where the bin's sample of that index lies."""
+    start, size, count, _limit = axis
+    return (start + bin.to(size.dtype) * size) + divide((index.to(size.dtype) + 0.5) * size, count.to(size.dtype))
+
+
+@triton.jit
 def position(axis, bin, i):
     """Where sample i of the bin lies; never descending in i, even where a negative length (ALIGNED) reverses them."""
-    start, size, count, _limit = axis
-    index = (tl.where(size < 0.0, count - 1 - i, i) if not mutant("align_reversed") else i).to(size.dtype)
-    return (start + bin.to(size.dtype) * size) + divide((index + 0.5) * size, count.to(size.dtype))
+    return place(axis, bin, tl.where(axis[1] < 0.0, axis[2] - 1 - i, i) if not mutant("align_reversed") else i)
 
 
 @triton.jit
@@ -77,6 +82,13 @@ def first_cell(x, limit):
     cell = tl.where(cell < limit - 1, cell, limit - 1) if not mutant("align_last_cell") else cell
     below = x < -1.0 if not mutant("align_outside_low") else x <= -1.0
     return tl.where(below, -1, tl.where(inside, cell, limit))
+
+
+@triton.jit
+def fraction_at(x, cell, limit):
+    """How far a sample at x is on the way from its first cell to the next."""
+    partly = (cell < limit - 1) & (x > 0.0 if not mutant("align_clamp_low") else x > -0.5)
+    return tl.where(partly, x - cell.to(x.dtype), 0.0)
 
 
 @triton.jit
@@ -117,8 +129,7 @@ def cell_weight(axis, bin, begin, end, cell, factor):
     while i < most:
         x = position(axis, bin, begin + i)
         low = first_cell(x, limit)
-        partly = (low < limit - 1) & (x > 0.0 if not mutant("align_clamp_low") else x > -0.5)
-        fraction = tl.where(partly, x - low.to(factor.dtype), 0.0)
+        fraction = fraction_at(x, low, limit)
         low = tl.where(begin + i < end, low, limit) if not mutant("align_bin_samples") else low
         is_low, is_high = low == cell, low + 1 == cell  # beyond the last cell there is none
         weight += tl.where(is_low, 1.0 - fraction, tl.where(is_high, fraction, 0.0))

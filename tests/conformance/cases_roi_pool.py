@@ -216,6 +216,31 @@ def _align_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[C
     yield Case("infinite-values", lambda: make(pooling(values="odd", sampling_ratio=2, size=2)), small=True)
 
 
+def _max_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Case]:
+    for ratio in (-1, 1, 2, 3):
+        for aligned in (False, True):
+            scalars: Args = {"sampling_ratio": ratio, "aligned": aligned, "rois": "odd", "K": 30}
+            name = f"ratio{ratio}{'-aligned' if aligned else ''}"
+            yield Case(name, lambda s=scalars: make(pooling(size=3, **s)), small=True)
+            yield Case(f"{name}-odd", lambda s=scalars: make(pooling(size=2, values="odd", **s)), small=True)
+            yield Case(f"{name}-tied", lambda s=scalars: make(pooling(size=2, values="tied", **s)), small=True)
+    # None above 0, so that samples outside the map are the largest.
+    yield Case("below-zero", lambda: make(_below_zero(pooling(rois="odd", K=40, size=3, sampling_ratio=2))), small=True)
+    inverted: Args = {"rois": "odd", "aligned": True, "sampling_ratio": 3, "scale": 0.5}
+    yield Case("below-zero-inverted", lambda: make(_below_zero(pooling(K=40, size=2, **inverted))), small=True)
+    yield Case("values-NaN", lambda: make(pooling(values="NaN", sampling_ratio=2)), small=True)
+    yield Case("rois-not-finite", lambda: make(not_finite() | {"sampling_ratio": 2}), small=True)
+    for name, args, small in common_cases():
+        yield Case(name, lambda a=args: make(a() | {"sampling_ratio": 2}), small)
+    yield wrong_images(make)
+
+
+def _below_zero(args: Args) -> Args:
+    """-1 and -2, and 0 here and there."""
+    values = -(args["input"].abs() > 0.5).to(args["input"].dtype) - 1
+    return args | {"input": torch.where(args["input"] > 1.5, torch.zeros_like(values), values)}
+
+
 def _pyramid(
     K: int = 40,
     *,
@@ -344,6 +369,19 @@ def _backward_oracle(op: str) -> Callable[[Args], Any]:
     return oracle
 
 
+def _largest(args: Args) -> Args:
+    return args | {"mode": "max"}
+
+
+def _max_backward_oracle(args: Args) -> Any:
+    """The places in the backends' precision, the sums in float64."""
+    args = _for_oracle(args)
+    grad = args.pop("grad").astype(np.float64)
+    _, y, x = reference.roi_align_max(**args)
+    known = (y, x, args["rois"], args["input"].shape)
+    return reference.roi_align_max_backward(grad, *known), reference.roi_align_max_backward(np.abs(grad), *known)
+
+
 def _op(name: str, cases: Iterator[Case], *, backward: bool, lead: str = "input") -> Op:
     return Op(
         f"{name}_backward" if backward else name,
@@ -368,6 +406,23 @@ OPS: tuple[Op, ...] = (
     _op("roi_pool", _pool_cases(_with_grad), backward=True),
     _op("roi_align", _align_cases(), backward=False),
     _op("roi_align", _align_cases(_with_grad), backward=True),
+    Op(
+        "roi_align_max",
+        ("output:input",),
+        tuple(_max_cases()),
+        "input",
+        call=lambda args: frcnn_fast.ops.roi_align(**_largest(args)),
+        oracle=lambda args: reference.roi_align_max(**_for_oracle(args))[0],
+    ),
+    Op(
+        "roi_align_max_backward",
+        ("grad:input*",),
+        tuple(_max_cases(_with_grad)),
+        "input",
+        call=lambda args: _through("roi_align")(_largest(args)),
+        oracle=_max_backward_oracle,
+        precise=True,
+    ),
     _op("multiscale_roi_align", _pyramid_cases(), backward=False, lead="features"),
     _op("multiscale_roi_align", _pyramid_cases(_with_grad), backward=True, lead="features"),
 )

@@ -134,6 +134,51 @@ def _squares(*sides: int) -> Tensor:
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
+NUMBERED_RAMP = _pool(RAMP, [[0, 1, 1, 3, 3]], 1)
+
+ROI_ALIGN_MAX = (
+    # Samples at 1.5 and 2.5 each way.
+    edge("roi_align_max", "adaptive", NUMBERED_RAMP, f32([[[[2.5]]]])),
+    # Of the samples at (1.5, 2.5) and (2.5, 2.5), equals, the first: a quarter to each of the four cells around it.
+    edge(
+        "roi_align_max_backward",
+        "adaptive",
+        NUMBERED_RAMP | {"grad": tensor([[[[4]]]])},
+        f32([[[[0] * 5, [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0] * 5, [0] * 5]]]),
+    ),
+    # At x = 4.5 the last cell, 4 - 9; at 5.5 outside, 0, which is more; with RAMP + 1 it is less.
+    edge("roi_align_max", "outside-wins", _pool(RAMP - 9, [[0, 4, 0, 6, 1]], 1), f32([[[[0]]]])),
+    edge("roi_align_max", "outside-loses", _pool(RAMP + 1, [[0, 4, 0, 6, 1]], 1), f32([[[[5]]]])),
+    # All 0: the first of the row's two samples, at x = -1.5, is outside, the second, at -0.5, reads the border.
+    edge(
+        "roi_align_max_backward",
+        "outside-first",
+        _pool(torch.zeros(1, 1, 3, 3), [[0, -2, 1, 0, 2]], 1) | {"grad": tensor([[[[1]]]])},
+        f32([[[[0] * 3] * 3]]),
+    ),
+    # ... and the other way round, at x = 2.5 and 3.5, y = 1.5: the last column's rows 1 and 2.
+    edge(
+        "roi_align_max_backward",
+        "outside-later",
+        _pool(torch.zeros(1, 1, 3, 3), [[0, 2, 1, 4, 2]], 1) | {"grad": tensor([[[[2]]]])},
+        f32([[[[0] * 3, [0, 0, 1], [0, 0, 1]]]]),
+    ),
+    # No samples (aligned, and no side): 0. A padded row: 0.
+    edge("roi_align_max", "no-samples", _pool(RAMP - 9, [[0, 1, 1, 1, 1]], 1, aligned=True), f32([[[[0]]]])),
+    edge("roi_align_max", "padded-row", _pool(RAMP + 1, [[-1, 1, 1, 3, 3]], 1), f32([[[[0]]]])),
+    # Samples at x = 0.5, which NaN reaches, and 1.5 and 2.5, which it does not; alone, NaN stays.
+    edge(
+        "roi_align_max",
+        "NaN",
+        _pool(tensor([[[[NAN, 1, 2, 3, 4]] * 2]]), [[0, 0, 0, 3, 1], [0, 0, 0, 1, 1]], 1),
+        f32([[[[2.5]]], [[[NAN]]]]),
+    ),
+    # -inf is a value.
+    edge(
+        "roi_align_max", "minus-infinity", _pool(tensor([[[[-INF] * 2] * 2]]), [[0, 0, 0, 1, 1]], 1), f32([[[[-INF]]]])
+    ),
+)
+
 ROI_ALIGN = (
     # One sample in the middle of 1 ... 3: at 2; aligned: at 2 - 0.5.
     edge("roi_align", "middle", _pool(RAMP, [[0, 1, 1, 3, 3]], 1, sampling_ratio=1), f32([[[[2]]]])),
@@ -207,4 +252,4 @@ ROI_ALIGN = (
     ),
 )  # fmt: skip
 
-CASES = (*ROI_POOL, *ROI_ALIGN)
+CASES = (*ROI_POOL, *ROI_ALIGN, *ROI_ALIGN_MAX)
