@@ -12,7 +12,7 @@ constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
 // Loads in flight a thread: as many as registers allow.
 template <int kThreads, class Key>
-constexpr int kSelectBatch = (kThreads >= 1024 ? 4 : 8) / (sizeof(Key) == 8 ? 2 : 1);
+constexpr int kSelectBatch = kThreads >= 1024 ? (sizeof(Key) == 8 ? 2 : 4) : 8;
 constexpr int kAllTies = 0x7fffffff;
 
 // Segment b * levels + l is level l of image b: columns starts[l] up to starts[l + 1] of its A.
