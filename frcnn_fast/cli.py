@@ -1,4 +1,4 @@
-"""The command `frcnn-fast`: train, evaluate, detect, explain, convert, propose, recall, check-data, doctor."""
+"""The command `frcnn-fast`: train, evaluate, detect, explain, convert, export, propose, recall, check-data, doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a detector, evaluate it, draw what it finds",
     "evaluate": "average precision of a trained detector on a data set",
     "convert": "a run from a checkpoint of torchvision, detectron2 or mmdetection",
+    "export": "a detector as an ONNX file or a program of torch.export",
     "detect": "find objects in images and videos",
     "explain": "how a detector comes to what it finds in one image, as an HTML page",
     "propose": "write the proposals of a detector, or of Selective Search, into a file",

@@ -98,17 +98,67 @@ def test_within_forward_mode_what_carries_no_tangent_is_computed(name: str) -> N
         SAMPLES[name]()
 
 
+def gradient(name: str, x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(first_result(SAMPLES[name], leaf).sum(), leaf)[0]
+
+
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_func_grad_is_the_gradient_or_refused(name: str) -> None:
+def test_functorch_has_the_same_gradient(name: str) -> None:
     sample = SAMPLES[name]
     x = sample.tensors[0]
-    leaf = x.clone().requires_grad_()
-    (wanted,) = torch.autograd.grad(first_result(sample, leaf).sum(), leaf)
-    try:
-        found = torch.func.grad(lambda x: first_result(sample, x).sum())(x)
-    except RuntimeError:
+
+    def loss(x: Tensor) -> Tensor:
+        return first_result(sample, x).sum()
+
+    assert torch.equal(torch.func.grad(loss)(x), gradient(name, x))
+    value, back = torch.func.vjp(loss, x)
+    assert torch.equal(value, loss(x))
+    assert torch.equal(back(torch.ones(()))[0], gradient(name, x))  # the transform has ended by now
+    outer = torch.func.grad(lambda scale: (torch.func.grad(loss)(x) * scale).sum())(torch.ones(()))
+    torch.testing.assert_close(outer, gradient(name, x).sum())
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_of_many_samples(name: str) -> None:
+    sample = SAMPLES[name]
+    xs = torch.stack([sample.tensors[0], sample.tensors[0] * 0.5])
+    wanted = torch.stack([gradient(name, x) for x in xs])
+
+    def loss(x: Tensor) -> Tensor:
+        return first_result(sample, x).sum()
+
+    assert torch.equal(torch.vmap(torch.func.grad(loss))(xs), wanted)
+    assert torch.equal(torch.func.grad(lambda xs: torch.vmap(loss)(xs).sum())(xs), wanted)
+
+
+@pytest.mark.parametrize("name", ["box_iou", "decode_clip"])
+def test_functorch_refuses_a_second_derivative(name: str) -> None:
+    sample = SAMPLES[name]
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: first_result(sample, x).sum())(x).sum()
+
+    with pytest.raises(NotImplementedError, match=f"{name}: there is no second derivative"):
+        torch.func.grad(slope)(sample.tensors[0])
+
+
+@pytest.mark.filterwarnings("error")  # one is torch's word for a rule that it made up
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_vmap_is_a_call_a_sample(name: str) -> None:
+    sample = SAMPLES[name]
+    second = [t.roll(1, -1) if t.is_floating_point() and t.shape[-1] != 4 else t for t in sample.tensors]
+    second = [t if t.shape[-1] != 5 else sample.tensors[i] for i, t in enumerate(second)]
+    stacked = [torch.stack(pair) for pair in zip(sample.tensors, second, strict=True)]
+    if sample.dynamic:
+        with pytest.raises(NotImplementedError, match=f"{name}: not under torch.vmap"):
+            torch.vmap(sample)(*stacked)
         return
-    assert torch.equal(found, wanted)
+    found, first, other = torch.vmap(sample)(*stacked), sample(), sample(*second)
+    if isinstance(found, Tensor):
+        found, first, other = (found,), (first,), (other,)
+    for f, a, b in zip(found, first, other, strict=True):
+        assert torch.equal(f, torch.stack([a, b]))
 
 
 class Kept:

@@ -19,6 +19,7 @@ from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES, head_losses, rpn_los
 from frcnn_fast.model.protocol import backbone_shape, feature_maps
 from frcnn_fast.model.rpn import RegionProposalNetwork, RpnOutput
 from frcnn_fast.model.through_boxes import ThroughBoxes
+from frcnn_fast.ops._torch_private import register_results
 
 
 class Detections(NamedTuple):
@@ -37,6 +38,9 @@ class Detections(NamedTuple):
                 self.boxes, self.scores, self.labels, self.counts.tolist(), strict=True
             )
         ]
+
+
+register_results(Detections)
 
 
 class FasterRCNN(nn.Module):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +17,37 @@ from frcnn_fast._extension import extension
 from frcnn_fast.ops._backends import asked_for, choose, triton_launcher, use_backend
 from frcnn_fast.ops._checks import HALVES
 from frcnn_fast.ops._schema import Schema
-from frcnn_fast.ops._torch_private import PLAIN_TENSORS, can_bypass_dispatcher, carries_tangent
+from frcnn_fast.ops._torch_private import (
+    PLAIN_TENSORS,
+    can_bypass_dispatcher,
+    carries_tangent,
+    constant_when_compiled,
+    unwrap_if_dead,
+    within_functorch,
+)
 
 LIBRARY = torch.library.Library("frcnn_fast", "DEF")
+
+
+# What an exporter is shown in the places of ops, by their names; see `frcnn_fast.export`.
+_stand_ins: ContextVar[Mapping[str, Callable[..., Any]] | None] = ContextVar("frcnn_fast_stand_ins", default=None)
+
+
+@contextlib.contextmanager
+def stand_ins(table: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block a trace takes these functions, of an op's arguments, for the ops of these names. What is
+    computed here and now stays with the kernels."""
+    token = _stand_ins.set(table)
+    try:
+        yield
+    finally:
+        _stand_ins.reset(token)
+
+
+@constant_when_compiled
+def _stand_in(name: str) -> Callable[..., Any] | None:
+    table = _stand_ins.get()
+    return None if table is None else table.get(name)
 
 
 class Operator:
@@ -68,6 +98,7 @@ class Operator:
             torch.library.register_autograd(
                 qualified, self._library_backward, setup_context=self._library_setup, lib=LIBRARY
             )
+        torch.library.register_vmap(qualified, self._vmap, lib=LIBRARY)
         self._registered = getattr(torch.ops.frcnn_fast, self.name).default
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
@@ -92,7 +123,13 @@ class Operator:
             args = tuple(_detached(a) for a in args)
             needs_grad = False
         if not plain:
-            found = self._registered(*args, asked_for(backend))
+            stand_in = _stand_in(self.name)
+            if stand_in is not None:
+                found = stand_in(*args)
+            elif self.backward is not None and within_functorch():
+                found = _TransformedFunction.apply(self, backend, args, *tensors)
+            else:
+                found = self._registered(*args, asked_for(backend))
             return found if self.returns is None else self.returns(*found)
         if needs_grad:
             found = _EagerFunction.apply(self, backend, args, *tensors)
@@ -139,6 +176,23 @@ class Operator:
             return results[0].new_empty(rows, *results[0].shape[1:])
         return results[0] if self._single else results
 
+    def _vmap(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        if self.dynamic_rows:
+            raise NotImplementedError(
+                f"{self.name}: not under torch.vmap, where samples would have different numbers of rows; nms_padded "
+                "has a batch of its own"
+            )
+        return _one_by_one(lambda *rest: self(*rest[:-1], backend=rest[-1]), info, in_dims, args)
+
+    def _replaced(self, args: Sequence[Any], tensors: Sequence[Tensor | None]) -> list[Any]:
+        """The arguments with other tensors, in the order of `__call__`: the single ones, then those of the lists."""
+        found, left = list(args), iter(tensors)
+        for i in self._tensors:
+            found[i] = next(left)
+        for i in self._lists:
+            found[i] = [next(left) for _ in args[i]]
+        return found
+
     def _library_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         self._setup(ctx, inputs[-1], inputs[:-1], output)
 
@@ -172,8 +226,9 @@ class Operator:
 
 
 def contiguous_saved(ctx: Any) -> list[Tensor]:
-    """What setup_context saved, all of it contiguous there. Hooks on saved tensors may restore other strides."""
-    return [t.contiguous() for t in ctx.saved_tensors]
+    """What setup_context saved, all of it contiguous there. Hooks on saved tensors may restore other strides, and a
+    functorch transform that has ended leaves its wrapper around them, which has no memory."""
+    return [unwrap_if_dead(t).contiguous() for t in ctx.saved_tensors]
 
 
 class _EagerFunction(torch.autograd.Function):
@@ -199,8 +254,32 @@ class _EagerFunction(torch.autograd.Function):
         return (None, None, None, *flat)
 
 
+class _TransformedFunction(torch.autograd.Function):
+    """An op's autograd under functorch, which peels its transforms off one by one: the op is called anew within."""
+
+    @staticmethod
+    def forward(op: Operator, backend: str | None, args: tuple[Any, ...], *tensors: Tensor | None) -> Any:
+        found = op(*op._replaced(args, tensors), backend=backend)
+        return found if isinstance(found, Tensor) else tuple(found)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        op, backend, args, *tensors = inputs
+        op._setup(ctx, backend, op._replaced(args, tensors), output)
+        ctx.mark_non_differentiable(*[r for r in ((output,) if op._single else output) if not r.is_floating_point()])
+        ctx.op = op
+
+    backward = _EagerFunction.backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return _one_by_one(_TransformedFunction.apply, info, in_dims, inputs)
+
+
 class _NoSecondDerivative(torch.autograd.Function):
     """A gradient that depends on the sources in a way that nobody has worked out."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(name: str, gradient: Tensor, *sources: Tensor) -> Tensor:
@@ -215,6 +294,27 @@ class _NoSecondDerivative(torch.autograd.Function):
         raise NotImplementedError(
             f"{ctx.name}: there is no second derivative; differentiate once, without create_graph"
         )
+
+
+def _one_by_one(
+    function: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], args: Sequence[Any]
+) -> tuple[Any, Any]:
+    """torch.vmap as one call a sample, so that no result depends on what is mapped with it: (results, their dims)."""
+    results = []
+    for sample in range(info.batch_size):
+        results.append(function(*(_selected(a, dim, sample) for a, dim in zip(args, in_dims, strict=True))))
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.stack(results), 0
+    kind = list if isinstance(first, list) else tuple
+    return kind(map(torch.stack, zip(*results, strict=True))), kind([0] * len(first))
+
+
+def _selected(a: Any, dim: Any, sample: int) -> Any:
+    """An argument's part of one sample; dim: where the samples lie, of a list of tensors in each, None nowhere."""
+    if isinstance(dim, (list, tuple)):
+        return [_selected(each, place, sample) for each, place in zip(a, dim, strict=True)]
+    return a if dim is None else a.select(dim, sample)
 
 
 def _detached(a: Any) -> Any:

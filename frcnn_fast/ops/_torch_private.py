@@ -50,6 +50,20 @@ can_bypass_dispatcher = bypass_check(
     private("_C._len_torch_dispatch_stack"), private("_C._get_tracing_state"), functorch_interpreter
 )
 
+_REVERSE_OR_MAPPED = [private(f"_C._functorch.TransformType.{kind}") for kind in ("Grad", "Vmap")]
+
+
+def within_functorch() -> bool:
+    """Whether the innermost functorch transform around the call is vmap, or one of grad, vjp, jacrev."""
+    if is_compiling() or functorch_interpreter is None:
+        return False
+    innermost = functorch_interpreter()
+    return innermost is not None and innermost.key() in _REVERSE_OR_MAPPED
+
+
+# The tensor inside the wrapper of a functorch transform that has ended; any other tensor as it is.
+unwrap_if_dead: Callable[[Tensor], Tensor] = private("_C._functorch.unwrap_if_dead") or (lambda t: t)
+
 # Subclasses may have a __torch_dispatch__ or __torch_function__ of their own, which only the dispatcher calls.
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
@@ -82,7 +96,7 @@ def register_results(kind: type[tuple]) -> None:
     so that compile and export work, and only saving fails."""
     register = private("utils._pytree._register_namedtuple")
     if register is not None:
-        register(kind, serialized_type_name=f"frcnn_fast.{kind.__name__}")
+        register(kind, serialized_type_name=f"{kind.__module__}.{kind.__name__}")
 
 
 @constant_when_compiled

@@ -133,7 +133,7 @@ def decode_clip(
     B, A, _ = deltas.shape
     source = AnchorSource.of(anchors, deltas, B, A)
     clamp = float(clamp)
-    if math.isnan(clamp):
+    if clamp != clamp:  # math.isnan is no operation of a compiled graph
         raise ValueError("clamp: expected a number, got nan")
     return _decode_clip(
         deltas.contiguous(),
@@ -202,7 +202,7 @@ def _decode_gradient(ctx: Any, grad_boxes: Tensor, grad_valid: Any) -> dict[str,
 
 
 _decode_clip = Operator(
-    "decode_clip(Tensor deltas, Tensor anchors, int[] anchor_grid, float anchor_offset, Tensor image_sizes, "
+    "decode_clip(Tensor deltas, Tensor anchors, SymInt[] anchor_grid, float anchor_offset, Tensor image_sizes, "
     "Tensor? image_scales, float[] weights, float clamp, float min_size, bool legacy) -> (Tensor boxes, Tensor valid)",
     outputs=_decode_outputs,
     oracle=reference.decode_clip,
@@ -213,7 +213,7 @@ _decode_clip = Operator(
 )
 
 _decode_clip_backward = Operator(
-    "decode_clip_backward(Tensor grad_boxes, Tensor deltas, Tensor anchors, int[] anchor_grid, float anchor_offset, "
+    "decode_clip_backward(Tensor grad_boxes, Tensor deltas, Tensor anchors, SymInt[] anchor_grid, float anchor_offset, "
     "Tensor image_sizes, float[] weights, float clamp, bool legacy) -> Tensor grad_deltas",
     outputs=lambda a: (torch.empty_like(a.deltas),),
     oracle=reference.decode_clip_backward,

@@ -139,7 +139,7 @@ def num_anchors(anchors: Tensor, anchor_grid: Sequence[int]) -> int:
 
 
 grid_anchors_operator = Operator(
-    "grid_anchors(Tensor anchors, int[] anchor_grid, float anchor_offset) -> Tensor boxes",
+    "grid_anchors(Tensor anchors, SymInt[] anchor_grid, float anchor_offset) -> Tensor boxes",
     outputs=lambda a: (a.anchors.new_empty((num_anchors(a.anchors, a.anchor_grid), 4)),),
     oracle=lambda anchors: anchors,
     triton="anchor_decode.anchor_decode_triton:grid_anchors",

@@ -132,8 +132,8 @@ def _outputs(a: Any) -> tuple[Tensor, ...]:
 
 
 _rpn_proposals = Operator(
-    "rpn_proposals(Tensor[] scores, Tensor[] deltas, Tensor anchors, int[] anchor_grid, float anchor_offset, "
-    "Tensor image_sizes, Tensor? image_scales, int[] level_sizes, int pre_nms_top_n, int post_nms_top_n, "
+    "rpn_proposals(Tensor[] scores, Tensor[] deltas, Tensor anchors, SymInt[] anchor_grid, float anchor_offset, "
+    "Tensor image_sizes, Tensor? image_scales, SymInt[] level_sizes, int pre_nms_top_n, int post_nms_top_n, "
     "float iou_threshold, float min_size, bool filter_before_top_n, float[] weights, float clamp, bool legacy) "
     "-> (Tensor boxes, Tensor scores, Tensor indices, Tensor counts)",
     outputs=_outputs,

@@ -13,6 +13,7 @@ from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._operator import Operator
 from frcnn_fast.ops._rois import dense, empty_maps, is_channels_last, output_pair, roi_tensor
+from frcnn_fast.ops._torch_private import unwrap_if_dead
 
 
 def _outputs(a: Any) -> tuple[Tensor]:
@@ -29,7 +30,7 @@ def _setup(ctx: Any, a: Any, output: Tensor) -> None:
 
 
 def _gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
-    rois, *features = ctx.saved_tensors
+    rois, *features = map(unwrap_if_dead, ctx.saved_tensors)
     grad, rois, found = dense(grad), rois.contiguous(), {}
     if ctx.wanted[0]:
         found["features"] = _backward(grad, rois, *ctx.layout, ctx.spatial_scale)

@@ -1,15 +1,50 @@
-"""RoI ops as modules, with torchvision's constructors where it has them."""
+"""RoI ops as modules, with torchvision's constructors where it has them.
 
-from __future__ import annotations
+torch.jit.script reads these modules, and nothing of the functions that they call: it gets the registered ops with what
+those need, and they check the arguments. torch.fx takes the functions as they are, as single calls.
+"""
 
 import math
 from collections.abc import Sequence
+from typing import Optional
 
+import torch
 from torch import Tensor, nn
 
 from frcnn_fast.ops.prroi_pool import prroi_pool
 from frcnn_fast.ops.roi_pool import roi_align, roi_pool
 from frcnn_fast.ops.roi_pyramid import multiscale_roi_align
+
+for _leaf in ("roi_pool", "roi_align", "prroi_pool", "multiscale_roi_align", "_chosen_maps", "_pyramid_scales"):
+    torch.fx.wrap(_leaf)
+
+
+def _scripted_rois(rois: Tensor | list[Tensor], features: Tensor) -> Tensor:
+    """`roi_tensor`."""
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if isinstance(rois, Tensor):
+        rows = rois
+    else:
+        parts = [features.new_empty(0, 5, dtype=dtype)]
+        for image, boxes in enumerate(rois):
+            parts.append(nn.functional.pad(boxes.to(dtype), [1, 0], value=float(image)))
+        rows = torch.cat(parts)
+    return rows.to(dtype).contiguous()
+
+
+def _scripted_dense(maps: Tensor) -> Tensor:
+    """`dense`."""
+    return maps if maps.is_contiguous(memory_format=torch.channels_last) else maps.contiguous()
+
+
+def _scripted_pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """`output_pair`."""
+    if isinstance(size, int):
+        return size, size
+    elif isinstance(size, list):
+        return size[0], size[1]
+    else:
+        return size
 
 
 class RoIPool(nn.Module):
@@ -20,8 +55,15 @@ class RoIPool(nn.Module):
         self.output_size = output_size
         self.spatial_scale = spatial_scale
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
-        return roi_pool(input, rois, self.output_size, self.spatial_scale)
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
+        if torch.jit.is_scripting():
+            rows, (height, width) = _scripted_rois(rois, input), _scripted_pair(self.output_size)
+            with_argmax = torch.is_grad_enabled() and input.requires_grad
+            return torch.ops.frcnn_fast.roi_pool(
+                _scripted_dense(input), rows, height, width, float(self.spatial_scale), True, with_argmax, None
+            )[0]
+        else:
+            return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
@@ -39,8 +81,15 @@ class RoIAlign(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
-        return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
+        if torch.jit.is_scripting():
+            rows, (height, width) = _scripted_rois(rois, input), _scripted_pair(self.output_size)
+            scalars = float(self.spatial_scale), self.sampling_ratio, self.aligned
+            return torch.ops.frcnn_fast.roi_align(
+                _scripted_dense(input), rows, height, width, scalars[0], scalars[1], scalars[2], None
+            )
+        else:
+            return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
     def extra_repr(self) -> str:
         return (
@@ -57,11 +106,36 @@ class PrRoIPool(nn.Module):
         self.output_size = output_size
         self.spatial_scale = spatial_scale
 
-    def forward(self, features: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
-        return prroi_pool(features, rois, self.output_size, self.spatial_scale)
+    def forward(self, features: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
+        if torch.jit.is_scripting():
+            rows, (height, width) = _scripted_rois(rois, features), _scripted_pair(self.output_size)
+            return torch.ops.frcnn_fast.prroi_pool(
+                _scripted_dense(features), rows, height, width, float(self.spatial_scale), None
+            )
+        else:
+            return prroi_pool(features, rois, self.output_size, self.spatial_scale)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
+
+
+def _chosen_maps(x: dict[str, Tensor], names: list[str]) -> list[Tensor]:
+    features = []
+    for name, feature in x.items():
+        if name in names:
+            features.append(feature)
+    if len(features) == 0:
+        raise ValueError(f"x: expected some of the maps {names}, got {list(x.keys())}")
+    return features
+
+
+def _pyramid_scales(features: list[Tensor], image_shapes: list[tuple[int, int]]) -> list[float]:
+    """Cells a pixel, the nearest powers of two."""
+    if not image_shapes:
+        raise ValueError("image_shapes: expected (height, width) of at least one image, got none")
+    height = max([shape[0] for shape in image_shapes])
+    # torch.jit has no log2.
+    return [2.0 ** round(math.log(feature.shape[-2] / height) / math.log(2.0)) for feature in features]
 
 
 class MultiScaleRoIAlign(nn.Module):
@@ -70,6 +144,9 @@ class MultiScaleRoIAlign(nn.Module):
     featmap_names: which maps to use, in the order in which they come, finest first. canonical_level is the level from
     which a box of canonical_scale x canonical_scale pixels is pooled.
     """
+
+    # What torch.jit reads: no string, so that this module postpones no annotations, and no new style of union.
+    scales: Optional[list[float]]  # noqa: UP045
 
     def __init__(
         self,
@@ -87,7 +164,7 @@ class MultiScaleRoIAlign(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
-        self.scales: list[float] | None = None
+        self.scales = None
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """x: maps by name; boxes: [L, 4] for each image, in its pixels; image_shapes: (height, width) of each image.
@@ -95,18 +172,22 @@ class MultiScaleRoIAlign(nn.Module):
         All maps must have the same batch and channels. Their scales are taken for powers of two, judged by the heights
         of the maps and of the tallest image, and kept for later calls.
         """
-        features = [feature for name, feature in x.items() if name in self.featmap_names]
-        if not features:
-            raise ValueError(f"x: expected some of the maps {self.featmap_names}, got {list(x)}")
-        if self.scales is None:
-            if not image_shapes:
-                raise ValueError("image_shapes: expected (height, width) of at least one image, got none")
-            height = max(shape[0] for shape in image_shapes)
-            self.scales = [2.0 ** round(math.log2(f.shape[-2] / height)) for f in features]
-        return multiscale_roi_align(
-            features, boxes, self.output_size, self.scales, self.sampling_ratio,
-            canonical_scale=self.canonical_scale, canonical_level=self.canonical_level,
-        )  # fmt: skip
+        features, scales = _chosen_maps(x, self.featmap_names), self.scales
+        if scales is None:
+            scales = _pyramid_scales(features, image_shapes)
+            if torch.jit.is_scripting() or isinstance(scales, list):
+                self.scales = scales
+        if torch.jit.is_scripting():
+            dense = [_scripted_dense(feature) for feature in features]
+            return torch.ops.frcnn_fast.multiscale_roi_align(
+                dense, _scripted_rois(boxes, dense[0]), self.output_size[0], self.output_size[1], scales,
+                self.sampling_ratio, False, float(self.canonical_scale), self.canonical_level, None,
+            )  # fmt: skip
+        else:
+            return multiscale_roi_align(
+                features, boxes, self.output_size, scales, self.sampling_ratio,
+                canonical_scale=self.canonical_scale, canonical_level=self.canonical_level,
+            )  # fmt: skip
 
     def extra_repr(self) -> str:
         return (

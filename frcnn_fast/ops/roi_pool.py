@@ -20,6 +20,7 @@ from frcnn_fast.ops._rois import (
     output_pair,
     roi_tensor,
 )
+from frcnn_fast.ops._torch_private import within_functorch
 
 
 def _pooled(a: Any) -> Tensor:
@@ -127,7 +128,8 @@ def roi_pool(
     _checks.check_float("input", input, "[B, C, H, W]", 4)
     rois = roi_tensor(boxes, input)
     height, width = output_pair(output_size)
-    with_argmax = torch.is_grad_enabled() and input.requires_grad
+    # What vmap has around a tensor does not say whether somebody further out differentiates.
+    with_argmax = torch.is_grad_enabled() and (input.requires_grad or within_functorch())
     scalars = (float(spatial_scale), bool(rounded), with_argmax)
     return _pool(dense(input), rois, height, width, *scalars, backend=backend)[0]
 
@@ -249,6 +251,6 @@ def roi_align(
     if mode not in ("avg", "max"):
         raise ValueError(f"mode: expected 'avg' or 'max', got {mode!r}")
     if mode == "max":
-        with_argmax = torch.is_grad_enabled() and input.requires_grad
+        with_argmax = torch.is_grad_enabled() and (input.requires_grad or within_functorch())
         return _align_max(dense(input), rois, height, width, *scalars, with_argmax, backend=backend)[0]
     return _align(dense(input), rois, height, width, *scalars, backend=backend)

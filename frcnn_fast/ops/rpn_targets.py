@@ -34,7 +34,7 @@ def _assign_outputs(a: Any) -> tuple[Tensor, Tensor]:
 
 
 _assign_anchors = Operator(
-    "assign_anchors(Tensor anchors, int[] anchor_grid, float anchor_offset, Tensor gt_boxes, Tensor gt_counts, "
+    "assign_anchors(Tensor anchors, SymInt[] anchor_grid, float anchor_offset, Tensor gt_boxes, Tensor gt_counts, "
     "Tensor? image_sizes, Tensor? crowd, float positive_iou, float negative_iou, bool low_quality, "
     "float crowd_overlap, bool legacy) -> (Tensor labels, Tensor matched)",
     outputs=_assign_outputs,
@@ -169,7 +169,7 @@ def _rpn_outputs(a: Any) -> tuple[Tensor, ...]:
 
 
 _rpn_targets = Operator(
-    "rpn_targets(Tensor anchors, int[] anchor_grid, float anchor_offset, Tensor gt_boxes, Tensor gt_counts, "
+    "rpn_targets(Tensor anchors, SymInt[] anchor_grid, float anchor_offset, Tensor gt_boxes, Tensor gt_counts, "
     "Tensor rng, Tensor? image_sizes, Tensor? crowd, float positive_iou, float negative_iou, bool low_quality, "
     "float crowd_overlap, int batch_size, float positive_fraction, float[] weights, bool legacy, int stream) "
     "-> (Tensor indices, Tensor labels, Tensor targets, Tensor matched, Tensor counts)",

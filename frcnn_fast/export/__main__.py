@@ -1,0 +1,5 @@
+import sys
+
+from frcnn_fast.export.command import main
+
+sys.exit(main())
