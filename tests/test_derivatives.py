@@ -40,6 +40,7 @@ def differentiable() -> list[str]:
 
 DIFFERENTIABLE = differentiable()
 LINEAR = {
+    "gather_anchors",
     "roi_align",
     "multiscale_roi_align",
     "prroi_pool",
@@ -55,7 +56,8 @@ class Watching(TorchDispatchMode):
 
 
 def test_all_that_have_a_gradient_are_here() -> None:
-    wanted = {"box_iou", "decode_clip", "multiscale_roi_align", "prroi_pool", "roi_align", "roi_pool"}
+    wanted = {"box_iou", "decode_clip", "gather_anchors", "multiscale_roi_align"}
+    wanted |= {"prroi_pool", "roi_align", "roi_pool"}
     assert set(DIFFERENTIABLE) == wanted
 
 
