@@ -78,8 +78,7 @@ def of_checkpoint(checkpoint: Path, image: Path, device: str) -> Problem:
     before, after = config.proposals_test
     return Problem(
         f"{checkpoint.name} on {image.name} {before}->{after}",
-        rpn.logits,
-        rpn.deltas,
+        *rpn.tables(),
         rpn.anchors,
         rpn.anchors.materialize(),
         batch.image_sizes,

@@ -172,6 +172,15 @@ def flat_boxes(field: str, N: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(decoded)[0][order], s.logits[0][order]
 
 
+def head_maps(shape: Shape, table: Tensor) -> list[Tensor]:
+    """A table [B, A] or [B, A, 4] as a head gives it, level by level: NCHW."""
+    values, maps = 4 if table.dim() == 3 else 1, []
+    for rows, (height, width) in zip(table.split(shape.level_sizes, 1), shape.maps, strict=True):
+        channels = rows.shape[1] // (height * width) * values
+        maps.append(rows.reshape(len(rows), height, width, channels).permute(0, 3, 1, 2).contiguous())
+    return maps
+
+
 def rois(K: int, B: int = 1, shape: Shape = VGG, seed: int = 0) -> Tensor:
     """[K, 5] regions as a proposal step gives them, image by image."""
     g = torch.Generator().manual_seed(seed)

@@ -99,6 +99,13 @@ void TensorView::load_capsule(PyObject* object) {
   }
 }
 
+int64_t TensorView::stride(int64_t dimension) const {
+  if (tensor_.strides) return tensor_.strides[dimension];
+  int64_t stride = 1;
+  for (int i = tensor_.ndim - 1; i > dimension; --i) stride *= tensor_.shape[i];
+  return stride;
+}
+
 int64_t TensorView::numel() const {
   int64_t n = 1;
   for (int i = 0; i < tensor_.ndim; ++i) n *= tensor_.shape[i];

@@ -26,6 +26,7 @@ class TensorView {
 
   int64_t ndim() const { return tensor_.ndim; }
   int64_t size(int64_t dimension) const { return tensor_.shape[dimension]; }
+  int64_t stride(int64_t dimension) const;  // elements
   int64_t numel() const;
   bool is_contiguous() const;
   bool is_channels_last() const;  // [N, C, H, W] stored as [N, H, W, C]
@@ -43,6 +44,7 @@ class TensorView {
     require_element(name, code_of<T>(), uint8_t(8 * sizeof(T)));
     return static_cast<T*>(contiguous_data(name));
   }
+  size_t element_bytes() const { return tensor_.dtype.bits / 8; }
   // The data whatever the strides: the caller has checked them.
   void* raw(const char* name) const;
   // The exchange API's current stream on that tensor's device (null: the default stream).

@@ -57,6 +57,7 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
     rois = rois.to(dtype)
     labels = t(torch.randint(-1, 2, (B, A), generator=g), torch.int8)
     smaller = t(torch.randn(B, 8, 6, 6, generator=g))
+    rows = t(torch.randint(-1, 360, (B, 16), generator=g), torch.int64)
     class_logits, box_deltas = t(torch.randn(B, N, 4, generator=g)), t(torch.randn(B, N, 16, generator=g) * 0.3)
     proposals = t(boxes(g, B, N), _compute(dtype))
     per_level = {"pre_nms_top_n": 60, "post_nms_top_n": 20}
@@ -70,6 +71,9 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
         "batched_nms": Sample(ops.batched_nms, [box[0], scores[0], ids[0]], {"iou_threshold": 0.4}, dynamic=True),
         "nms_padded": Sample(ops.nms_padded, [box, scores], {"iou_threshold": 0.4, "max_output": 16}),
         "soft_nms": Sample(ops.soft_nms, [box, scores.sigmoid()], {"max_output": 16, "method": "gaussian"}),
+        "gather_anchors": Sample(
+            lambda a, b, i, **k: ops.gather_anchors([a, b], i, **k), [image, smaller, rows], {"values": 4}
+        ),
         "rpn_proposals": Sample(ops.rpn_proposals, [logits, deltas, table, sizes], per_level),
         "assign_anchors": Sample(ops.assign_anchors, [table, gt_boxes, gt_counts]),
         "sample_anchors": Sample(ops.sample_anchors, [labels, rng], {"batch_size": 32, "positive_fraction": 0.25}),

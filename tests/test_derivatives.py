@@ -40,6 +40,7 @@ def differentiable() -> list[str]:
 
 DIFFERENTIABLE = differentiable()
 LINEAR = {
+    "gather_anchors",
     "roi_align",
     "multiscale_roi_align",
     "prroi_pool",
@@ -55,7 +56,8 @@ class Watching(TorchDispatchMode):
 
 
 def test_all_that_have_a_gradient_are_here() -> None:
-    wanted = {"box_iou", "decode_clip", "multiscale_roi_align", "prroi_pool", "roi_align", "roi_pool"}
+    wanted = {"box_iou", "decode_clip", "gather_anchors", "multiscale_roi_align"}
+    wanted |= {"prroi_pool", "roi_align", "roi_pool"}
     assert set(DIFFERENTIABLE) == wanted
 
 
@@ -219,7 +221,8 @@ def test_what_does_not_count_makes_no_loss_nan(value: float) -> None:
     targets = torch.zeros(1, 3, 4)
     with torch.no_grad():
         deltas[0, 4], deltas[0, 0], logits[0, 0] = value, value, value
-    loss = sum(rpn_losses(logits, deltas, indices, labels, targets, n_cls=2, n_reg=2))
+    maps = [logits[:, :, None, None]], [deltas.reshape(1, 24, 1, 1)]
+    loss = sum(rpn_losses(*maps, indices, labels, targets, n_cls=2, n_reg=2))
     assert isinstance(loss, Tensor)
     for gradient in torch.autograd.grad(loss, (logits, deltas)):
         assert gradient.isfinite().all()

@@ -274,7 +274,8 @@ class TestLosses:
         deltas[0, 1] = torch.tensor([1.0, 0.0, 0.5, 0.0])
         indices, labels = torch.tensor([[1, 0, -1]]), torch.tensor([[1, 0, -1]], dtype=torch.int8)
         targets = torch.zeros(1, 3, 4)
-        objectness, boxes = rpn_losses(logits, deltas, indices, labels, targets, n_cls=4, n_reg=20, weight=10, beta=0.5)
+        maps = [logits.reshape(1, 1, 2, 2)], [deltas.reshape(1, 2, 2, 4).permute(0, 3, 1, 2)]
+        objectness, boxes = rpn_losses(*maps, indices, labels, targets, n_cls=4, n_reg=20, weight=10, beta=0.5)
         # log(1 + e^-2) for the object, log 2 for the background, nothing for the padding.
         assert objectness.item() == pytest.approx((math.log1p(math.exp(-2)) + math.log(2)) / 4)
         # |1| is beyond beta: 1 - beta / 2; 0.5 is at beta: 0.5 * 0.5^2 / 0.5.

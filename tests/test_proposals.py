@@ -274,7 +274,7 @@ class TestPropose:
         batch = batch_of(DigitsDetection("train", length=1), detector.config)
         rpn = rpn_of(detector, batch)
         own = ops.rpn_proposals(
-            rpn.logits.detach(), rpn.deltas.detach(), rpn.anchors, batch.image_sizes,
+            rpn.logits, rpn.deltas, rpn.anchors, batch.image_sizes,
             pre_nms_top_n=detector.config.proposals_train[0], post_nms_top_n=20,
         )  # fmt: skip
         first = next(iter(found))

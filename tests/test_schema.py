@@ -23,8 +23,8 @@ from tests.samples import samples
 from tests.test_compile import same
 
 MODULES = (
-    "anchor_decode", "anchors", "detections", "nms", "proposals", "prroi_pool", "roi_pool", "roi_pyramid",
-    "roi_targets", "rpn_targets", "top_n",
+    "anchor_decode", "anchor_gather", "anchors", "detections", "nms", "proposals", "prroi_pool", "roi_pool",
+    "roi_pyramid", "roi_targets", "rpn_targets", "top_n",
 )  # fmt: skip
 OPERATORS = {
     value.name: value

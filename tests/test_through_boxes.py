@@ -74,12 +74,15 @@ class TestThroughBoxes:
         features, rpn, sampled, through = self.parts(detector)
 
         def loss(deltas: Tensor) -> Tensor:
-            moved = dataclasses.replace(through, rpn=rpn._replace(deltas=deltas))
+            """Of a table [B, A, 4]."""
+            levels = zip(deltas.split(rpn.anchors.level_sizes, 1), rpn.deltas, strict=True)
+            maps = [rows.reshape(m.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for rows, m in levels]
+            moved = dataclasses.replace(through, rpn=rpn._replace(deltas=maps))
             rois, targets = moved(sampled)
             logits, box_deltas = detector.roi_head(features, rois, sampled.counts.sum(1))
             return torch.stack(head_losses(logits, box_deltas, sampled.labels, targets, beta=1.0)).sum()
 
-        deltas = rpn.deltas.detach().requires_grad_()
+        deltas = rpn.tables()[1].detach().requires_grad_()
         (grad,) = torch.autograd.grad(loss(deltas), deltas)
         image, anchor = grad.abs().sum(-1).nonzero().T.tolist()
         assert len(anchor) > 20  # the sampled proposals, and no other anchor

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from bench import competitors
 from bench.case import Case, Competitor, Row
 from bench.checks import equal, equal_to_reference
 from bench.competitors import pure_torch
 from bench.rows.proposals import DECODE_FLOPS, MIN_SIZE
-from bench.workloads import FPN, VGG, Shape, flat_boxes, scene
+from bench.workloads import FPN, VGG, Shape, flat_boxes, head_maps, scene
 from frcnn_fast import ops
 
 FAMILY, PLACE = "boxes", 3
@@ -75,6 +77,25 @@ def _grid_anchors(shape: Shape) -> Callable[[str], Case]:
     return make
 
 
+def _gather(shape: Shape, S: int) -> Callable[[str], Case]:
+    def make(device: str) -> Case:
+        s = scene(shape).to(device)
+        maps = head_maps(shape, s.deltas)
+        A = s.deltas.shape[1]
+        indices = torch.randperm(A, generator=torch.Generator().manual_seed(1))[None, :S].to(device)
+
+        def run(backend: str | None = None) -> Any:
+            return ops.gather_anchors(maps, indices, 4, backend=backend)
+
+        def from_a_table() -> Any:
+            rows = [m.permute(0, 2, 3, 1).reshape(len(m), -1, 4) for m in maps]
+            return torch.cat(rows, 1).gather(1, indices[..., None].expand(-1, -1, 4))
+
+        return Case(run, equal_to_reference(run), {"PyTorch": Competitor(from_a_table)}, bytes=40 * S)
+
+    return make
+
+
 def _encode(N: int) -> Callable[[str], Case]:
     def make(device: str) -> Case:
         anchors = scene(FPN if N > 20646 else VGG).anchors[:N].to(device)
@@ -117,6 +138,8 @@ def _box_iou(N: int, M: int) -> Callable[[str], Case]:
 def _rows() -> Iterator[Row]:
     for shape, B in ((VGG, 1), (FPN, 1), (FPN, 8)):
         yield Row("decode_clip", f"{shape.name} b{B}", _decode_clip(shape, B), headline=shape is FPN and B == 1)
+    for shape in (VGG, FPN):
+        yield Row("gather_anchors", f"{shape.name} 256", _gather(shape, 256))
     yield Row("grid_anchors", "vgg", _grid_anchors(VGG))
     for N in (1, 10, 100):
         yield Row("decode_clip", f"{N} boxes", _small_decode(N))

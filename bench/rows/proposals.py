@@ -8,7 +8,7 @@ from typing import Any
 from bench import competitors, depth
 from bench.case import Case, Competitor, Row
 from bench.checks import equal_to_reference
-from bench.workloads import FIELDS, FPN, THRESHOLD, VGG, Shape, scene
+from bench.workloads import FIELDS, FPN, THRESHOLD, VGG, Shape, head_maps, scene
 from frcnn_fast import ops
 
 FAMILY, PLACE = "proposals", 0
@@ -18,16 +18,26 @@ DECODE_FLOPS = 30
 
 
 def _case(
-    shape: Shape, field: str, B: int, before: int, after: int, filter_order: str = "after_top_n"
+    shape: Shape,
+    field: str,
+    B: int,
+    before: int,
+    after: int,
+    filter_order: str = "after_top_n",
+    maps: bool = False,
 ) -> Callable[[str], Case]:
+    """maps: from the head's maps, not from tables; torchvision's time begins with the tables nevertheless."""
+
     def make(device: str) -> Case:
         s = scene(shape, field, B).to(device)
         grids = shape.grids(device)
+        head: tuple[Any, Any] = (s.logits, s.deltas)
+        if maps:
+            head = head_maps(shape, s.logits), head_maps(shape, s.deltas)
 
         def run(backend: str | None = None) -> Any:
             return ops.rpn_proposals(
-                s.logits,
-                s.deltas,
+                *head,
                 grids,
                 s.image_sizes,
                 pre_nms_top_n=before,
@@ -76,6 +86,9 @@ def _rows() -> Iterator[Row]:
         # The paper's order, and so our detector's; torchvision has the other one alone.
         make = _case(shape, "trained", 1, before, after, "before_top_n")
         yield Row("rpn_proposals", f"{name} b1 trained before_top_n", make, headline=shape is VGG)
+        if kind == "test":
+            make = _case(shape, "trained", 1, before, after, maps=True)
+            yield Row("rpn_proposals", f"{name} b1 trained NCHW maps", make)
         for B in (2, 4, 8):
             make = _case(shape, "trained", B, before, after)
             yield Row("rpn_proposals", f"{name} b{B} trained", make, headline=B == 8, axis=(f"images ({name})", B))

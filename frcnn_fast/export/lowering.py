@@ -178,9 +178,16 @@ def _nms_padded(
     return _padded(real, rows)[0], real.sum(1)
 
 
+def _table(of_head: Sequence[Tensor], *values: int) -> Tensor:
+    """A head's maps as [B, A], or with 4 `values` an anchor as [B, A, 4]; a table as it is."""
+    if of_head[0].dim() < 4:
+        return of_head[0]
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, *values) for m in of_head], 1)
+
+
 def _rpn_proposals(
-    scores: Tensor,
-    deltas: Tensor,
+    of_head: Sequence[Tensor],
+    deltas_of_head: Sequence[Tensor],
     anchors: Tensor,
     anchor_grid: Sequence[int],
     anchor_offset: float,
@@ -196,6 +203,7 @@ def _rpn_proposals(
     clamp: float,
     legacy: bool,
 ) -> tuple[Tensor, ...]:
+    scores, deltas = _table(of_head), _table(deltas_of_head, 4)
     anchors = _grid_anchors(anchors, anchor_grid, anchor_offset)
     images = image_sizes, image_scales, weights, clamp, min_size, legacy
     ranked = scores.where(~scores.isnan(), _NOTHING)

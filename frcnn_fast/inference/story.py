@@ -17,7 +17,6 @@ from frcnn_fast.inference.detector import Detector, lowered_threshold
 from frcnn_fast.inference.result import Result
 from frcnn_fast.inference.sources import load
 from frcnn_fast.model.head import rows_of_images
-from frcnn_fast.model.rpn import RpnOutput
 
 
 class Level(NamedTuple):
@@ -133,17 +132,20 @@ def tell(
     slot, batch, rpn, proposed, found = (made[name] for name in ("slot", "batch", "rpn", "proposed", "found"))
 
     # Fewer or other anchors never come in after this: NMS sees them in the same order.
+    all_logits, all_deltas = rpn.tables()
     decoded = ops.decode_clip(
-        rpn.deltas, rpn.anchors, batch.image_sizes, image_scales=batch.image_scales, min_size=config.min_size
+        all_deltas, rpn.anchors, batch.image_sizes, image_scales=batch.image_scales, min_size=config.min_size
     )
-    chosen = _candidates(rpn, decoded, config.proposals_test[0], config.filter_order == "before_top_n")
+    chosen = _candidates(
+        all_logits[0], rpn.anchors.level_sizes, decoded, config.proposals_test[0], config.filter_order == "before_top_n"
+    )
     resized = (slot.resized.shape[-2], slot.resized.shape[-1])
     original = (loaded.image.shape[-2], loaded.image.shape[-1])
 
     def in_image(boxes: Tensor) -> Tensor:
         return boxes_to_original(boxes.float().cpu(), resized, original)
 
-    levels, logits, anchors = [], rpn.logits[0].float().cpu(), in_image(rpn.anchors.materialize())
+    levels, logits, anchors = [], all_logits[0].float().cpu(), in_image(rpn.anchors.materialize())
     parts = rpn.anchors.level_sizes
     rows = zip(*[iter(rpn.anchors.grid)] * 5)
     for (height, width, k, *stride), scores, table, level_candidates in zip(
@@ -176,13 +178,15 @@ def tell(
     )
 
 
-def _candidates(rpn: RpnOutput, decoded: ops.DecodedBoxes, most: int, filter_first: bool) -> list[Tensor]:
+def _candidates(
+    logits: Tensor, level_sizes: list[int], decoded: ops.DecodedBoxes, most: int, filter_first: bool
+) -> list[Tensor]:
     """Of each level the anchors (of all levels together) that go into NMS."""
     valid = decoded.valid[0]
     # NaN is never selected.
-    scores = rpn.logits[0].where(valid, torch.nan) if filter_first else rpn.logits[0]
+    scores = logits.where(valid, torch.nan) if filter_first else logits
     found, start = [], 0
-    for size in rpn.anchors.level_sizes:
+    for size in level_sizes:
         best = ops.top_n(scores[None, start : start + size], most)
         rows = best.indices[0, : int(best.counts[0])] + start
         found.append(rows[valid[rows]].cpu())

@@ -202,8 +202,8 @@ class FasterRCNN(nn.Module):
         config = self.config
         before, after = most or (config.proposals_train if self.training else config.proposals_test)
         found = ops.rpn_proposals(
-            rpn.logits.detach(),
-            rpn.deltas.detach(),
+            rpn.logits,
+            rpn.deltas,
             rpn.anchors,
             image_sizes,
             pre_nms_top_n=before,

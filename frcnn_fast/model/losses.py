@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from frcnn_fast import ops
 
 # torchvision's names of the losses that a detector returns in training.
 RPN_LOSSES = ("loss_objectness", "loss_rpn_box_reg")
@@ -14,8 +16,8 @@ ROI_LOSSES = ("loss_classifier", "loss_box_reg")
 
 
 def rpn_losses(
-    logits: Tensor,
-    deltas: Tensor,
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
     indices: Tensor,
     labels: Tensor,
     targets: Tensor,
@@ -28,8 +30,8 @@ def rpn_losses(
     """Objectness and box loss of the proposal network (Ren et al. eq. 1), averaged over the images.
 
     Args:
-        logits: [B, A] objectness of all anchors.
-        deltas: [B, A, 4] of all anchors.
+        logits: maps [B, k, H, W] of the objectness, one a level, as `ops.gather_anchors` takes them.
+        deltas: maps [B, 4k, H, W].
         indices: int64 [B, S], the sampled anchors, -1 where there is none.
         labels: int8 [B, S], 1 object, 0 background, -1 padding.
         targets: [B, S, 4] regression targets, used where the label is 1.
@@ -40,15 +42,13 @@ def rpn_losses(
     Returns:
         (objectness loss, weight * box loss), scalars.
     """
-    batch = logits.shape[0]
-    rows = indices.clamp(min=0)
-    logits = _selected(_wide(logits.gather(1, rows)), labels >= 0)
-    deltas = _wide(deltas.gather(1, rows[..., None].expand(-1, -1, 4)))
+    batch = len(indices)
+    scores = _selected(_wide(ops.gather_anchors(logits, indices)[..., 0]), labels >= 0)
     positive = labels == 1
-    objectness = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
+    objectness = F.binary_cross_entropy_with_logits(scores, positive.to(scores.dtype), reduction="none")
     objectness = _selected(objectness, labels >= 0).sum() / (batch * n_cls)
-    deltas = _selected(deltas, positive[..., None])
-    boxes = F.smooth_l1_loss(deltas, targets.to(deltas.dtype), beta=beta, reduction="none").sum(-1)
+    of_objects = _selected(_wide(ops.gather_anchors(deltas, indices, 4)), positive[..., None])
+    boxes = F.smooth_l1_loss(of_objects, targets.to(of_objects.dtype), beta=beta, reduction="none").sum(-1)
     return objectness, _selected(boxes, positive).sum() * (weight / (batch * n_reg))
 
 

@@ -15,12 +15,19 @@ from frcnn_fast.model.layers import gaussian_
 
 
 class RpnOutput(NamedTuple):
-    """One row per anchor, over all levels; A anchors in the order of `anchors`."""
+    """The head's maps of every level, stored as its convolutions store them; k anchors a location."""
 
-    logits: Tensor  # [B, A] objectness
-    deltas: Tensor  # [B, A, 4]
+    logits: list[Tensor]  # [B, k, h, w] objectness
+    deltas: list[Tensor]  # [B, 4k, h, w]
     anchors: ops.AnchorGrids
-    locations: int  # places on the maps: A / (anchors per location)
+    locations: int  # places on the maps
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Logits [B, A] and deltas [B, A, 4], a row an anchor in the order of `anchors`: copies, for those who look at
+        all of them."""
+        logits = [m.permute(0, 2, 3, 1).flatten(1) for m in self.logits]
+        deltas = [m.permute(0, 2, 3, 1).reshape(len(m), -1, 4) for m in self.deltas]
+        return torch.cat(logits, 1), torch.cat(deltas, 1)
 
 
 class RegionProposalNetwork(nn.Module):
@@ -61,17 +68,16 @@ class RegionProposalNetwork(nn.Module):
             hidden = feature
             for conv in self.convs:
                 hidden = F.relu(conv(hidden), inplace=True)
-            # [B, k, h, w] -> [B, h*w*k]: the anchor index runs over the cell's anchors first.
-            logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4))
+            logits.append(self.cls_logits(hidden))
+            deltas.append(self.bbox_pred(hidden))
             size = feature.shape[2], feature.shape[3]
             stride = self.strides[level], self.strides[level]
             if self.stride_of_image:
                 stride = image_size[0] // size[0], image_size[1] // size[1]
             grids.append((getattr(self, f"cell_anchors_{level}"), size, stride))
         return RpnOutput(
-            torch.cat(logits, 1),
-            torch.cat(deltas, 1),
+            logits,
+            deltas,
             ops.AnchorGrids(grids, offset=self.offset),
             sum(h * w for _, (h, w), _ in grids),
         )

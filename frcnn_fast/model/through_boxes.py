@@ -45,10 +45,12 @@ class ThroughBoxes:
         # A proposal is found again by its corners: NMS has left no other box in the same place.
         boxes, real = self.proposals.boxes, self.proposals.indices >= 0
         same = (sampled[:, :, None] == boxes[:, None]).all(-1) & real[:, None]
-        anchor = self.proposals.indices.gather(1, same.to(torch.uint8).argmax(-1)).clamp(min=0)
-        deltas = self.rpn.deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
-        decoded, _ = ops.decode_clip(deltas, self.rpn.anchors.materialize()[anchor], self.image_sizes)
-        return torch.where(same.any(-1, keepdim=True), decoded, sampled)
+        proposed = same.any(-1)
+        anchor = self.proposals.indices.gather(1, same.to(torch.uint8).argmax(-1)).where(proposed, -1)
+        deltas = ops.gather_anchors(self.rpn.deltas, anchor, 4)
+        anchors = self.rpn.anchors.at(anchor.clamp(min=0))
+        decoded, _ = ops.decode_clip(deltas, anchors, self.image_sizes)
+        return torch.where(proposed[..., None], decoded, sampled)
 
     def targets(self, rois: Tensor, sampled: ops.RoiTargets) -> Tensor:
         """The regression targets of `ops.encode`, with their derivative; 0 where there is no object."""

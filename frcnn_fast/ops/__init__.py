@@ -2,6 +2,7 @@
 
 from frcnn_fast.ops._backends import use_backend
 from frcnn_fast.ops.anchor_decode import decode_clip, encode, generate_anchors, grid_anchors
+from frcnn_fast.ops.anchor_gather import gather_anchors
 from frcnn_fast.ops.anchors import AnchorGrids
 from frcnn_fast.ops.detections import detections
 from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded, soft_nms
@@ -48,6 +49,7 @@ __all__ = [
     "decode_clip",
     "detections",
     "encode",
+    "gather_anchors",
     "generate_anchors",
     "grid_anchors",
     "multiscale_roi_align",

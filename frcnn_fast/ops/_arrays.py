@@ -88,6 +88,8 @@ def _module(value: Any) -> str:
 
 
 def _is_array(value: Any) -> bool:
+    if isinstance(value, (int, float)):  # in a graph it may be a symbol, which cannot be asked for attributes
+        return False
     return hasattr(value, "__dlpack__") and _module(value) in ("numpy", "cupy") and hasattr(value, "strides")
 
 

@@ -62,6 +62,22 @@ class AnchorGrids:
         """All anchors, [num_anchors, 4] in pixels."""
         return grid_anchors_operator(self.cells.contiguous(), self.grid, self.offset)
 
+    def at(self, indices: Tensor) -> Tensor:
+        """The anchors of those indices (int64, any shape), [..., 4]: rows of `materialize()`, the same bits, at the
+        cost of those asked for. An index must be one of the `num_anchors`."""
+        device = self.cells.device
+        fields = torch.tensor(self.grid, device=device).view(-1, 5)
+        ends = (fields[:, 0] * fields[:, 1] * fields[:, 2]).cumsum(0)
+        level = torch.bucketize(indices, ends, right=True)
+        height, width, per_cell, stride_y, stride_x = fields[level].unbind(-1)
+        local = indices - (ends[level] - height * width * per_cell)
+        cell = local // per_cell
+        first = fields[:, 2].cumsum(0)[level] - per_cell
+        y = cell // width
+        corner = torch.stack([(cell - y * width) * stride_x, y * stride_y], -1).to(self.cells.dtype)
+        corner = corner + self.offset * torch.stack([stride_x, stride_y], -1).to(self.cells.dtype)
+        return torch.cat([corner, corner], -1) + self.cells[first + local - cell * per_cell]
+
     def __repr__(self) -> str:
         rows = zip(*[iter(self.grid)] * 5)
         levels = ", ".join(f"{h}x{w}x{k} at stride ({sy}, {sx})" for h, w, k, sy, sx in rows)

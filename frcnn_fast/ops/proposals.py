@@ -11,16 +11,14 @@ from torch import Tensor
 from frcnn_fast import reference
 from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._checks import (
-    check_float,
     check_positive,
-    check_same,
-    check_size,
     check_threshold,
     check_weights,
     compute_dtype,
     image_scales_tensor,
     image_sizes_tensor,
 )
+from frcnn_fast.ops._maps import check_head
 from frcnn_fast.ops._operator import Operator
 from frcnn_fast.ops.anchor_decode import DELTA_CLAMP
 from frcnn_fast.ops.anchors import AnchorGrids, AnchorSource
@@ -31,8 +29,8 @@ FILTER_ORDERS = ("before_top_n", "after_top_n")
 
 @accepts_arrays
 def rpn_proposals(
-    scores: Tensor,
-    deltas: Tensor,
+    scores: Tensor | Sequence[Tensor],
+    deltas: Tensor | Sequence[Tensor],
     anchors: Tensor | AnchorGrids,
     image_sizes: Tensor | Sequence[Sequence[float]],
     *,
@@ -55,14 +53,16 @@ def rpn_proposals(
     `post_nms_top_n` remain. Scores are ranked as they come: pass logits (a saturated sigmoid makes ties).
 
     Args:
-        scores: [B, A], level after level; within a level (y, x, anchor of the cell).
-        deltas: [B, A, 4] (dx, dy, dw, dh), same dtype: float16, bfloat16, float32 or float64.
+        scores: [B, A], level after level; within a level (y, x, anchor of the cell). Or what an RPN's head gives, read
+            where it lies: a list of maps [B, k, H, W], one a level, with any strides (channels_last, slices).
+        deltas: [B, A, 4] (dx, dy, dw, dh), or a list of maps [B, 4k, H, W], an anchor's four channels side by side;
+            same dtype: float16, bfloat16, float32 or float64.
         anchors: `AnchorGrids` (anchors are made from their index inside the kernel), or a tensor [A, 4] or [B, A, 4] in
             pixels, in the precision of the scores (float64 for float64, else float32; halves are widened).
         image_sizes: [B, 2] (height, width) in pixels, without padding: boxes are clipped to [0, width] and [0, height]
             (`legacy`: to width - 1 and height - 1).
         image_scales: [B], resized / original, by which `min_size` is multiplied.
-        level_sizes: anchors a level, for given anchors of several levels; `AnchorGrids` know theirs.
+        level_sizes: anchors a level, for given anchors of several levels; `AnchorGrids` and maps know theirs.
         pre_nms_top_n: candidates a level (the paper: 12,000 in training, 6,000 at test).
         post_nms_top_n: P, proposals an image (the paper: 2,000 and 300).
         iou_threshold: a box is dropped when its IoU with a better kept box of its level is strictly greater.
@@ -84,25 +84,29 @@ def rpn_proposals(
     Raises:
         TypeError, ValueError: wrong shapes, dtypes, devices, or a negative threshold or size.
     """
-    check_float("scores", scores, "[B, A]", 2)
-    B, A = scores.shape
-    check_float("deltas", deltas, "[B, A, 4]", 3, 4)
-    check_size("deltas", deltas, "[B, A, 4]", (B, A, 4))
-    check_same("deltas", deltas, "scores", scores)
-    source = AnchorSource.of(anchors, scores, B, A)
-    sizes = anchors.level_sizes if isinstance(anchors, AnchorGrids) else [A]
-    if level_sizes is not None and not isinstance(anchors, AnchorGrids):
-        sizes = [check_positive("level_sizes", size, zero=True) for size in level_sizes]
-        if sum(sizes) != A:
-            raise ValueError(f"level_sizes: expected sizes that add up to the {A} anchors, got {sizes} = {sum(sizes)}")
+    own_scores, own_deltas, sizes = check_head("scores", scores, deltas)
+    like, A, tables = own_scores[0], sum(sizes), isinstance(scores, Tensor)
+    B = like.shape[0]
+    source = AnchorSource.of(anchors, like, B, A)
+    if isinstance(anchors, AnchorGrids):
+        if not tables and sizes != anchors.level_sizes:
+            raise ValueError(f"anchors: expected levels of {sizes} anchors, as the maps have, got {anchors}")
+        sizes = anchors.level_sizes
+    elif level_sizes is not None:
+        given = [check_positive("level_sizes", size, zero=True) for size in level_sizes]
+        if tables and sum(given) != A:
+            raise ValueError(f"level_sizes: expected sizes that add up to the {A} anchors, got {given} = {sum(given)}")
+        if not tables and given != sizes:
+            raise ValueError(f"level_sizes: expected those of the maps, {sizes}, got {given}")
+        sizes = given
     if filter_order not in FILTER_ORDERS:
         raise ValueError(f"filter_order: expected one of {', '.join(FILTER_ORDERS)}, got {filter_order!r}")
     return _rpn_proposals(
-        scores.contiguous(),
-        deltas.contiguous(),
+        own_scores,
+        own_deltas,
         *source,
-        image_sizes_tensor(image_sizes, B, scores),
-        image_scales_tensor(image_scales, B, scores),
+        image_sizes_tensor(image_sizes, B, like),
+        image_scales_tensor(image_scales, B, like),
         sizes,
         check_positive("pre_nms_top_n", pre_nms_top_n),
         check_positive("post_nms_top_n", post_nms_top_n),
@@ -117,7 +121,8 @@ def rpn_proposals(
 
 
 def _outputs(a: Any) -> tuple[Tensor, ...]:
-    scores, B, P = a.scores, a.scores.shape[0], a.post_nms_top_n
+    scores, P = a.scores[0], a.post_nms_top_n
+    B = scores.shape[0]
     return (
         scores.new_empty(B, P, 4, dtype=compute_dtype(scores)),
         scores.new_empty(B, P),
@@ -127,7 +132,7 @@ def _outputs(a: Any) -> tuple[Tensor, ...]:
 
 
 _rpn_proposals = Operator(
-    "rpn_proposals(Tensor scores, Tensor deltas, Tensor anchors, SymInt[] anchor_grid, float anchor_offset, "
+    "rpn_proposals(Tensor[] scores, Tensor[] deltas, Tensor anchors, SymInt[] anchor_grid, float anchor_offset, "
     "Tensor image_sizes, Tensor? image_scales, SymInt[] level_sizes, int pre_nms_top_n, int post_nms_top_n, "
     "float iou_threshold, float min_size, bool filter_before_top_n, float[] weights, float clamp, bool legacy) "
     "-> (Tensor boxes, Tensor scores, Tensor indices, Tensor counts)",

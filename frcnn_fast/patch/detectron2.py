@@ -82,11 +82,12 @@ def _predict_proposals(
         and self.min_box_size >= 0
     ):
         return NotImplemented
-    logits = torch.cat([level.detach() for level in levels], 1)
-    deltas = torch.cat([level.detach() for level in pred_anchor_deltas], 1)
-    if self.training and not bool(logits.isfinite().all() & deltas.isfinite().all()):
+    if self.training and not all(bool(x.isfinite().all()) for x in (*levels, *pred_anchor_deltas)):
         return NotImplemented
-    dtype = np.float64 if logits.dtype == torch.float64 else np.float32
+    # A level's table is a map of one row of cells with an anchor each.
+    logits = [level[:, None, None] for level in levels]
+    deltas = [level.permute(0, 2, 1)[:, :, None] for level in pred_anchor_deltas]
+    dtype = np.float64 if logits[0].dtype == torch.float64 else np.float32
     boxes, scores, _, counts = ops.rpn_proposals(
         logits,
         deltas,
@@ -94,13 +95,12 @@ def _predict_proposals(
         list(image_sizes),
         pre_nms_top_n=self.pre_nms_topk[self.training],
         post_nms_top_n=self.post_nms_topk[self.training],
-        iou_threshold=_iou_threshold(deltas, self.nms_thresh),
+        iou_threshold=_iou_threshold(deltas[0], self.nms_thresh),
         # detectron2 wants sides above the least size, we at least the size.
         min_size=float(np.nextafter(dtype(self.min_box_size), dtype(np.inf))),
         filter_order="after_top_n",
         weights=self.box2box_transform.weights,
         clamp=self.box2box_transform.scale_clamp,
-        level_sizes=[level.shape[1] for level in levels],
     )
     found = []
     for b, (size, count) in enumerate(zip(image_sizes, counts.tolist())):

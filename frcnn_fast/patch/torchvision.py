@@ -287,28 +287,76 @@ def _rpn_forward(self: Any, images: Any, features: dict[str, Tensor], targets: A
     if grids is None:
         return NotImplemented
     logits, deltas = self.head(maps)
-    level_sizes = [level[0].numel() for level in logits]
-    logits, deltas = concat_box_prediction_layers(logits, deltas)
-    B, A = len(images.image_sizes), grids.num_anchors
-    served = (
-        _served(logits, deltas, grids.cells)
-        and level_sizes == grids.level_sizes
-        and (logits.numel(), deltas.numel()) == (B * A, 4 * B * A)
-    )
-    # The table of anchors, which the kernels need not.
-    anchors = self.anchor_generator(images, maps) if self.training or not served else []
-    if served:
-        boxes = _proposals(
-            self, logits.detach().reshape(B, A), deltas.detach().reshape(B, A, 4), grids, images.image_sizes
-        )
-    else:
-        decoded = self.box_coder.decode(deltas.detach(), anchors).view(B, -1, 4)
-        boxes = self.filter_proposals(decoded, logits, images.image_sizes, level_sizes)[0]
+    if not (
+        _served(*logits, *deltas, grids.cells)
+        and all(x.dim() == 4 and len(x) == len(images.image_sizes) for x in (*logits, *deltas))
+        and [level[0].numel() for level in logits] == grids.level_sizes
+        and all(d.shape == (x.shape[0], 4 * x.shape[1], *x.shape[2:]) for x, d in zip(logits, deltas, strict=True))
+    ):
+        return _from_tables(self, images, maps, logits, deltas, targets)
+    boxes = _proposals(self, logits, deltas, grids, images.image_sizes)
     if not self.training:
         return boxes, {}
-    labels, matched = self.assign_targets_to_anchors(anchors, targets)
-    losses = self.compute_loss(logits, deltas, labels, self.box_coder.encode(matched, anchors))
+    losses = _rpn_losses(self, logits, deltas, grids, targets)
+    if losses is NotImplemented:
+        tables = concat_box_prediction_layers(logits, deltas)
+        losses = _losses_from_tables(self, images, maps, tables[0], tables[1], targets)
     return boxes, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses))
+
+
+def _from_tables(self: Any, images: Any, maps: list[Tensor], logits: Any, deltas: Any, targets: Any) -> Any:
+    """What torchvision does from its head's outputs on."""
+    from torchvision.models.detection.rpn import concat_box_prediction_layers
+
+    level_sizes = [level[0].numel() for level in logits]
+    logits, deltas = concat_box_prediction_layers(logits, deltas)
+    anchors = self.anchor_generator(images, maps)
+    decoded = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
+    boxes = self.filter_proposals(decoded, logits, images.image_sizes, level_sizes)[0]
+    if not self.training:
+        return boxes, {}
+    losses = _losses_from_tables(self, images, maps, logits, deltas, targets)
+    return boxes, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses))
+
+
+def _losses_from_tables(self: Any, images: Any, maps: Any, logits: Tensor, deltas: Tensor, targets: Any) -> Any:
+    anchors = self.anchor_generator(images, maps)
+    labels, matched = self.assign_targets_to_anchors(anchors, targets)
+    return self.compute_loss(logits, deltas, labels, self.box_coder.encode(matched, anchors))
+
+
+def _rpn_losses(self: Any, logits: list[Tensor], deltas: list[Tensor], grids: AnchorGrids, targets: Any) -> Any:
+    """compute_loss of the anchors that torchvision's sampler draws, and of no others: no table is made."""
+    from torchvision.models.detection.rpn import RegionProposalNetwork
+
+    gt_boxes = [target["boxes"] for target in targets]
+    if not (
+        not torch.compiler.is_compiling()
+        and _unchanged(self, RegionProposalNetwork, "assign_targets_to_anchors", "compute_loss")
+        and len(gt_boxes) == len(logits[0])
+        and all(_served(grids.cells, gt) and _are_boxes(gt) and len(gt) for gt in gt_boxes)
+        and _matches_as_torchvision(self)
+    ):
+        return NotImplemented
+    found = [_assigned(self, grids, gt) for gt in gt_boxes]
+    drawn = self.fg_bg_sampler([labels for labels, _ in found])
+    objects, others = ([torch.where(mask)[0] for mask in masks] for masks in drawn)
+    rows = torch.nn.utils.rnn.pad_sequence(
+        [torch.cat(pair) for pair in zip(objects, others, strict=True)], batch_first=True, padding_value=-1
+    )
+    # torchvision's order: the objects of all images, then what is background.
+    first = [len(o) for o in objects]
+    whole = [len(o) + len(n) for o, n in zip(objects, others, strict=True)]
+    scores = ops.gather_anchors(logits, rows)[..., 0]
+    scores = torch.cat([*(s[:k] for s, k in zip(scores, first)), *(s[k:n] for s, k, n in zip(scores, first, whole))])
+    wanted = torch.zeros_like(scores)
+    wanted[: sum(first)] = 1.0
+    shifts = ops.gather_anchors(deltas, rows[:, : max(first)], 4)
+    shifts = torch.cat([d[:k] for d, k in zip(shifts, first)])
+    matched = torch.cat([gt[index[o]] for gt, (_, index), o in zip(gt_boxes, found, objects)])
+    aims = self.box_coder.encode_single(matched, grids.at(torch.cat(objects)))
+    boxes = torch.nn.functional.smooth_l1_loss(shifts, aims, beta=1 / 9, reduction="sum") / scores.numel()
+    return torch.nn.functional.binary_cross_entropy_with_logits(scores, wanted), boxes
 
 
 def _anchor_grids(generator: Any, images: Tensor, maps: list[Tensor]) -> AnchorGrids | None:
@@ -327,50 +375,86 @@ def _anchor_grids(generator: Any, images: Tensor, maps: list[Tensor]) -> AnchorG
     return AnchorGrids([(cells.to(maps[0]), *level) for cells, *level in zip(generator.cell_anchors, sizes, strides)])
 
 
-def _proposals(rpn: Any, logits: Tensor, deltas: Tensor, grids: AnchorGrids, image_sizes: Any) -> list[Tensor]:
+def _proposals(
+    rpn: Any, logits: list[Tensor], deltas: list[Tensor], grids: AnchorGrids, image_sizes: Any
+) -> list[Tensor]:
     """The boxes of each image."""
-    # torchvision takes the best of a level by the logit, but ranks those of several levels by its sigmoid, where other
-    # logits tie; it sorts the ties as below, and a sampler draws by position. So several levels are cut afterwards.
     before, after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
     levels = len(grids.level_sizes)
-    most = after if levels == 1 else sum(min(before, size) for size in grids.level_sizes)
-    boxes, kept, indices, counts = ops.rpn_proposals(
-        logits,
-        deltas,
-        grids,
-        image_sizes,
-        pre_nms_top_n=before,
-        post_nms_top_n=most,
-        iou_threshold=_iou_threshold(deltas, rpn.nms_thresh),
-        min_size=rpn.min_size,
-        filter_order="after_top_n",
-        weights=rpn.box_coder.weights,
-        clamp=rpn.box_coder.bbox_xform_clip,
-    )
-    found = [rows[:count] for rows, count in zip(boxes, counts.tolist())]
+
+    def proposed(most: int) -> ops.Proposals:
+        return ops.rpn_proposals(
+            logits,
+            deltas,
+            grids,
+            image_sizes,
+            pre_nms_top_n=before,
+            post_nms_top_n=most,
+            iou_threshold=_iou_threshold(deltas[0], rpn.nms_thresh),
+            min_size=rpn.min_size,
+            filter_order="after_top_n",
+            weights=rpn.box_coder.weights,
+            clamp=rpn.box_coder.bbox_xform_clip,
+        )
+
     if levels == 1:
-        return found
-    ends = torch.tensor(grids.level_sizes, device=indices.device).cumsum(0)
-    stable = most <= _MOVED[boxes.device.type]
-    for b, rows in enumerate(found):
-        order = torch.bucketize(indices[b, : len(rows)], ends, right=True).argsort(stable=True)
-        order = order[kept[b][order].sigmoid().argsort(stable=stable, descending=True)]
-        found[b] = rows[order[:after]]
+        boxes, _, _, counts = proposed(after)
+        return [rows[:count] for rows, count in zip(boxes, counts.tolist())]
+    # torchvision takes the best of a level by the logit, but ranks those of several levels by its sigmoid, where other
+    # logits tie; it sorts the ties as below, and a sampler draws by position. Where the last that is wanted ties with
+    # the next, all are needed.
+    everything = sum(min(before, size) for size in grids.level_sizes)
+    compiling = torch.compiler.is_compiling()  # then nothing may depend on the data
+    boxes, kept, indices, counts = proposed(everything if compiling else min(after + 1, everything))
+    scores = kept.sigmoid()
+    if not compiling and after < everything and bool((scores[:, after - 1] == scores[:, after])[counts > after].any()):
+        boxes, kept, indices, counts = proposed(everything)
+        scores = kept.sigmoid()
+    found = []
+    stable = everything <= _MOVED[boxes.device.type]
+    for rows, own, anchors, count in zip(boxes, scores, indices, counts.tolist()):
+        own, rows = own[:count], rows[:count]
+        if compiling or not bool((own[1:] < own[:-1]).all()):
+            ends = torch.tensor(grids.level_sizes, device=indices.device).cumsum(0)
+            order = torch.bucketize(anchors[:count], ends, right=True).argsort(stable=True)
+            order = order[own[order].argsort(stable=stable, descending=True)]
+            rows = rows[order]
+        found.append(rows[:after])
     return found
 
 
-def _assign_targets_to_anchors(self: Any, anchors: list[Tensor], targets: list[dict[str, Tensor]]) -> Any:
+def _matches_as_torchvision(rpn: Any) -> bool:
     from torchvision.models.detection._utils import Matcher
     from torchvision.ops.boxes import box_iou
 
-    matcher = self.proposal_matcher
+    matcher = rpn.proposal_matcher
+    return (
+        type(matcher) is Matcher
+        and inspect.unwrap(rpn.box_similarity) is inspect.unwrap(box_iou)
+        and 0 <= matcher.low_threshold <= matcher.high_threshold > 0
+    )
+
+
+def _assigned(rpn: Any, anchors: Tensor | AnchorGrids, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """An image's labels [A], int8, and for each anchor the row of its object, the first where there is none."""
+    matcher = rpn.proposal_matcher
+    labels, index = ops.assign_anchors(
+        anchors,
+        gt_boxes[None],
+        torch.full((1,), len(gt_boxes), device=gt_boxes.device),
+        positive_iou=matcher.high_threshold,
+        negative_iou=matcher.low_threshold,
+        low_quality=matcher.allow_low_quality_matches,
+    )
+    return labels[0], index[0].clamp(min=0)
+
+
+def _assign_targets_to_anchors(self: Any, anchors: list[Tensor], targets: list[dict[str, Tensor]]) -> Any:
     gt_boxes = [target["boxes"] for target in targets]
     if len(anchors) == len(gt_boxes):
         anchors = [_as_float32_pair(a, gt)[0] for a, gt in zip(anchors, gt_boxes)]
     if not (
-        type(matcher) is Matcher
-        and inspect.unwrap(self.box_similarity) is inspect.unwrap(box_iou)
-        and 0 <= matcher.low_threshold <= matcher.high_threshold > 0
+        _matches_as_torchvision(self)
         and len(anchors) == len(gt_boxes)
         and all(_served(a, gt) and _are_boxes(a) and len(a) for a, gt in zip(anchors, gt_boxes))
         and all(_are_boxes(gt) for gt in gt_boxes if gt.numel())
@@ -382,16 +466,9 @@ def _assign_targets_to_anchors(self: Any, anchors: list[Tensor], targets: list[d
             labels.append(a.new_zeros(len(a), dtype=torch.float32))
             matched.append(a.new_zeros(a.shape, dtype=torch.float32))
             continue
-        label, index = ops.assign_anchors(
-            a,
-            gt[None],
-            torch.full((1,), len(gt), device=gt.device),
-            positive_iou=matcher.high_threshold,
-            negative_iou=matcher.low_threshold,
-            low_quality=matcher.allow_low_quality_matches,
-        )
-        labels.append(label[0].float())
-        matched.append(gt[index[0].clamp(min=0)])  # the first box stands where there is none
+        label, index = _assigned(self, a, gt)
+        labels.append(label.float())
+        matched.append(gt[index])
     return labels, matched
 
 

@@ -14,6 +14,7 @@ from .anchor_decode import (
     generate_anchors,
     grid_anchors,
 )
+from .anchor_gather import anchor_table, gather_anchors, gather_anchors_backward
 from .anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from .arithmetic import exp_, log_
 from .detections import detections, softmax
@@ -36,6 +37,7 @@ from .roi_pool import (
 from .top_n import ranked, top_n
 
 __all__ = [
+    "anchor_table",
     "assign_anchors",
     "batched_nms",
     "box_iou",
@@ -47,6 +49,8 @@ __all__ = [
     "encode",
     "exp_",
     "explicit_anchors",
+    "gather_anchors",
+    "gather_anchors_backward",
     "generate_anchors",
     "grid_anchors",
     "log_",

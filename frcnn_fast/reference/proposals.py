@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from .anchor_decode import DELTA_CLAMP, decode_clip
+from .anchor_gather import anchor_table
 from .nms import greedy
 from .top_n import ranked
 
 
 def rpn_proposals(
-    scores: np.ndarray,
-    deltas: np.ndarray,
+    scores: np.ndarray | Sequence[np.ndarray],
+    deltas: np.ndarray | Sequence[np.ndarray],
     anchors: np.ndarray,
     image_sizes: np.ndarray,
     *,
@@ -30,7 +31,9 @@ def rpn_proposals(
     legacy: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Proposals of scores [B, A] and deltas [B, A, 4]: boxes [B, P, 4], scores [B, P], indices int64 [B, P],
-    counts int64 [B], with P = post_nms_top_n and index = anchor index."""
+    counts int64 [B], with P = post_nms_top_n and index = anchor index. Of scores and deltas `anchor_table` makes these
+    tables."""
+    scores, deltas = anchor_table(scores), anchor_table(deltas, 4)
     batch, total = scores.shape
     sizes = [total] if level_sizes is None else list(level_sizes)
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

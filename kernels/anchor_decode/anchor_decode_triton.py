@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.box_triton import anchor_at, extent, is_finite_box, load_box, store_box
-from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch
+from ..common.launch_triton import anchor_maps, anchor_source, blocks_for, double_bits, launch
+from ..common.map_triton import level_of, load_deltas
 from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, divide, exp_, log_, narrow, scalar
 
@@ -105,14 +106,14 @@ def grid_anchors(anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: flo
 
 @triton.jit
 def decode_at(
-    deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
-    image, index, mask, LEGACY: tl.constexpr,
+    maps, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales,
+    image, level, index, mask, LEGACY: tl.constexpr,
 ):  # fmt: skip
-    """(x1, y1, x2, y2, valid) of the anchors of that index [BLOCK]. The arguments before `image` as decode_clip_kernel
-    takes them; image and index: in 64 bits."""
-    U: tl.constexpr = compute_type(deltas.dtype.element_ty)
+    """(x1, y1, x2, y2, valid) of the anchors of that index [BLOCK], which are in that level of `maps`, the deltas'. The
+    arguments before `image` as decode_clip_kernel takes them; image and index: in 64 bits."""
+    U: tl.constexpr = compute_type(maps[0].tensor.dtype.element_ty)
     ax1, ay1, ax2, ay2 = anchor_at(anchors, image_stride, levels, scalar(offset, U), image, index, mask)
-    d0, d1, d2, d3 = load_box(deltas, image * A + index, mask)
+    d0, d1, d2, d3 = load_deltas(maps, level, image, index, mask)
     right, bottom, min_side = load_window(image_sizes, image_scales, image, scalar(min_size, U), LEGACY)
     weights = scalars4(wx, wy, ww, wh, U)
     return decode_into(ax1, ay1, ax2, ay2, d0, d1, d2, d3, weights, scalar(clamp, U), right, bottom, min_side, LEGACY)
@@ -120,7 +121,7 @@ def decode_at(
 
 @triton.jit(do_not_specialize=["image_stride", "offset", "wx", "wy", "ww", "wh", "clamp", "min_size", "A"])
 def decode_clip_kernel(
-    deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
+    maps, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
     boxes, valid, LEGACY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """boxes: pointer or None."""
@@ -128,8 +129,8 @@ def decode_clip_kernel(
     image = tl.program_id(1).to(tl.int64)
     mask = index < A
     x1, y1, x2, y2, fit = decode_at(
-        deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
-        image, index, mask, LEGACY,
+        maps, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales,
+        image, level_of(maps, index), index, mask, LEGACY,
     )  # fmt: skip
     if boxes is not None:
         store_box(boxes, image * A + index, x1, y1, x2, y2, mask)
@@ -144,7 +145,7 @@ def decode_clip(
     B, A = valid.shape
     if B * A:
         launch(
-            decode_clip_kernel, (blocks_for(A, BLOCK), B), deltas,
+            decode_clip_kernel, (blocks_for(A, BLOCK), B), anchor_maps([deltas], (0, A), 4),
             *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes, *map(double_bits, weights),
             double_bits(clamp), double_bits(min_size), image_scales, A, boxes, valid, like=deltas, LEGACY=legacy,
             BLOCK=BLOCK,

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +66,53 @@ def anchor_source(anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: fl
         start, cell_start = start + height * width * per_cell, cell_start + per_cell
     stride = 4 * anchors.shape[1] if anchors.dim() == 3 else 0
     return AnchorSource(anchors, stride, tuple(levels), double_bits(anchor_offset))
+
+
+class MapLevel(NamedTuple):
+    """One level of what map_triton.map_at takes; the numbers as odd(), in elements where they are strides."""
+
+    tensor: Tensor
+    start: int  # index of the level's first anchor
+    offset: int  # of its first number, from the tensor's
+    image_stride: int
+    cell_stride: int | None  # None: 1, as of what follows
+    per_cell: int | None
+    anchor_stride: int
+    width: int | None  # None: there is one row
+    row_stride: int
+    value_stride: int | None
+
+
+def anchor_maps(tensors: Sequence[Tensor], starts: Sequence[int], values: int) -> tuple[MapLevel, ...]:
+    """What lies where of levels that start at these anchors (and the end): one table, [B, A] or [B, A, values], or a
+    map of each level, [B, k * values, H, W]. As kernels/common/anchor_maps.h: what follows without a gap is one row."""
+    levels = []
+    for level, (start, end) in enumerate(pairwise(starts)):
+        if tensors[0].dim() < 4:
+            table = tensors[0]
+            strides = table.stride(0), table.stride(1), 0, 0, table.stride(2) if values > 1 else 0
+            levels.append(_map_level(table, start, start * table.stride(1), strides, 1, 1, end - start))
+        else:
+            image, channel, row, cell = tensors[level].stride()
+            _, channels, rows, width = tensors[level].shape
+            strides = image, cell, values * channel, row, channel
+            levels.append(_map_level(tensors[level], start, 0, strides, channels // values, rows, width))
+    return tuple(levels)
+
+
+def _map_level(
+    tensor: Tensor, start: int, offset: int, strides: tuple[int, ...], per_cell: int, rows: int, width: int
+) -> MapLevel:
+    image, cell, anchor, row, value = strides
+    if per_cell > 1 and cell == per_cell * anchor:
+        width, per_cell, cell = width * per_cell, 1, anchor
+    if rows > 1 and row == width * cell:
+        rows = 1
+    return MapLevel(
+        tensor, odd(start), odd(offset), odd(image), None if cell == 1 else odd(cell),
+        odd(per_cell) if per_cell > 1 else None, odd(anchor), odd(width) if rows > 1 else None, odd(row),
+        None if value == 1 else odd(value),
+    )  # fmt: skip
 
 
 def num_anchors(anchors: Tensor, anchor_grid: Sequence[int]) -> int:

@@ -160,10 +160,9 @@ Status detect(const DetectionInputs& in, const DetectionSettings& set, void* wor
     FF_TRY(fill_bytes(d.num_kept, 0, size_t(in.B) * sizeof(int32_t), stream));
     if (d.D > 0) FF_TRY(fill_bytes(d.keep, 0xff, size_t(in.B * d.D) * sizeof(int32_t), stream));
   } else {
-    const int64_t level[2] = {0, in.N * in.K};
+    const MapLayout scores = row_layout(d.scores, in.N * in.K);
     FF_LAUNCH((score_kernel<kLegacy, T>), blocks_for(in.B * in.N, kRowsPerBlock), kThreads, 0, stream, d);
-    FF_TRY(top_n_segments_cuda(compute, d.scores, in.B, in.N * in.K, level, 1, d.ranks, nullptr, scratch, d.order,
-                               d.num_ranked, stream));
+    FF_TRY(top_n_segments_cuda(compute, &scores, in.B, 1, d.ranks, nullptr, scratch, d.order, d.num_ranked, stream));
     FF_LAUNCH((decode_kernel<kLegacy, T>), blocks_for(in.B * d.ranks, kThreads), kThreads, 0, stream, d);
     FF_TRY(nms_sorted_segments_cuda(compute, d.boxes, d.classes, d.num_ranked, in.B, d.ranks, set.iou_threshold, d.D,
                                     set.legacy, scratch, d.keep, d.num_kept, stream));

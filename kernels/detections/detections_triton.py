@@ -174,7 +174,7 @@ def detections(
         like=scores, **layout, AGNOSTIC=agnostic, LEGACY=legacy, ROWS=ROWS, LANES=LANES,
     )  # fmt: skip
     order, num_ranked = integers(B, ranks), integers(B)
-    select_segments(all_scores, (0, N * K), ranks, None, order, num_ranked)
+    select_segments([all_scores], (0, N * K), ranks, None, order, num_ranked)
     all_boxes, class_ids = boxes.new_empty((B, ranks, 4)), labels.new_empty((B, ranks))
     launch(
         decode_kernel, (blocks_for(ranks, BLOCK), B), box_deltas, proposals, image_sizes, order, N, K, ranks,

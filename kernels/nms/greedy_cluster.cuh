@@ -20,7 +20,7 @@
 //   Score                         the type of its scores in memory; U, that they are computed in
 //   ClassId                       the type of class ids, if boxes suppress those of their own class alone; else NoClass
 //   kJudgesFirst                  whether boxes may be judged before the selection (ClusterSettings::competes_words)
-//   slice()                       this block's part of its scores: a SegmentSlice<Score>
+//   slice()                       this block's part of its scores: a SegmentSlice of Score
 //   read(index, &box)             a candidate's box; false where it may not take part
 //   class_id(index)               its class, if there are any
 //   rows()                        of the output that are filled: where fewer boxes are kept, with padding
@@ -90,7 +90,7 @@ class GreedyCluster {
  private:
   // Fills the lists; returns how many candidates there are, n at most.
   __device__ __forceinline__ int select(RankBins<Key>* bins) {
-    const SegmentSlice<T> slice = segment_.slice();
+    const auto slice = segment_.slice();
     if constexpr (Segment::kJudgesFirst) {
       if (set_.competes_words) judge(slice);
       return select_from(CompetingSlice<T>(slice, set_.competes_words ? m_.competes : nullptr), bins);

@@ -12,7 +12,8 @@ constexpr int64_t kMostPairs = int64_t(4096) * 4096;
 
 template <class T>
 struct ImageBoxes {
-  const T *boxes, *scores;            // [B, N, 4], [B, N]
+  const T* boxes;                     // [B, N, 4]
+  AnchorRow<T> scores;                // [B, N]
   const int64_t *class_ids, *counts;  // [B, N] or null, [B] or null
   int64_t N, max_output;
   int64_t *keep, *num_keep;  // [B, max_output], [B]
@@ -29,8 +30,8 @@ class Image {
 
   __device__ __forceinline__ Image(const ImageBoxes<T>& all, int64_t b) : all_(all), b_(b) {}
 
-  __device__ __forceinline__ SegmentSlice<T> slice() const {
-    return SegmentSlice<T>(all_.scores + b_ * all_.N, nullptr, 0, int(real_rows(all_.counts, b_, all_.N)));
+  __device__ __forceinline__ SegmentSlice<T, AnchorRow<T>> slice() const {
+    return SegmentSlice<T, AnchorRow<T>>(all_.scores, b_, nullptr, 0, int(real_rows(all_.counts, b_, all_.N)));
   }
   __device__ __forceinline__ bool read(int64_t i, Box<U>* box) const {
     *box = load_box(all_.boxes + 4 * (b_ * all_.N + i));
@@ -99,7 +100,7 @@ Status nms_by_cluster(const PaddedBoxes& in, int64_t* keep, int64_t* num_keep, S
     using Id = decltype(id);
     constexpr bool kLegacy = decltype(legacy)::value;
     const ImageBoxes<T> images = {static_cast<const T*>(in.boxes),
-                                  static_cast<const T*>(in.scores),
+                                  {static_cast<const T*>(in.scores), in.N},
                                   in.class_ids,
                                   in.counts,
                                   in.N,

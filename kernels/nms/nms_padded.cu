@@ -80,9 +80,9 @@ Status run_chain(const PaddedBoxes& in, void* workspace, int64_t* keep, int64_t*
   const Workspace<U> w(workspace, in.dtype, B, N, max_output, in.class_ids != nullptr);
   const T* const all = static_cast<const T*>(in.boxes);
   const unsigned blocks = blocks_for(B * N, kThreads);
-  const int64_t level[2] = {0, N};
+  const MapLayout scores = row_layout(in.scores, N);
   FF_LAUNCH(compete_kernel<T>, blocks, kThreads, 0, stream, all, in.counts, B, N, w.competes);
-  FF_TRY(top_n_segments_cuda(in.dtype, in.scores, B, N, level, 1, N, w.competes, w.scratch, w.order, w.ranked, stream));
+  FF_TRY(top_n_segments_cuda(in.dtype, &scores, B, 1, N, w.competes, w.scratch, w.order, w.ranked, stream));
   FF_LAUNCH(gather_kernel<T>, blocks, kThreads, 0, stream, all, in.class_ids, w.order, B, N, w.boxes, w.class_ids);
   FF_TRY(nms_sorted_segments_cuda(sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32, w.boxes,
                                   in.class_ids ? w.class_ids : nullptr, w.ranked, B, N, in.iou_threshold, max_output,

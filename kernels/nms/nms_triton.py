@@ -266,7 +266,7 @@ def nms_padded(
     competes = boxes.new_empty((B, N), dtype=torch.uint8)
     launch(compete_kernel, grid, boxes, counts, N, competes, like=boxes, BLOCK=BLOCK)
     order, ranked = boxes.new_empty((B, N), dtype=torch.int32), boxes.new_empty((B,), dtype=torch.int32)
-    select_segments(scores, [0, N], N, competes, order, ranked)
+    select_segments([scores], [0, N], N, competes, order, ranked)
     sorted_boxes = boxes.new_empty((B, N, 4), dtype=compute)
     sorted_ids = None if class_ids is None else torch.empty_like(class_ids)
     launch(gather_kernel, grid, boxes, class_ids, order, N, sorted_boxes, sorted_ids, like=boxes, BLOCK=BLOCK)

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t b = blockIdx.x / blocks, a = int64_t(blockIdx.x % blocks) * kThreads + threadIdx.x;
   if (a >= decoder.A) return;
   Box<Compute<T>> box;
-  valid[b * decoder.A + a] = decoder(b, a, &box);
+  valid[b * decoder.A + a] = decoder(b, decoder.deltas.level_of(a), a, &box);
 }
 
 template <class T, bool kLegacy>
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (rank >= unsigned(num_selected[s])) return;
   const int64_t row = s * n + rank;
   Box<Compute<T>> box;
-  valid[row] = decoder(s / L, selected[row], &box);
+  valid[row] = decoder(s / L, int(s % L), selected[row], &box);
   store_box(boxes + 4 * row, box);
 }
 
@@ -137,15 +137,17 @@ __global__ void __launch_bounds__(kCompactThreads)
 // What the chain leaves for the merge.
 template <class T>
 struct ChainKept {
-  const T* scores;                // [B, A]
+  AnchorMaps<T> scores;
   const Compute<T>* boxes;        // [S, n, 4]
   const int32_t *anchors, *keep;  // [S, n], [S, k] ranks
   const int32_t* num_keep;        // [S]
-  int64_t A, L, n, k;
+  int64_t L, n, k;
 
   __device__ __forceinline__ int64_t row(int64_t s, int i) const { return s * n + keep[s * k + i]; }
   __device__ __forceinline__ int count(int64_t s) const { return num_keep[s]; }
-  __device__ __forceinline__ const T* score(int64_t s, int i) const { return scores + s / L * A + index(s, i); }
+  __device__ __forceinline__ const T* score(int64_t s, int i) const {
+    return scores.at(s / L, int(s % L), index(s, i));
+  }
   __device__ __forceinline__ int64_t index(int64_t s, int i) const { return anchors[row(s, i)]; }
   __device__ __forceinline__ Box<Compute<T>> box(int64_t s, int i) const { return load_box(boxes + 4 * row(s, i)); }
 };
@@ -202,10 +204,8 @@ Status run_chain(const ProposalInputs& in, const ProposalSettings& set, void* wo
     FF_LAUNCH((proposals_valid_kernel<T, kLegacy>), dim3(blocks * unsigned(in.B)), dim3(kThreads), 0, stream, decoder,
               p.valid, blocks);
   }
-  int64_t starts[kMaxLevels + 1] = {0};
-  for (int64_t l = 0; l < in.L; ++l) starts[l + 1] = starts[l] + in.level_sizes[l];
-  FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.A, starts, in.L, n,
-                             set.filter_before_top_n ? p.valid : nullptr, p.top_n, p.selected, p.num_selected, stream));
+  FF_TRY(top_n_segments_cuda(in.dtype, in.scores, in.B, in.L, n, set.filter_before_top_n ? p.valid : nullptr, p.top_n,
+                             p.selected, p.num_selected, stream));
   const unsigned blocks = blocks_for(n, kThreads);
   FF_LAUNCH((proposals_decode_kernel<T, kLegacy>), dim3(blocks * unsigned(S)), dim3(kThreads), 0, stream, decoder,
             unsigned(in.L), n, p.selected, p.num_selected, p.boxes, p.valid, blocks);
@@ -213,8 +213,7 @@ Status run_chain(const ProposalInputs& in, const ProposalSettings& set, void* wo
             p.num_selected, p.boxes, p.selected, p.num_boxes);
   FF_TRY(nms_sorted_segments_cuda(compute, p.boxes, nullptr, p.num_boxes, S, n, set.iou_threshold, k, set.legacy, p.nms,
                                   p.keep, p.num_keep, stream));
-  const ChainKept<T> kept = {
-      static_cast<const T*>(in.scores), p.boxes, p.selected, p.keep, p.num_keep, in.A, in.L, n, k};
+  const ChainKept<T> kept = {make_anchor_maps<T>(in.scores, in.L), p.boxes, p.selected, p.keep, p.num_keep, in.L, n, k};
   return merge<T>(kept, in.B, in.L, k, set.post_nms_top_n, out, stream);
 }
 

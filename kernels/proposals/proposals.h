@@ -1,6 +1,6 @@
 // The proposal step: decode, clip, drop tiny, top-N, NMS per level, best n over all levels (Faster R-CNN, section 3.3).
 #pragma once
-#include "../common/anchors.h"
+#include "../common/anchor_maps.h"
 
 namespace frcnn_fast::proposals {
 
@@ -18,9 +18,9 @@ struct ProposalSettings {
 
 // What both backends take. U is the compute type of dtype.
 struct ProposalInputs {
-  DType dtype;         // of scores and deltas
-  const void* scores;  // [B, A]
-  const void* deltas;  // [B, A, 4]
+  DType dtype;              // of scores and deltas
+  const MapLayout* scores;  // host [L]
+  const MapLayout* deltas;  // host [L]
   AnchorSource anchors;
   const void* image_sizes;   // U [B, 2]: height, width
   const void* image_scales;  // U [B] or null

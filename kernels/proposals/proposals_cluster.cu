@@ -39,27 +39,28 @@ class Level {
       : decoder_(decoder),
         scores_(scores),
         out_(out),
-        row_(scores.row(segment)),
         segment_(segment),
-        image_(segment / scores.levels) {}
+        image_(segment / scores.levels),
+        level_(segment % scores.levels) {}
 
   __device__ __forceinline__ SegmentSlice<T> slice() const { return SegmentSlice<T>(scores_, int(segment_)); }
-  __device__ __forceinline__ bool read(int64_t anchor, Box<U>* box) const { return decoder_(image_, anchor, box); }
+  __device__ __forceinline__ bool read(int64_t anchor, Box<U>* box) const {
+    return decoder_(image_, level_, anchor, box);
+  }
   __device__ __forceinline__ int64_t rows() const { return out_.padded ? out_.stride : 0; }
   __device__ __forceinline__ void write_count(int kept) const { out_.counts[segment_] = kept; }
   __device__ __forceinline__ void write(int64_t row, uint32_t anchor, const Box<U>& box) const {
-    out_.write(segment_ * out_.stride + row, box, row_[anchor], anchor);
+    out_.write(int64_t(segment_) * out_.stride + row, box, *scores_.at(segment_, anchor), anchor);
   }
   __device__ __forceinline__ void pad(int64_t row) const {
-    out_.write(segment_ * out_.stride + row, Box<U>{}, T{}, -1);
+    out_.write(int64_t(segment_) * out_.stride + row, Box<U>{}, T{}, -1);
   }
 
  private:
   const Decoder<T, kLegacy>& decoder_;
   const ScoreSegments<T>& scores_;
   const ProposalRows<T>& out_;
-  const T* const row_;  // the image's scores
-  const int64_t segment_, image_;
+  const int segment_, image_, level_;
 };
 
 // Grid: a cluster a segment.
@@ -107,8 +108,7 @@ Status propose_by_cluster(const ProposalInputs& in, const ProposalSettings& set,
     constexpr bool kLegacy = decltype(legacy)::value;
     Decoder<T, kLegacy> decoder{};
     FF_TRY(make_decoder(in, set, &decoder));
-    ScoreSegments<T> segments = {static_cast<const T*>(in.scores), nullptr, in.A, int32_t(in.L), {}};
-    for (int64_t l = 0; l < in.L; ++l) segments.starts[l + 1] = segments.starts[l] + int32_t(in.level_sizes[l]);
+    const ScoreSegments<T> segments = make_segments<T>(in.scores, in.L, nullptr);
     const ProposalRows<T> out = {
         static_cast<Compute<T>*>(rows.boxes), static_cast<T*>(rows.scores), rows.indices, rows.counts, stride, padded};
     return launch_greedy_clusters<&proposals_cluster_kernel<T, kLegacy>, NoClass>(

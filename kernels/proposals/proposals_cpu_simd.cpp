@@ -32,20 +32,20 @@ struct Block {
 template <class T, bool kLegacy>
 struct Decoder {
   using U = Compute<T>;
-  const T* deltas;  // [A, 4] of this image
   Anchors<U> anchors;
   DecodeParams<U> params;
   Window<U> window;
   int64_t image;
 
-  // The boxes of the anchors first + indices[i].
-  void operator()(const uint32_t* indices, int64_t first, int count, Block<U>* out) const {
+  // The boxes of the anchors first + indices[i]. deltas: of the level, from this image's first on.
+  void operator()(const AnchorMap<T>& map, const T* deltas, const uint32_t* indices, int64_t first, int count,
+                  Block<U>* out) const {
     alignas(64) U a[4][kBlock], d[4][kBlock];
     for (int i = 0; i < count; ++i) {
-      const int64_t index = first + indices[i];
-      const Box<U> anchor = anchors.at(image, index);
+      const Box<U> anchor = anchors.at(image, first + indices[i]);
       a[0][i] = anchor.x1, a[1][i] = anchor.y1, a[2][i] = anchor.x2, a[3][i] = anchor.y2;
-      for (int k = 0; k < 4; ++k) d[k][i] = load(deltas + 4 * index + k);
+      const T* const own = deltas + map.offset(indices[i]);
+      for (int k = 0; k < 4; ++k) d[k][i] = load(own + k * map.value_stride);
     }
     for (int i = count; i < kBlock; ++i)
       for (int k = 0; k < 4; ++k) a[k][i] = d[k][i] = U(0);
@@ -88,15 +88,16 @@ class Level {
   using U = Compute<T>;
 
   // The best pre_nms_top_n candidates compete: of those with a valid box (filter_before_top_n), or of all.
-  Level(WorkspaceArena* arena, const T* scores, int64_t first, int64_t size, const ProposalSettings& set,
-        const Decoder<T, kLegacy>& decoder)
-      : scores_(scores + first),
+  Level(WorkspaceArena* arena, const AnchorMap<T>& scores, const AnchorMap<T>& deltas, int64_t first, int64_t size,
+        const ProposalSettings& set, const Decoder<T, kLegacy>& decoder)
+      : deltas_(deltas),
+        own_deltas_(deltas.data + decoder.image * deltas.image_stride),
         first_(first),
         decoder_(decoder),
         suppression_(make_suppression<U>(set.iou_threshold)),
         memory_(arena, size, set),
         valid_left_(set.pre_nms_top_n),
-        ranked_(scores_, size,
+        ranked_(scores, scores.data + decoder.image * scores.image_stride, size,
                 FF_MUTANT(proposals_filter_order, set.filter_before_top_n, false) ? size : set.pre_nms_top_n,
                 memory_.chunk, memory_.ranked) {}
 
@@ -115,7 +116,7 @@ class Level {
         if (memory_.kept.suppressed(candidate)) continue;
         memory_.kept.push(candidate);
         const uint32_t index = chunk_[at_ - lanes_ + i];
-        score_ = load(scores_ + index);
+        score_ = ranked_.at(index);
         anchor_ = first_ + index;
         return true;
       }
@@ -126,7 +127,7 @@ class Level {
       }
       lanes_ = int(in_chunk_ - at_ < kBlock ? in_chunk_ - at_ : kBlock);
       lane_ = 0;
-      decoder_(chunk_ + at_, first_, lanes_, &block_);
+      decoder_(deltas_, own_deltas_, chunk_ + at_, first_, lanes_, &block_);
       at_ += lanes_;
       if (!started_) start();
     }
@@ -134,7 +135,8 @@ class Level {
 
   // The current survivor's score, box and anchor.
   const Box<U>& box() const { return box_; }
-  U score() const { return score_; }
+  U score() const { return load(score_); }
+  T stored_score() const { return *score_; }
   int64_t anchor() const { return anchor_; }
 
  private:
@@ -150,7 +152,8 @@ class Level {
     started_ = true;
   }
 
-  const T* scores_;
+  AnchorMap<T> deltas_;
+  const T* own_deltas_;  // from the image's first on
   int64_t first_;
   const Decoder<T, kLegacy>& decoder_;
   Suppression<U> suppression_;
@@ -164,7 +167,7 @@ class Level {
   int lane_ = 0, lanes_ = 0;
   Block<U> block_;
   Box<U> box_;
-  U score_;
+  const T* score_;
   int64_t anchor_;
 };
 
@@ -183,20 +186,19 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
   const int64_t P = set.post_nms_top_n;
   Decoder<T, kLegacy> decoder;
   decoder.anchors = anchors;
-  decoder.deltas = static_cast<const T*>(in.deltas) + 4 * b * in.A;
   decoder.params = make_decode_params<U>(set.weights, set.clamp);
   const U* scales = static_cast<const U*>(in.image_scales);
   decoder.window = make_window<kLegacy>(static_cast<const U*>(in.image_sizes) + 2 * b, U(set.min_size),
                                         FF_MUTANT(proposals_scale, scales ? scales + b : nullptr, nullptr));
   decoder.image = b;
 
-  const T* const scores = static_cast<const T*>(in.scores) + b * in.A;
   Slot<Level<T, kLegacy>> slots[kMaxLevels];
   bool alive[kMaxLevels];
   WorkspaceArena arena(workspace);
   int64_t first = 0;
   for (int64_t l = 0; l < in.L; ++l) {
-    new (&slots[l].level) Level<T, kLegacy>(&arena, scores, first, in.level_sizes[l], set, decoder);
+    new (&slots[l].level) Level<T, kLegacy>(&arena, make_anchor_map<T>(in.scores[l]), make_anchor_map<T>(in.deltas[l]),
+                                            first, in.level_sizes[l], set, decoder);
     alive[l] = slots[l].level.advance();
     first += in.level_sizes[l];
   }
@@ -214,7 +216,7 @@ void propose(const ProposalInputs& in, const ProposalSettings& set, int64_t b, c
     if (best < 0) break;
     Level<T, kLegacy>& level = slots[best].level;
     store_box(boxes + 4 * count, level.box());
-    kept_scores[count] = scores[level.anchor()];
+    kept_scores[count] = level.stored_score();
     indices[count] = level.anchor();
     if (++count < P) alive[best] = level.advance();
   }

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..anchor_decode.anchor_decode_triton import BLOCK, decode_at, decode_clip_kernel
 from ..common.box_triton import load_box, store_box
-from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch
+from ..common.launch_triton import anchor_maps, anchor_source, blocks_for, double_bits, launch
+from ..common.map_triton import map_at
 from ..common.mutant_triton import mutant
 from ..common.numeric_triton import widen
 from ..nms.nms_triton import nms_sorted_segments
@@ -29,9 +30,9 @@ RANKS = 128  # per program that decodes or moves: the deltas come from anywhere,
 KEPT = 128  # kept boxes per program that merges
 
 
-@triton.jit(do_not_specialize=["image_stride", "offset", "wx", "wy", "ww", "wh", "clamp", "min_size", "A", "L", "n"])
+@triton.jit(do_not_specialize=["image_stride", "offset", "wx", "wy", "ww", "wh", "clamp", "min_size", "L", "n"])
 def decode_kernel(
-    deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
+    deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales,
     scores, selected, num_selected, L, n, boxes, rankings, valid, num_valid, LEGACY: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """A program owns RANKS ranks of a segment (axis 1 of the grid).
@@ -41,15 +42,16 @@ def decode_kernel(
     rank = tl.program_id(0) * RANKS + tl.arange(0, RANKS)
     segment = tl.program_id(1).to(tl.int64)
     image = segment // L
+    level = (segment - image * L).to(tl.int32)
     row = segment * n + rank
     mask = rank < tl.load(num_selected + segment)
     index = tl.load(selected + row, mask=mask, other=0).to(tl.int64)
     x1, y1, x2, y2, fit = decode_at(
-        deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales, A,
-        image, index, mask, LEGACY,
+        deltas, anchors, image_stride, levels, offset, image_sizes, wx, wy, ww, wh, clamp, min_size, image_scales,
+        image, level, index, mask, LEGACY,
     )  # fmt: skip
     store_box(boxes, row, x1, y1, x2, y2, mask)
-    tl.store(rankings + row, widen(tl.load(scores + image * A + index, mask=mask, other=0.0)), mask=mask)
+    tl.store(rankings + row, widen(tl.load(map_at(scores, level, image, index), mask=mask, other=0.0)), mask=mask)
     if valid is not None:
         fit = fit & mask
         tl.store(valid + row, fit.to(tl.uint8), mask=mask)
@@ -84,9 +86,9 @@ def compact_kernel(
         tl.store(num_boxes + segment, before + tl.sum(stays.to(tl.int32), 0))
 
 
-@triton.jit(do_not_specialize=["A", "L", "n", "k", "P", "first_step"])
+@triton.jit(do_not_specialize=["L", "n", "k", "P", "first_step"])
 def merge_kernel(
-    scores, boxes, rankings, selected, keep, num_keep, A, L, n, k, P, first_step,
+    scores, boxes, rankings, selected, keep, num_keep, L, n, k, P, first_step,
     out_boxes, out_scores, out_indices, out_counts, LEVELS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """A program owns KEPT kept boxes of an image (axis 1 of the grid).
@@ -126,7 +128,7 @@ def merge_kernel(
     x1, y1, x2, y2 = load_box(boxes, candidate, mask)
     store_box(out_boxes, row, x1, y1, x2, y2, mask)
     index = tl.load(selected + candidate, mask=mask, other=0)
-    tl.store(out_scores + row, tl.load(scores + image * A + index, mask=mask), mask=mask)
+    tl.store(out_scores + row, tl.load(map_at(scores, level, image, index), mask=mask), mask=mask)
     tl.store(out_indices + row, index, mask=mask)
 
     padding = (element >= total if not mutant("proposals_padding") else element > total) & (element < P)
@@ -138,12 +140,13 @@ def merge_kernel(
 
 
 def rpn_proposals(
-    scores: Tensor, deltas: Tensor, anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float,
-    image_sizes: Tensor, image_scales: Tensor | None, level_sizes: Sequence[int], pre_nms_top_n: int,
-    post_nms_top_n: int, iou_threshold: float, min_size: float, filter_before_top_n: bool, weights: Sequence[float],
-    clamp: float, legacy: bool, boxes: Tensor, out_scores: Tensor, indices: Tensor, counts: Tensor,
+    scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Tensor, anchor_grid: Sequence[int],
+    anchor_offset: float, image_sizes: Tensor, image_scales: Tensor | None, level_sizes: Sequence[int],
+    pre_nms_top_n: int, post_nms_top_n: int, iou_threshold: float, min_size: float, filter_before_top_n: bool,
+    weights: Sequence[float], clamp: float, legacy: bool, boxes: Tensor, out_scores: Tensor, indices: Tensor,
+    counts: Tensor,
 ) -> None:  # fmt: skip
-    (B, A), L, P = scores.shape, len(level_sizes), post_nms_top_n
+    B, A, L, P = boxes.shape[0], sum(level_sizes), len(level_sizes), post_nms_top_n
     # No level gives more candidates than it has, none contributes more than P.
     n = min(pre_nms_top_n, max(level_sizes, default=0))
     S, k = B * L, min(n, P)
@@ -154,43 +157,45 @@ def rpn_proposals(
         return
 
     def integers(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return scores.new_empty(shape, dtype=dtype)
+        return boxes.new_empty(shape, dtype=dtype)
 
+    starts = list(accumulate(level_sizes, initial=0))
+    score_maps = anchor_maps(scores, starts, 1)
     decoding = (
-        deltas, *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes, *map(double_bits, weights),
-        double_bits(clamp), double_bits(min_size), image_scales, A,
+        anchor_maps(deltas, starts, 4), *anchor_source(anchors, anchor_grid, anchor_offset), image_sizes,
+        *map(double_bits, weights), double_bits(clamp), double_bits(min_size), image_scales,
     )  # fmt: skip
     valid = None
     if filter_before_top_n:
         valid = integers(B, A, dtype=torch.uint8)
         launch(
-            decode_clip_kernel, (blocks_for(A, BLOCK), B), *decoding, None, valid, like=scores, LEGACY=legacy,
+            decode_clip_kernel, (blocks_for(A, BLOCK), B), *decoding, A, None, valid, like=boxes, LEGACY=legacy,
             BLOCK=BLOCK,
         )  # fmt: skip
 
     selected, num_selected = integers(S, n), integers(S)
-    select_segments(scores, list(accumulate(level_sizes, initial=0)), n, valid, selected, num_selected)
+    select_segments(scores, starts, n, valid, selected, num_selected)
 
     blocks = blocks_for(n, RANKS)
     candidates, rankings = boxes.new_empty((S, n, 4)), boxes.new_empty((S, n))
     fit, num_fit = (None, None) if filter_before_top_n else (integers(S, n, dtype=torch.uint8), integers(S, blocks))
     launch(
-        decode_kernel, (blocks, S), *decoding, scores, selected, num_selected, L, n, candidates, rankings, fit, num_fit,
-        like=scores, LEGACY=legacy, RANKS=RANKS,
+        decode_kernel, (blocks, S), *decoding, score_maps, selected, num_selected, L, n, candidates, rankings, fit,
+        num_fit, like=boxes, LEGACY=legacy, RANKS=RANKS,
     )  # fmt: skip
     if not filter_before_top_n:
         some = torch.empty_like(candidates), torch.empty_like(rankings), torch.empty_like(selected)
         num_boxes = torch.empty_like(num_selected)
         launch(
             compact_kernel, (blocks, S), candidates, rankings, selected, fit, num_fit, num_selected, n,
-            *some, num_boxes, like=scores, RANKS=RANKS,
+            *some, num_boxes, like=boxes, RANKS=RANKS,
         )  # fmt: skip
         candidates, rankings, selected, num_selected = *some, num_boxes
 
     keep, num_keep = integers(S, k), integers(S)
     nms_sorted_segments(candidates, None, num_selected, iou_threshold, k, legacy, keep, num_keep)
     launch(
-        merge_kernel, (blocks_for(max(L * k, P), KEPT), B), scores, candidates, rankings, selected, keep, num_keep,
-        A, L, n, k, P, 1 << (k.bit_length() - 1), boxes, out_scores, indices, counts,
-        like=scores, LEVELS=triton.next_power_of_2(L), KEPT=KEPT,
+        merge_kernel, (blocks_for(max(L * k, P), KEPT), B), score_maps, candidates, rankings, selected, keep, num_keep,
+        L, n, k, P, 1 << (k.bit_length() - 1), boxes, out_scores, indices, counts,
+        like=boxes, LEVELS=triton.next_power_of_2(L), KEPT=KEPT,
     )  # fmt: skip

@@ -82,33 +82,59 @@ inline uint32_t scan_mask(const T* scores, float low, float high) {
   return scan_mask(widened, low, high);
 }
 
-// Writes base + i for every set bit i of the mask, and maybe rubbish up to kScanWidth; returns how many.
-inline int scan_store(uint32_t mask, uint32_t base, uint32_t* out) {
+// Writes base + i * step for every set bit i of the mask, and maybe rubbish up to kScanWidth; returns how many.
+inline int scan_store(uint32_t mask, uint32_t base, uint32_t step, uint32_t* out) {
 #if defined(__AVX512F__)
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i indices = _mm512_add_epi32(_mm512_set1_epi32(int(base)), lanes);
+  const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(int(step)));
+  const __m512i indices = _mm512_add_epi32(_mm512_set1_epi32(int(base)), places);
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(mask), indices));
   return __builtin_popcount(mask);
 #else
   int count = 0;
-  for (; mask; mask &= mask - 1) out[count++] = base + uint32_t(__builtin_ctz(mask));
+  for (; mask; mask &= mask - 1) out[count++] = base + step * uint32_t(__builtin_ctz(mask));
   return count;
 #endif
 }
 
-// Appends to out the indices from `begin` on whose scores lie in [low, high], in order, until the scores or the room
-// (at least kScanWidth + 1, and kRankedSlack of slack behind it) end. Returns the position reached; *count how many.
+// Scores at equal distances in memory whose indices are at equal distances too.
 template <class T>
-inline int64_t scan(const T* scores, int64_t begin, int64_t N, Compute<T> low, Compute<T> high, uint32_t* out,
-                    int64_t room, int64_t* count) {
+struct ScoreRun {
+  const T* scores;
+  int64_t stride, length;
+  uint32_t first, step;  // index of the first score, and from score to score
+
+  // The kScanWidth scores from i on, which are copied to `near` unless they are neighbours.
+  const T* vector(int64_t i, T* near) const {
+    if (stride == 1) return scores + i;
+    for (int j = 0; j < kScanWidth; ++j) near[j] = scores[(i + j) * stride];
+    return near;
+  }
+};
+
+// Run r of an image's scores. Where a cell has one anchor, the runs follow each other in index order.
+template <class T>
+inline ScoreRun<T> score_run(const AnchorMap<T>& map, const T* scores, uint32_t r) {
+  const uint32_t y = r / map.per_cell, a = r - y * map.per_cell;
+  return {scores + y * map.row_stride + a * map.anchor_stride, map.cell_stride, map.width,
+          y * map.width * map.per_cell + a, map.per_cell};
+}
+
+// Appends to out the indices of the run's scores from `begin` on that lie in [low, high], in order, until the scores or
+// the room (and kRankedSlack of slack behind it) end. Returns the position reached; *count how many.
+template <class T>
+inline int64_t scan(const ScoreRun<T>& run, int64_t begin, Compute<T> low, Compute<T> high, uint32_t* out, int64_t room,
+                    int64_t* count) {
+  T near[kScanWidth];
+  const int64_t N = run.length;
   int64_t found = 0, i = begin;
   for (; i + kScanWidth <= N && found <= room - kScanWidth; i += kScanWidth) {
-    const uint32_t mask = scan_mask(scores + i, low, high);
-    if (mask) found += scan_store(mask, uint32_t(i), out + found);
+    const uint32_t mask = scan_mask(run.vector(i, near), low, high);
+    if (mask) found += scan_store(mask, run.first + uint32_t(i) * run.step, run.step, out + found);
   }
   for (; i < N && i + kScanWidth > N && found < room; ++i) {
-    const Compute<T> score = load(scores + i);
-    out[found] = uint32_t(i);
+    const Compute<T> score = load(run.scores + i * run.stride);
+    out[found] = run.first + uint32_t(i) * run.step;
     found += score >= low && score <= high;
   }
   *count = found;
@@ -116,16 +142,14 @@ inline int64_t scan(const T* scores, int64_t begin, int64_t N, Compute<T> low, C
 }
 
 template <class T>
-inline int64_t scan_count(const T* scores, int64_t N, Compute<T> low, Compute<T> high) {
-  int64_t total = 0;
-  for (int64_t begin = 0; begin < N; begin += 1 << 16) {
-    const int end = int(N - begin < 1 << 16 ? N - begin : 1 << 16);
-    int32_t count = 0;
-    for (int i = 0; i < end; ++i) {
-      const Compute<T> score = load(scores + begin + i);
-      count += (score >= low) & (score <= high);
-    }
-    total += count;
+inline int64_t scan_count(const ScoreRun<T>& run, Compute<T> low, Compute<T> high) {
+  T near[kScanWidth];
+  int64_t total = 0, i = 0;
+  for (; i + kScanWidth <= run.length; i += kScanWidth)
+    total += __builtin_popcount(scan_mask(run.vector(i, near), low, high));
+  for (; i < run.length; ++i) {
+    const Compute<T> score = load(run.scores + i * run.stride);
+    total += score >= low && score <= high;
   }
   return total;
 }

@@ -3,7 +3,6 @@
 // A cluster of blocks works on a segment (one block where there are no clusters): each block on a contiguous slice,
 // each warp on a contiguous piece of the slice, so that positions come from counts alone, whatever the timing.
 #pragma once
-#include "../common/anchors.h"
 #include "../common/launch.cuh"
 #include "top_n.h"
 
@@ -11,34 +10,44 @@ namespace frcnn_fast::top_n {
 
 constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
-template <int kThreads>
-constexpr int kSelectBatch = kThreads >= 1024 ? 4 : 8;  // loads in flight a thread
+// Loads in flight a thread: as many as registers allow.
+template <int kThreads, class Key>
+constexpr int kSelectBatch = kThreads >= 1024 ? (sizeof(Key) == 8 ? 2 : 4) : 8;
 constexpr int kAllTies = 0x7fffffff;
 
-// Segment b * levels + l is columns starts[l] up to starts[l + 1] of row b.
+// Segment b * levels + l is level l of image b: columns starts[l] up to starts[l + 1] of its A.
 template <class T>
 struct ScoreSegments {
-  const T* scores;       // [B, A]
+  AnchorMaps<T> scores;
   const uint8_t* valid;  // [B, A] or null
   int64_t A;
   int32_t levels;
-  int32_t starts[kMaxLevels + 1];
 
-  __device__ __forceinline__ const T* row(int segment) const { return scores + segment / levels * A; }
+  __device__ __forceinline__ const T* at(int64_t segment, int64_t column) const {
+    return scores.at(segment / levels, int(segment % levels), column);
+  }
 };
 
-// This block's part of a segment.
 template <class T>
+ScoreSegments<T> make_segments(const MapLayout* levels, int64_t L, const uint8_t* valid) {
+  const AnchorMaps<T> scores = make_anchor_maps<T>(levels, L);
+  return {scores, valid, scores.starts[L], int32_t(L)};
+}
+
+// This block's part of a segment. Map: an AnchorMap or AnchorRow.
+template <class T, class Map = AnchorMap<T>>
 class SegmentSlice {
  public:
   using Key = RankKey<Compute<T>>;
 
   __device__ SegmentSlice(const ScoreSegments<T>& segments, int segment)
-      : SegmentSlice(segments.row(segment),
+      : SegmentSlice(segments.scores.maps[segment % segments.levels], segment / segments.levels,
                      segments.valid ? segments.valid + segment / segments.levels * segments.A : nullptr,
-                     segments.starts[segment % segments.levels], segments.starts[segment % segments.levels + 1]) {}
-  // Of columns `first` up to `last` of a row. valid: as in ScoreSegments, of the row.
-  __device__ SegmentSlice(const T* row, const uint8_t* valid, int first, int last) : scores_(row), valid_(valid) {
+                     int(segments.scores.starts[segment % segments.levels]),
+                     int(segments.scores.starts[segment % segments.levels + 1])) {}
+  // Of columns `first` up to `last` of an image, which are the map's. valid: as in ScoreSegments, of the image.
+  __device__ SegmentSlice(const Map& map, int64_t image, const uint8_t* valid, int first, int last)
+      : map_(map), scores_(map.data + image * map.image_stride), valid_(valid), first_(first) {
     const int size = last - first, share = (size + int(cluster_size()) - 1) / int(cluster_size());
     begin = first + min(size, share * int(cluster_rank()));
     end = first + min(size, share * (int(cluster_rank()) + 1));
@@ -49,7 +58,8 @@ class SegmentSlice {
   __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
     T scores[kBatch];
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) scores[j] = scores_[min(first + j * stride, limit - 1)];
+    for (int j = 0; j < kBatch; ++j)
+      scores[j] = scores_[map_.offset(uint32_t(min(first + j * stride, limit - 1) - first_))];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) keys[j] = rank_key(load(&scores[j]));
     if (first + (kBatch - 1) * stride >= limit) {
@@ -70,8 +80,10 @@ class SegmentSlice {
   int begin, end;
 
  private:
-  const T* scores_;
-  const uint8_t* valid_;
+  const Map& map_;         // a kernel's argument
+  const T* const scores_;  // the image's first
+  const uint8_t* const valid_;
+  const int first_;
 };
 
 // What is taken: the keys before `key`, and the first `ties` equal to it; total in all.
@@ -107,7 +119,7 @@ template <class Key, int kThreads, class Slice>
 __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* counts, uint32_t* totals, uint32_t* scratch,
                              uint32_t* starts) {
   FF_SHARED(uint32_t, found, [3]);  // a bin, the count before it, its count
-  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads>;
+  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads, Key>;
   Key prefix = 0;  // the n-th key's bits from `high` up
   uint32_t need = uint32_t(n);
   for (int high = kKeyBits; high > 0;) {
@@ -158,7 +170,7 @@ __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* coun
 // Calls take(position, key, index) for all that the cut takes; positions are in index order.
 template <int kThreads, class Slice, class Key, class Take>
 __device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& take) {
-  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads>;
+  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads, Key>;
   FF_SHARED(int, warp_less, [kWarps]);
   FF_SHARED(int, warp_ties, [kWarps]);
   FF_SHARED(int, block_less);

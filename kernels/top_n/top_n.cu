@@ -17,10 +17,16 @@ struct Output {
   int64_t *indices, *counts;
   int32_t *short_indices, *short_counts;
 
-  __device__ __forceinline__ void write(int64_t at, const T* row, bool present, uint32_t index) const {
-    if (values) values[at] = present ? row[index] : T{};
-    if (indices) indices[at] = present ? int64_t(index) : -1;
-    if (short_indices) short_indices[at] = present ? int32_t(index) : -1;
+  __device__ __forceinline__ void write(int64_t at, const ScoreSegments<T>& segments, int64_t segment,
+                                        uint32_t index) const {
+    if (values) values[at] = *segments.at(segment, index);
+    if (indices) indices[at] = int64_t(index);
+    if (short_indices) short_indices[at] = int32_t(index);
+  }
+  __device__ __forceinline__ void pad(int64_t at) const {
+    if (values) values[at] = T{};
+    if (indices) indices[at] = -1;
+    if (short_indices) short_indices[at] = -1;
   }
   __device__ __forceinline__ void write_count(int64_t segment, int count) const {
     if (counts) counts[segment] = count;
@@ -71,8 +77,10 @@ __global__ void __launch_bounds__(kSelectThreads)
     sort_shared<16>(items, cut.total, least, most, order, table, scratch);
   }
   for (int64_t i = threadIdx.x; i < n; i += kSelectThreads) {
-    const bool present = i < cut.total;
-    output.write(segment * n + i, segments.row(segment), present, present ? items[order[i]].index : 0);
+    if (i < cut.total)
+      output.write(segment * n + i, segments, segment, items[order[i]].index);
+    else
+      output.pad(segment * n + i);
   }
 }
 
@@ -81,7 +89,7 @@ template <class T>
 __global__ void __launch_bounds__(256) write_empty_kernel(int64_t count, int64_t n, Output<T> output) {
   const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at < count) output.write_count(at, 0);
-  if (at < count * n) output.write(at, nullptr, false, 0);
+  if (at < count * n) output.pad(at);
 }
 
 template <class T>
@@ -92,9 +100,10 @@ __global__ void __launch_bounds__(256)
   if (at >= size) return;
   const int segment = int(at / n);
   const int64_t rank = at % n;
-  const bool present = rank < candidates.counts[segment];
-  output.write(at, segments.row(segment), present,
-               present ? candidates.entries[int64_t(segment) * room + rank].index : 0);
+  if (rank < candidates.counts[segment])
+    output.write(at, segments, segment, candidates.entries[int64_t(segment) * room + rank].index);
+  else
+    output.pad(at);
 }
 
 // What a launch of select_kernel may ask for; its static shared memory is within the rest.
@@ -129,7 +138,8 @@ Status select(const ScoreSegments<T>& segments, int64_t count, int64_t n, void* 
               Stream stream) {
   using Key = RankKey<Compute<T>>;
   int longest = 0;
-  for (int l = 0; l < segments.levels; ++l) longest = std::max(longest, segments.starts[l + 1] - segments.starts[l]);
+  const int64_t* const starts = segments.scores.starts;
+  for (int l = 0; l < segments.levels; ++l) longest = std::max(longest, int(starts[l + 1] - starts[l]));
   const int room = int(std::min<int64_t>(n, longest));
   if (count == 0) return kOk;
   if (room == 0) {
@@ -174,7 +184,8 @@ Status top_n_cuda(DType dtype, const void* scores, int64_t B, int64_t N, int64_t
   FF_TRY(check_size(N));
   return visit(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const ScoreSegments<T> segments = {static_cast<const T*>(scores), nullptr, N, 1, {0, int32_t(N)}};
+    const MapLayout row = row_layout(scores, N);
+    const ScoreSegments<T> segments = make_segments<T>(&row, 1, nullptr);
     const Output<T> output = {static_cast<T*>(values), indices, counts, nullptr, nullptr};
     return select(segments, B, n, workspace, output, stream);
   });
@@ -184,15 +195,13 @@ size_t top_n_segments_workspace_cuda(DType dtype, int64_t B, int64_t A, int64_t 
   return workspace_bytes(dtype, B * L, std::min(A, n));
 }
 
-Status top_n_segments_cuda(DType dtype, const void* scores, int64_t B, int64_t A, const int64_t* level_starts,
-                           int64_t L, int64_t n, const uint8_t* valid, void* workspace, int32_t* indices,
-                           int32_t* counts, Stream stream) {
+Status top_n_segments_cuda(DType dtype, const MapLayout* levels, int64_t B, int64_t L, int64_t n, const uint8_t* valid,
+                           void* workspace, int32_t* indices, int32_t* counts, Stream stream) {
   if (L < 1 || L > kMaxLevels) return invalid("scores: %lld levels, expected 1 to %d", (long long)L, kMaxLevels);
-  FF_TRY(check_size(A));
-  return visit(dtype, [&](auto tag) {
+  return visit(dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
-    ScoreSegments<T> segments = {static_cast<const T*>(scores), valid, A, int32_t(L), {}};
-    for (int64_t l = 0; l <= L; ++l) segments.starts[l] = int32_t(level_starts[l]);
+    const ScoreSegments<T> segments = make_segments<T>(levels, L, valid);
+    FF_TRY(check_size(segments.A));
     const Output<T> output = {nullptr, nullptr, nullptr, indices, counts};
     return select(segments, B * L, n, workspace, output, stream);
   });

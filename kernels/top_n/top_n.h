@@ -2,6 +2,7 @@
 //
 // Every backend ranks by one integer, the rank key: smaller is better, and equal scores have equal keys.
 #pragma once
+#include "../common/anchor_maps.h"
 #include "../common/dtype.h"
 #include "../common/mutant.h"
 #include "../common/status.h"
@@ -100,12 +101,11 @@ size_t top_n_workspace_cuda(DType dtype, int64_t B, int64_t N, int64_t n);
 Status top_n_cuda(DType dtype, const void* scores, int64_t B, int64_t N, int64_t n, void* workspace, void* values,
                   int64_t* indices, int64_t* counts, Stream stream);
 
-// The sorted best n of every segment (image b, level l) of scores [B, A]; level l is columns level_starts[l] up to
-// level_starts[l + 1] (host array [L + 1]). valid: [B, A], only rows that are nonzero compete; null: all do.
-// indices [B * L, n]: columns of the image's row, -1 beyond the count; counts [B * L]. A at most 2^30.
+// The sorted best n of every segment (image b, level l); levels: host [L], where their scores lie, A an image in all.
+// valid: [B, A], only those that are nonzero compete; null: all do. indices [B * L, n]: among the image's A, -1 beyond
+// the count; counts [B * L]. A at most 2^30.
 size_t top_n_segments_workspace_cuda(DType dtype, int64_t B, int64_t A, int64_t L, int64_t n);
-Status top_n_segments_cuda(DType dtype, const void* scores, int64_t B, int64_t A, const int64_t* level_starts,
-                           int64_t L, int64_t n, const uint8_t* valid, void* workspace, int32_t* indices,
-                           int32_t* counts, Stream stream);
+Status top_n_segments_cuda(DType dtype, const MapLayout* levels, int64_t B, int64_t L, int64_t n, const uint8_t* valid,
+                           void* workspace, int32_t* indices, int32_t* counts, Stream stream);
 
 }  // namespace frcnn_fast::top_n

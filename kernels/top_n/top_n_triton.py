@@ -26,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.box_triton import plain
-from ..common.launch_triton import blocks_for, launch, odd
+from ..common.launch_triton import anchor_maps, blocks_for, launch, odd
+from ..common.map_triton import map_at
 from ..common.mutant_triton import mutant
 from ..common.numeric_triton import widen
 
@@ -75,11 +76,11 @@ def coarse_key(key):
 
 
 @triton.jit
-def load_keys(scores, valid, at, mask):
-    """valid: pointer or null."""
-    key = rank_key(widen(tl.load(scores + at, mask=mask, other=0.0)))
+def load_keys(maps, valid, A, image, level, column, mask):
+    """valid [B, A]: pointer or null."""
+    key = rank_key(widen(tl.load(map_at(maps, level, image, column), mask=mask, other=0.0)))
     if valid is not None and not mutant("top_n_valid"):
-        mask = mask & (tl.load(valid + at, mask=mask, other=0) != 0)
+        mask = mask & (tl.load(valid + image * A + column, mask=mask, other=0) != 0)
     return tl.where(mask, key, no_rank(key.dtype))
 
 
@@ -103,19 +104,19 @@ def own_share(places):
 
 
 @triton.jit(do_not_specialize=["A", "tiles"])
-def count_kernel(scores, valid, places, A, tiles, counts, TILE: tl.constexpr, CODES: tl.constexpr):
+def count_kernel(maps, valid, places, A, tiles, counts, TILE: tl.constexpr, CODES: tl.constexpr):
     """A program owns a tile. counts [S, tiles, CODES]: how many of its candidates have at most that coarse key."""
     image, level, first, size, tile, _ = own_share(places)
     segment = image * (len(places) - 1) + level
     position = tile * TILE + tl.arange(0, TILE)
-    key = load_keys(scores, valid, image * A + first + position, position < size)
+    key = load_keys(maps, valid, A, image, level, first + position, position < size)
     found = tl.histogram(coarse_key(key), CODES, mask=key != no_rank(key.dtype))
     tl.store(counts + (segment * tiles + tile) * CODES + tl.arange(0, CODES), tl.cumsum(found, 0))
 
 
 @triton.jit(do_not_specialize=["A", "n", "tiles"])
 def sieve_kernel(
-    scores, valid, places, A, n, tiles, counts, keys, columns, passed,
+    maps, valid, places, A, n, tiles, counts, keys, columns, passed,
     TILE: tl.constexpr, CODES: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """A program owns a tile, and works out from the counts which coarse keys pass, and how many scores do in the tiles
@@ -140,7 +141,7 @@ def sieve_kernel(
         some += CODES
     position = tile * TILE + tl.arange(0, TILE)
     row = image * A + first
-    key = load_keys(scores, valid, row + position, position < size)
+    key = load_keys(maps, valid, A, image, level, first + position, position < size)
     good = coarse_key(key) <= cut if not mutant("top_n_ties") else coarse_key(key) < cut
     passes = (key != no_rank(key.dtype)) & good
     to = row + before + tl.cumsum(passes.to(tl.int32), 0) - 1
@@ -151,17 +152,17 @@ def sieve_kernel(
 
 
 @triton.jit
-def candidates(scores, valid, sieved_keys, at, mask):
-    """Keys of all scores, or where sieved_keys is not null, of those."""
+def candidates(maps, valid, sieved_keys, A, image, level, column, mask):
+    """Keys of all scores, or where sieved_keys [B, A] is not null, of those."""
     if sieved_keys is None:
-        return load_keys(scores, valid, at, mask)
+        return load_keys(maps, valid, A, image, level, column, mask)
     else:
-        return tl.load(sieved_keys + at, mask=mask, other=no_rank(sieved_keys.dtype.element_ty))
+        return tl.load(sieved_keys + image * A + column, mask=mask, other=no_rank(sieved_keys.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["A", "runs"])
 def sort_kernel(
-    scores, valid, sieved_keys, sieved_columns, passed, places, A, runs, keys, columns, counts,
+    maps, valid, sieved_keys, sieved_columns, passed, places, A, runs, keys, columns, counts,
     RUN: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """A program sorts a run of all scores; where `passed` is not null, of what passed the sieve. keys, columns [B, A];
@@ -175,11 +176,11 @@ def sort_kernel(
         size += 1
     own, part = tl.arange(0, RUN), tl.arange(0, PART)
     position = run * RUN + own
-    key = candidates(scores, valid, sieved_keys, row + position, position < size)
+    key = candidates(maps, valid, sieved_keys, A, image, level, first + position, position < size)
     before = tl.zeros([RUN, PART], tl.int32)
     for begin in range(0, RUN, PART):
         theirs = run * RUN + begin + part
-        other = candidates(scores, valid, sieved_keys, row + theirs, theirs < size)[None, :]
+        other = candidates(maps, valid, sieved_keys, A, image, level, first + theirs, theirs < size)[None, :]
         mine, earlier = key[:, None], (begin + part)[None, :] < own[:, None]
         tied = (other == mine) & (earlier if not mutant("top_n_stable") else earlier == 0)
         before += ((other < mine) | tied).to(tl.int32)
@@ -222,7 +223,7 @@ def count_before(keys, counts, key, run, first_run, last_run, length, EACH: tl.c
 
 @triton.jit(do_not_specialize=["A", "n", "runs", "length", "fan"])
 def merge_kernel(
-    scores, keys, columns, counts, places, A, n, runs, length, fan, next_keys, next_columns, next_counts,
+    maps, keys, columns, counts, places, A, n, runs, length, fan, next_keys, next_columns, next_counts,
     values, indices, totals,
     EACH: tl.constexpr, WIDE: tl.constexpr, LEADER_WIDE: tl.constexpr, LOOKUPS: tl.constexpr,
 ):  # fmt: skip
@@ -269,7 +270,8 @@ def merge_kernel(
             if next_keys is None:
                 tl.store(indices + segment * n + ranks, column, mask=here)
                 if values is not None:
-                    tl.store(values + segment * n + ranks, tl.load(scores + image * A + column, mask=here), mask=here)
+                    score = tl.load(map_at(maps, level, image, column), mask=here)
+                    tl.store(values + segment * n + ranks, score, mask=here)
             else:
                 tl.store(next_keys + row + first_run * length + ranks, key, mask=here)
                 tl.store(next_columns + row + first_run * length + ranks, column, mask=here)
@@ -309,15 +311,17 @@ def power_of_two_within(n: int, least: int, most: int) -> int:
 
 
 def select(
-    scores: Tensor, starts: Sequence[int], n: int, valid: Tensor | None,
+    of_levels: Sequence[Tensor], starts: Sequence[int], n: int, valid: Tensor | None,
     values: Tensor | None, indices: Tensor, counts: Tensor,
 ) -> None:  # fmt: skip
-    """The sorted best n of every segment (image b, level l): columns starts[l] up to starts[l + 1] of scores [B, A].
+    """The sorted best n of every segment (image b, level l): columns starts[l] up to starts[l + 1] of an image's A.
 
-    valid: [B, A], uint8 or bool; where it is 0 a score does not compete. Outputs: values [B * L, n] (0 beyond the
-    count; None: not wanted), indices [B * L, n] (columns; -1 beyond), counts [B * L].
+    of_levels: their scores, as launch_triton.anchor_maps takes them. valid: [B, A], uint8 or bool; where it is 0 a
+    score does not compete. Outputs: values [B * L, n] (0 beyond the count; None: not wanted), indices [B * L, n]
+    (columns; -1 beyond), counts [B * L].
     """
-    B, A = scores.shape
+    scores, maps = of_levels[0], anchor_maps(of_levels, starts, 1)
+    B, A = scores.shape[0], starts[-1]
     S, longest = counts.shape[0], max(end - start for start, end in pairwise(starts))
     if not S:
         return
@@ -338,11 +342,11 @@ def select(
         tiles = blocks_for(longest, TILE)
         up_to = integers(S, tiles, CODES)
         launch(
-            count_kernel, (B * programs,), scores, valid, places, A, tiles, up_to,
+            count_kernel, (B * programs,), maps, valid, places, A, tiles, up_to,
             like=scores, TILE=TILE, CODES=CODES, warps=8,
         )  # fmt: skip
         launch(
-            sieve_kernel, (B * programs,), scores, valid, places, A, n, tiles, up_to, *sieved, passed,
+            sieve_kernel, (B * programs,), maps, valid, places, A, n, tiles, up_to, *sieved, passed,
             like=scores, TILE=TILE, CODES=CODES, TILES=16, warps=8,
         )  # fmt: skip
 
@@ -350,7 +354,7 @@ def select(
     ranked, in_run = lists(), integers(S, runs)
     places, programs = share_out(starts, RUN)
     launch(
-        sort_kernel, (B * programs,), scores, valid, *sieved, passed, places, A, runs, *ranked, in_run,
+        sort_kernel, (B * programs,), maps, valid, *sieved, passed, places, A, runs, *ranked, in_run,
         like=scores, RUN=RUN, PART=RUN if INTERPRETED else 32, warps=16,
     )  # fmt: skip
 
@@ -358,7 +362,7 @@ def select(
         merged, in_merged, each = lists(), integers(S, blocks_for(runs, FAN)), min(LOOKUPS // FAN, RUN)
         places, programs = share_out(starts, each)
         launch(
-            merge_kernel, (B * programs,), scores, *ranked, in_run, places, A, n, runs, length, FAN,
+            merge_kernel, (B * programs,), maps, *ranked, in_run, places, A, n, runs, length, FAN,
             *merged, in_merged, None, None, None,
             like=scores, EACH=each, WIDE=FAN, LEADER_WIDE=FAN, LOOKUPS=LOOKUPS, warps=8, registers=128,
         )  # fmt: skip
@@ -369,7 +373,7 @@ def select(
     each = min(LOOKUPS // wide, RUN)
     places, programs = share_out(starts, each, max(blocks_for(2 * expected, each), 1))
     launch(
-        merge_kernel, (B * programs,), scores, *ranked, in_run, places, A, n, runs, length, runs,
+        merge_kernel, (B * programs,), maps, *ranked, in_run, places, A, n, runs, length, runs,
         None, None, None, values, indices, counts,
         like=scores, EACH=each, WIDE=wide, LEADER_WIDE=power_of_two_within(runs, FAN, LOOKUPS // 4), LOOKUPS=LOOKUPS,
         warps=8, registers=128,
@@ -377,11 +381,12 @@ def select(
 
 
 def top_n(scores: Tensor, n: int, values: Tensor, indices: Tensor, counts: Tensor) -> None:
-    select(scores, (0, scores.shape[1]), n, None, values, indices, counts)
+    select([scores], (0, scores.shape[1]), n, None, values, indices, counts)
 
 
 def select_segments(
-    scores: Tensor, level_starts: Sequence[int], n: int, valid: Tensor | None, indices: Tensor, counts: Tensor
-) -> None:
+    scores: Sequence[Tensor], level_starts: Sequence[int], n: int, valid: Tensor | None, indices: Tensor,
+    counts: Tensor,
+) -> None:  # fmt: skip
     """The sorted best n of every segment, as `select`: indices int32 [B * L, n] (-1 beyond the count), counts int32."""
     select(scores, level_starts, n, valid, None, indices, counts)

@@ -203,6 +203,79 @@ def _propose(
     return {"scores": tensor(values[scores](), dtype)} | args | {"pre_nms_top_n": pre, "post_nms_top_n": post}
 
 
+def stored(values: Tensor, layout: str) -> Tensor:
+    """Maps [B, C, H, W] with those values, as a head, or what stands around it, may store them."""
+    _, C, H, W = values.shape
+    if layout == "NCHW":
+        return values.contiguous()
+    if layout == "channels_last":
+        return values.contiguous(memory_format=torch.channels_last)
+    if layout == "rows-apart":  # a part of larger maps
+        return torch.nn.functional.pad(values.contiguous(), (2, 1, 0, 3, 0, 0))[:, :, :H, 2 : 2 + W]
+    if layout == "cells-apart":  # both outputs of one convolution, channels last
+        return torch.nn.functional.pad(values.permute(0, 2, 3, 1), (3, 2)).permute(0, 3, 1, 2)[:, 3 : 3 + C]
+    assert layout == "columns"
+    return values.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+LAYOUTS = ("NCHW", "channels_last", "rows-apart", "cells-apart", "columns")
+
+
+def _maps(args: Args, *layouts: str) -> Args:
+    """The tables of `_propose` as a head's maps: a level has one of those layouts, in turn."""
+    where = args["anchors"]
+    B, scores, deltas, start = args["scores"].shape[0], [], [], 0
+    for level, ((cells, (H, W), _), size) in enumerate(zip(where.levels, where.level_sizes)):
+        k, rows, layout = len(cells), slice(start, start + size), layouts[level % len(layouts)]
+        scores.append(stored(args["scores"][:, rows].reshape(B, H, W, k).permute(0, 3, 1, 2), layout))
+        deltas.append(stored(args["deltas"][:, rows].reshape(B, H, W, 4 * k).permute(0, 3, 1, 2), layout))
+        start += size
+    return args | {"scores": scores, "deltas": deltas}
+
+
+def _map_cases() -> Iterator[Case]:
+    small = grids(((5, 7), *ONE_LEVEL[1:]))
+    for layout in LAYOUTS:
+        for order in ("before_top_n", "after_top_n"):
+            yield Case(
+                f"maps-{layout}-{order}",
+                lambda m=layout, o=order: _maps(
+                    _propose(small, scores="odd", kind="odd", filter_order=o, min_size=20.0, pre=90, post=40), m
+                ),
+                small=True,
+            )
+        # More scores than are held at once, so several chunks, and ties over more than one; all tied; few in sight.
+        for scores in ("random", "tied", "equal", "crowded"):
+            yield Case(
+                f"maps-{layout}-{scores}",
+                lambda m=layout, s=scores: _maps(
+                    _propose(grids(((38, 63), *ONE_LEVEL[1:])), B=1, scores=s, pre=6000, post=300), m
+                ),
+            )
+        yield Case(f"maps-{layout}-levels", lambda m=layout: _maps(_propose(grids(*PYRAMID), pre=200, post=150), m))
+    for name, dtype in DTYPES.items():
+        yield Case(
+            f"maps-{name}",
+            lambda d=dtype: _maps(_propose(small, scores="tied", dtype=d, pre=200, post=60), "NCHW"),
+            small=True,
+        )
+    tiny = grids(((4, 6), (8, 8), ((32,), (0.5, 1.0, 2.0))), ((2, 3), (16, 17), ((64, 90), (1.0, 2.0))),
+                 ((0, 2), (32, 32), ((90,), (1.0,))), ((1, 1), (64, 64), ((128,), (0.5, 1.0, 2.0))))  # fmt: skip
+    for order in ("before_top_n", "after_top_n"):
+        yield Case(
+            f"maps-mixed-{order}",
+            lambda o=order: _maps(
+                _propose(tiny, B=3, scores="tied", filter_order=o, min_size=30.0, pre=60, post=50), *LAYOUTS
+            ),
+            small=True,
+        )
+    yield Case("maps-of-one-image", lambda: _with(_maps(_propose(small), "NCHW"), scores=_first_for_all), small=True)
+
+
+def _first_for_all(maps: list[Tensor]) -> list[Tensor]:
+    return [m[:1].expand_as(m) for m in maps]
+
+
 def _propose_cases() -> Iterator[Case]:
     for A in (0, 1, 63, 64, 65):
         yield Case(f"A{A}", lambda A=A: _propose(A), small=True)
@@ -323,7 +396,7 @@ OPS: tuple[Op, ...] = (
     simple_op(
         "rpn_proposals",
         "boxes:compute scores:input indices:int64 counts:int64",
-        tuple(_propose_cases()),
+        (*_propose_cases(), *_map_cases()),
         lead="deltas",
     ),
 )

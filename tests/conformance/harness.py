@@ -135,7 +135,7 @@ def inputs(case: Case) -> Args:
 def expected(op: Op, case: Case) -> Arrays:
     """The oracle's results; for a precise op those and then the magnitudes."""
     args = inputs(case) | (case.as_if or {})
-    lead = args[op.lead] if op.lead else None
+    lead = tensors(args[op.lead])[0] if op.lead else None
     for name, value in args.items():
         if isinstance(value, Grids):
             args[name] = value.explicit(np.float64 if lead.dtype == torch.float64 else np.float32)

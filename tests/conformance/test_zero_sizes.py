@@ -47,6 +47,8 @@ SIZES: dict[str, tuple[str, dict[str, str]]] = {
             "post_nms_top_n": "P",
         },
     ),
+    "gather_anchors": ("none-chosen", {"maps": "B C H W", "indices": "B S"}),
+    "gather_anchors_backward": ("none-chosen", {"maps": "B C H W", "indices": "B S", "grad": "B S 4"}),
     "assign_anchors": ("f32-odd", {"anchors": "A 4", "gt_boxes": "B G 4", "gt_counts": "B<G", "crowd": "B G"}),
     "sample_anchors": ("A0", {"labels": "B A", "batch_size": "S"}),
     "rpn_targets": ("f32", {"anchors": "A 4", "gt_boxes": "B G 4", "gt_counts": "B<G", "batch_size": "S"}),

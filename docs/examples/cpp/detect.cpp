@@ -10,6 +10,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <numeric>
 
 #include "layers.h"
 #include "model.h"
@@ -55,7 +56,8 @@ std::vector<Tensor> backbone(const Tensor& image, const Model& model) {
 
 // What the proposal step reads: a score and four deltas an anchor, level after level, and where the anchors lie.
 struct Rpn {
-  std::vector<float> scores, deltas, cell_anchors;
+  std::vector<Tensor> logits, deltas;  // a level: [k, h, w], [4k, h, w]
+  std::vector<float> cell_anchors;
   std::vector<int64_t> grid, level_sizes;  // [L, kGridFields], [L]
 };
 
@@ -63,15 +65,10 @@ Rpn proposal_network(const std::vector<Tensor>& maps, const Model& model) {
   Rpn found;
   for (size_t level = 0; level < maps.size(); ++level) {
     const Tensor hidden = relu(convolution(maps[level], model, "rpn.conv"));
-    const Tensor logits = convolution(hidden, model, "rpn.cls_logits");
-    const Tensor deltas = convolution(hidden, model, "rpn.bbox_pred");
+    found.logits.push_back(convolution(hidden, model, "rpn.cls_logits"));
+    found.deltas.push_back(convolution(hidden, model, "rpn.bbox_pred"));
+    const Tensor& logits = found.logits.back();
     const int64_t k = logits.size(0), h = logits.size(1), w = logits.size(2);
-    // An anchor's index runs over the anchors of a cell first, then over x and y.
-    for (int64_t cell = 0; cell < h * w; ++cell)
-      for (int64_t a = 0; a < k; ++a) {
-        found.scores.push_back(logits.data[size_t(a * h * w + cell)]);
-        for (int64_t i = 0; i < 4; ++i) found.deltas.push_back(deltas.data[size_t((4 * a + i) * h * w + cell)]);
-      }
     const std::vector<float>& anchors = model.tensor("cell_anchors_" + std::to_string(level)).data;
     found.cell_anchors.insert(found.cell_anchors.end(), anchors.begin(), anchors.end());
     const int64_t stride = int64_t(model.values("strides").at(level));
@@ -90,12 +87,19 @@ struct Proposals {
 Proposals propose(const Rpn& rpn, const float (&image_size)[2], const Model& model) {
   using namespace frcnn_fast::proposals;
   const std::vector<double>& most = model.values("proposals");
+  // The maps as they are: from anchor to anchor of a cell one channel further, or four.
+  std::vector<frcnn_fast::MapLayout> scores, deltas;
+  for (size_t level = 0; level < rpn.logits.size(); ++level) {
+    const int64_t k = rpn.logits[level].size(0), h = rpn.logits[level].size(1), w = rpn.logits[level].size(2);
+    scores.push_back({rpn.logits[level].data.data(), 0, h * w, w, 1, 0, k, h, w});
+    deltas.push_back({rpn.deltas[level].data.data(), 0, 4 * h * w, w, 1, h * w, k, h, w});
+  }
   ProposalInputs inputs{};
   inputs.dtype = DType::kFloat32;
-  inputs.scores = rpn.scores.data();
-  inputs.deltas = rpn.deltas.data();
+  inputs.scores = scores.data();
+  inputs.deltas = deltas.data();
   inputs.B = 1;
-  inputs.A = int64_t(rpn.scores.size());
+  inputs.A = std::accumulate(rpn.level_sizes.begin(), rpn.level_sizes.end(), int64_t(0));
   inputs.L = int64_t(rpn.level_sizes.size());
   inputs.level_sizes = rpn.level_sizes.data();
   inputs.anchors = {rpn.cell_anchors.data(), 0, rpn.grid.data(), inputs.L, model.number("anchor_offset"), inputs.A};
