@@ -47,6 +47,7 @@ def by_openvino(path: Path) -> Callable[..., list[Tensor]]:
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "after": {"filter_order": "after_top_n", "min_size": 0.0, "feature_scale": 0.5},
+    "one box": {"class_agnostic": True, "sampling_ratio": 0, "aligned": True},
     "image": {"anchor_stride": "image", "anchor_offset": 0.5, "anchor_convention": "detectron2", "max_detections": 7},
     "scores": {"proposal_score_threshold": 0.5, "detection_min_size": 12.0},
 }
@@ -80,6 +81,19 @@ def whole_detector(name: str) -> FasterRCNN:
         for layer in (detector.rpn.cls_logits, detector.rpn.bbox_pred, detector.roi_head.cls_score):
             layer.weight.mul_(20)
     return detector
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("name", ["vgg16", "resnet18_fpn", "resnet18_c4", "small"])
+def test_every_kind_of_backbone(name: str, exporter: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    found = export_onnx(whole_detector(name), path, exporter=exporter)
+    assert found.detections > 20
+    assert found.unmatched <= found.detections // 50  # random weights make ties
+    kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    assert {"NonMaxSuppression", "TopK", "MaxRoiPool" if name == "vgg16" else "RoiAlign"} <= kinds
+    assert all(node.domain == "" for node in onnx.load(path).graph.node)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
