@@ -196,7 +196,8 @@ def _propose(
         "odd": lambda: odd_scores(g, (B, A)),
         "NaN": lambda: np.full((B, A), np.nan),
         "equal": lambda: np.full((B, A), 0.25),
-        "rounded": lambda: g.normal(size=(B, A)).round(2),  # a few dozen of each score
+        # A few dozen of each score, all so near that the sort looks at whole keys, and at nothing else.
+        "rounded": lambda: (1.0 + 0.25 * g.random((B, A))).round(3),
         "descending": lambda: np.broadcast_to(-np.arange(A, dtype=np.float64), (B, A)),
         # Most within one score's neighbourhood, a few far off.
         "crowded": lambda: np.where(g.random((B, A)) < 0.1, g.normal(0.0, 1e6, (B, A)), 1.0 + 1e-6 * g.random((B, A))),
