@@ -75,10 +75,12 @@ def of_checkpoint(checkpoint: Path, image: Path, device: str) -> Problem:
     with torch.no_grad():
         images = batch.images.contiguous(memory_format=torch.channels_last)
         rpn = detector.rpn(detector.backbone(images), (images.shape[-2], images.shape[-1]))
+    logits, deltas = rpn.tables()
     before, after = config.proposals_test
     return Problem(
         f"{checkpoint.name} on {image.name} {before}->{after}",
-        *rpn.tables(),
+        logits,
+        deltas,
         rpn.anchors,
         rpn.anchors.materialize(),
         batch.image_sizes,

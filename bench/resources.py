@@ -316,7 +316,7 @@ def new_report(found: list[dict[str, Any]], cuobjdump: Path) -> dict[str, Any]:
         nvcc = floors.find_nvcc()
     except RuntimeError:
         nvcc = ""
-    tools: dict[str, str | None] = {"nvcc": _release(nvcc) if nvcc else None, "cuobjdump": _release(str(cuobjdump))}
+    tools: dict[str, str | None] = {"nvcc": release(nvcc) if nvcc else None, "cuobjdump": release(str(cuobjdump))}
     if any(_is_triton(entry) for entry in found):
         tools["triton"] = importlib.metadata.version("triton")
     return {
@@ -327,7 +327,7 @@ def new_report(found: list[dict[str, Any]], cuobjdump: Path) -> dict[str, Any]:
     }
 
 
-def _release(tool: str) -> str:
+def release(tool: str) -> str:
     said = subprocess.run([tool, "--version"], text=True, capture_output=True).stdout
     version = re.search(r"\bV([\d.]+)", said)
     return version[1] if version else "unknown"

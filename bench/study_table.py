@@ -8,7 +8,7 @@ from typing import Any
 Result = Mapping[str, Any]
 
 TITLES = {
-    "recipes": "Sizes of images, lengths of training",
+    "recipes": "Optimisers, sizes of images, lengths of training",
     "schemes": "Training schemes",
     "lambda": "Balance of the two RPN losses",
     "anchors": "Scales and ratios of the anchors",

@@ -1,7 +1,18 @@
 #include "tensor_view.h"
 
+#include <pybind11/stl.h>
+
+#include "run.h"
+
 namespace frcnn_fast::bindings {
 namespace {
+
+// A capsule does not tell its stream: the stream of this thread's GPU tensors that come as capsules.
+thread_local void* stream_of_capsules = nullptr;
+
+const Registrar registrar([](py::module_& m) {
+  m.def("use_stream", [](uintptr_t stream) { stream_of_capsules = reinterpret_cast<void*>(stream); }, "stream"_a);
+});
 
 // The exchange API of a tensor type, or null. Types are few and live forever, so a short list does.
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
@@ -64,12 +75,16 @@ void TensorView::load_capsule(PyObject* object) {
   py::handle handle(object);
   if (!py::hasattr(handle, "__dlpack__"))
     throw py::type_error(std::string("expected a tensor, got ") + Py_TYPE(object)->tp_name);
+  py::dict options;
+  const int32_t device = handle.attr("__dlpack_device__")().cast<std::pair<int32_t, int32_t>>().first;
+  // The kernel runs on the producer's stream (use_stream): nothing to wait for.
+  if (device == dlpack::kCuda || device == dlpack::kCudaManaged) options["stream"] = -1;
   py::object capsule;
   try {
-    capsule = handle.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 3));
+    capsule = handle.attr("__dlpack__")(**options, py::arg("max_version") = py::make_tuple(1, 3));
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_TypeError)) throw;
-    capsule = handle.attr("__dlpack__")();
+    capsule = handle.attr("__dlpack__")(**options);
   }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     managed_versioned_ =
@@ -152,7 +167,7 @@ void* TensorView::floats(const char* name) const {
 void* TensorView::raw(const char*) const { return static_cast<char*>(tensor_.data) + tensor_.byte_offset; }
 
 void* TensorView::current_stream() const {
-  void* stream = nullptr;
+  void* stream = stream_of_capsules;
   if (api_ && api_->current_stream && api_->current_stream(tensor_.device.type, tensor_.device.id, &stream))
     throw py::error_already_set();
   return stream;

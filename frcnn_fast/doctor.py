@@ -16,6 +16,7 @@ import torch
 
 import frcnn_fast
 from frcnn_fast import _extension
+from frcnn_fast.cupy_kernels import SERVED as SERVED_BY_NVRTC
 from frcnn_fast.mmcv.finder import EXTENSION
 from frcnn_fast.mmcv.table import SERVED
 from frcnn_fast.ops._backends import carries_code_for, triton_interprets, why_no_cuda
@@ -100,6 +101,24 @@ def _mmcv() -> str:
     )
 
 
+def _arrays() -> str:
+    """How ops take CuPy's arrays here."""
+    if _version("cupy-cuda13x") is None and _version("cupy") is None:
+        return "not installed: pip install 'frcnn_fast[cupy]'"
+    if torch.cuda.is_available():
+        return "arrays are viewed by torch"
+    try:
+        import cupy
+
+        digits = cupy.cuda.Device().compute_capability
+    except Exception as error:  # no driver, no GPU, a broken install: whatever it is, it is the finding
+        return f"finds no GPU ({error})"
+    reason = why_no_cuda((int(digits[:-1]), int(digits[-1])))
+    if not reason:
+        return "torch sees no GPU: the compiled module takes the arrays itself"
+    return f"torch sees no GPU, and {reason}: NVRTC compiles the kernels of {', '.join(sorted(SERVED_BY_NVRTC))}"
+
+
 def _cpp() -> str:
     try:
         return f"find_package(frcnn_fast) with CMAKE_PREFIX_PATH={frcnn_fast.cmake_prefix()}"
@@ -129,7 +148,7 @@ def report() -> list[tuple[str, str]]:
             "OpenMP" if info["openmp"] else "no OpenMP: one thread (build it with a compiler that has it, such as g++)"
         )
         lines.append(("binary", f"{cuda}; processor code for {info['isa']}, {openmp}"))
-    lines.append(("C++", _cpp()))
+    lines += [("C++", _cpp()), ("arrays of CuPy", _arrays())]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         capability = torch.cuda.get_device_capability(index)
         code = carries_code_for(info["cuda_architectures"], capability) if info is not None else ""

