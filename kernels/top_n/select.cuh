@@ -11,8 +11,8 @@ namespace frcnn_fast::top_n {
 constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
 // Loads in flight a thread: as many as registers allow.
-template <int kThreads, class Key>
-constexpr int kSelectBatch = kThreads >= 1024 ? (sizeof(Key) == 8 ? 2 : 4) : 8;
+template <int kThreads>
+constexpr int kSelectBatch = kThreads >= 1024 ? 2 : 8;
 constexpr int kAllTies = 0x7fffffff;
 
 // Segment b * levels + l is level l of image b: columns starts[l] up to starts[l + 1] of its A.
@@ -119,7 +119,7 @@ template <class Key, int kThreads, class Slice>
 __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* counts, uint32_t* totals, uint32_t* scratch,
                              uint32_t* starts) {
   FF_SHARED(uint32_t, found, [3]);  // a bin, the count before it, its count
-  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads, Key>;
+  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads>;
   Key prefix = 0;  // the n-th key's bits from `high` up
   uint32_t need = uint32_t(n);
   for (int high = kKeyBits; high > 0;) {
@@ -170,7 +170,7 @@ __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* coun
 // Calls take(position, key, index) for all that the cut takes; positions are in index order.
 template <int kThreads, class Slice, class Key, class Take>
 __device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& take) {
-  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads, Key>;
+  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads>;
   FF_SHARED(int, warp_less, [kWarps]);
   FF_SHARED(int, warp_ties, [kWarps]);
   FF_SHARED(int, block_less);

@@ -196,6 +196,8 @@ def _propose(
         "odd": lambda: odd_scores(g, (B, A)),
         "NaN": lambda: np.full((B, A), np.nan),
         "equal": lambda: np.full((B, A), 0.25),
+        # A few dozen of each score, all so near that the sort looks at whole keys, and at nothing else.
+        "rounded": lambda: (1.0 + 0.25 * g.random((B, A))).round(3),
         "descending": lambda: np.broadcast_to(-np.arange(A, dtype=np.float64), (B, A)),
         # Most within one score's neighbourhood, a few far off.
         "crowded": lambda: np.where(g.random((B, A)) < 0.1, g.normal(0.0, 1e6, (B, A)), 1.0 + 1e-6 * g.random((B, A))),
@@ -244,8 +246,8 @@ def _map_cases() -> Iterator[Case]:
                 ),
                 small=True,
             )
-        # More scores than are held at once, so several chunks, and ties over more than one; all tied; few in sight.
-        for scores in ("random", "tied", "equal", "crowded"):
+        # More scores than are held at once: several chunks, ties in one, ties over more than one, all tied.
+        for scores in ("random", "rounded", "tied", "equal"):
             yield Case(
                 f"maps-{layout}-{scores}",
                 lambda m=layout, s=scores: _maps(
