@@ -26,7 +26,7 @@ def example(name: str) -> ModuleType:
 
 
 def test_the_list_names_every_example() -> None:
-    named = set(re.findall(r"\]\((\S+)\)", (EXAMPLES / "README.md").read_text()))
+    named = set(re.findall(r"\]\(([^)\s]+)\)", (EXAMPLES / "README.md").read_text()))
     there = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
     assert named >= there
     assert all((EXAMPLES / name).exists() for name in named)

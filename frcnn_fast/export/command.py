@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         "--exporter",
         choices=EXPORTERS,
         default=EXPORTERS[0],
-        help="for onnx: torch.export's programs, or TorchScript",
+        help="for onnx: torch.export's programs, or TorchScript [%(default)s]",
     )
     parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="images to compare on (default: noise)")
     args = parser.parse_args(argv)
