@@ -59,11 +59,11 @@ REPORT = {
     "skipped": [REFUSED],
 }
 
-# bench.bccd
+# bench.bccd, bench.r50
 QUANTILES = {"p10": NUMBER, "p50": NUMBER, "p90": NUMBER, "samples": int, "repeats": int}  # microseconds
 BCCD = {
     "schema": int,
-    "benchmark": str,  # bccd
+    "benchmark": str,  # bccd, r50
     "environment": ENVIRONMENT,
     "recipe": {"config": dict, "options": dict},
     "times": dict,  # by system: {"iteration": QUANTILES, "image": QUANTILES}
@@ -183,7 +183,7 @@ def check(value: Any, spec: Any = REPORT, path: str = "report") -> None:
 
 def check_report(report: dict[str, Any]) -> dict[str, Any]:
     """The report, if it fits: shape, version, order of the quantiles, no row twice."""
-    if report.get("benchmark") == "bccd":
+    if report.get("benchmark") in ("bccd", "r50"):
         return _check_bccd(report)
     if report.get("benchmark") == "resources":
         return _check_resources(report)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bench import bccd, bccd_table, r50, report, schema
 from bench.competitors import torchvision_missing
+from bench.measure import summary
 from frcnn_fast.model import SqueezeNet, preset
 from frcnn_fast.training import recipe
 
@@ -170,6 +171,14 @@ def test_the_schema_refuses(damage: str) -> None:
 
 def test_an_empty_comparison_is_an_empty_table() -> None:
     assert bccd_table.body([]) == ["", "| test split of BCCD | frcnn_fast | torchvision |", "| --- | ---: | ---: |"]
+
+
+def test_a_report_of_r50_has_the_form_of_the_other_timings(tmp_path: Path) -> None:
+    times = {system: dict.fromkeys(("iteration", "image"), summary([1.0, 2.0])) for system in bccd.SYSTEMS}
+    report = {**bccd.new_report(CONFIG, recipe("squeezenet1_0")), "times": times, "ratio": {"iteration": 1, "image": 1}}
+    schema.save({**report, "benchmark": "r50"}, tmp_path / "r50.json")
+    with pytest.raises(ValueError, match="lacks"):
+        schema.save({**report, "benchmark": "r51"}, tmp_path / "r51.json")
 
 
 @pytest.mark.skipif(not torchvision_missing, reason="torchvision is there")
