@@ -38,8 +38,8 @@ PRESETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
         },
         "training": {"iterations": 3000, "batch_size": 4, "lr": 0.005, "warmup": 250},
     },
-    # The blood cells, 364 images of 640 x 480, with ImageNet's weights of SqueezeNet: minutes on a processor. AdamW
-    # learns the rarest class, one object an image, in a fifth of the iterations that SGD needs.
+    # The blood cells, 364 images of 640 x 480, with ImageNet's weights of SqueezeNet: minutes on a processor. By
+    # AdamW: after so few iterations SGD has hardly begun with the rarest class, of which an image has one object.
     "bccd": {
         "data": {"dataset": "voc"},
         "detector": {"backbone": "squeezenet1_0", "shorter": 480, "longer": 960},
