@@ -115,6 +115,7 @@ def _names() -> list[str]:
 
 def _squeezenet() -> dict[str, Contestant]:
     import torchvision
+
     from bench.competitors.torchvision_detector import on_squeezenet
 
     config, weights = preset("squeezenet1_0"), torchvision.models.squeezenet1_0(weights=None).state_dict()
