@@ -124,7 +124,12 @@ def test_a_row_is_measured_and_fits_the_schema(tmp_path: Path) -> None:
 def test_a_cold_call_comes_after_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     convolution = torch.nn.functional.conv2d
-    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a, **k: (order.append("work"), convolution(*a, **k)))
+
+    def noted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        order.append("work")
+        return convolution(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", noted)
     found = measure.cold_clock(seconds=0.002)(lambda: order.append("call"), 3)
     assert len(found) == 3
     assert [name for name, before in zip(order, ["call", *order], strict=False) if name != before] == [
