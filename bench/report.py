@@ -149,8 +149,7 @@ OUR_COLUMNS = {
     ),
 }
 EXPLAINED = {
-    "cpu": "Medians of interleaved rounds in one process; everyone at the better of one and all threads. After other "
-    "work: a single call after 30 ms of convolutions, as inside a detector, and the factor between such calls.",
+    "cpu": "Medians of interleaved rounds in one process; everyone at the better of one and all threads.",
     "cuda": "Medians. In a graph: GPU time a call in a captured graph of 20 calls. GPU time: between events around one "
     "call. Call + wait: from the call in Python until the GPU is done; the competitors' times and the factor likewise.",
 }
@@ -184,6 +183,11 @@ def footnotes(path: Path, report: dict[str, Any], page: Path) -> list[str]:
     lines = [f"{EXPLAINED[backend_of(report)]} Every answer was compared with the reference before it was timed."]
     if any(t["who"] == TRITON for row in report["rows"] for t in row["times"]):
         lines.append("Triton: the same call on this library's own Triton kernels; it counts in no factor.")
+    if any(t["how"] == COLD for row in report["rows"] for t in row["times"]):
+        lines.append(
+            "After other work: a single call after 30 ms of convolutions, as inside a detector, and the factor between "
+            "such calls."
+        )
     missing = report["environment"]["missing"]
     if missing:
         lines.append("Missing: " + "; ".join(missing) + ".")
