@@ -30,7 +30,7 @@ STYLE: Any = {"font.size": 9, "axes.edgecolor": MUTED, "text.color": INK, "axes.
 COLORS = {
     TRITON: "#ca8a04",
     "torchvision": "#1d4ed8",
-    "OpenVINO": "#7e22ce",
+    "OpenVINO": "#0891b2",
     "ONNX Runtime": "#be185d",
     "OpenCV": "#4d7c0f",
     "torchvision, to the depth needed": "#93b4f5",
