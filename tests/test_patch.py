@@ -206,6 +206,8 @@ class TestPatch:
             *(f"torchvision.ops.{name}" for name in SERVED if name not in FUSED),
             *(f"torchvision.ops.boxes.{name}" for name in ("nms", "batched_nms", "box_iou", *IOU_KINDS)),
             *(f"torchvision.ops.{name[0]}iou_loss.{name}" for name in IOU_LOSSES),
+            *(f"torchvision.models.detection._utils.{name}" for name in IOU_LOSSES),
+            "torchvision.models.detection.fcos.generalized_box_iou_loss",
             "torchvision.ops.roi_pool.roi_pool",
             "torchvision.ops.roi_align.roi_align",
             "torchvision.ops.poolers.roi_align",

@@ -152,17 +152,17 @@ def generalized_box_iou_loss(
 ) -> Tensor:
     """1 - generalized IoU of the two boxes in each row: [N], or their sum or mean, 0 of no boxes.
 
-    boxes1 and boxes2 [N, 4] hold (x1, y1, x2, y2), in any unit, of one floating dtype. The result is float64 for float64
-    boxes and float32 for all others; the gradients have the boxes' dtype. eps keeps both divisors from 0, which adds
-    to the loss of boxes that are not much larger than it:
+    boxes1 and boxes2 [N, 4] hold (x1, y1, x2, y2), in any unit, of one floating dtype. The result is float64 for
+    float64 boxes and float32 for all others; the gradients have the boxes' dtype. eps keeps both divisors from 0, and
+    adds to the loss of boxes that are not much larger than it:
 
         iou = inter / (union + eps);  loss = 1 - (iou - (hull - union) / (hull + eps))
 
     Every operation is rounded by itself. A box with a non-finite coordinate gives NaN; two points in one place give 1.
-    The sides of the hull are what they are, also below 0 (of two inverted boxes). Differentiable in both boxes once; ties
-    of max and min split evenly, and boxes that only touch pass nothing through the intersection. reduction: "none",
-    "sum" or "mean". The losses and the gradients are bitwise repeatable and the same bits on every backend; a sum or a
-    mean is torch's own. O(N) time, one pass forward and one for each gradient that is asked for. torchvision's
+    The sides of the hull are what they are, also below 0 (of two inverted boxes). Differentiable in both boxes once;
+    ties of max and min split evenly, and boxes that only touch pass nothing through the intersection. reduction:
+    "none", "sum" or "mean". The losses and the gradients are bitwise repeatable and the same bits on every backend; a
+    sum or a mean is torch's own. O(N) time, one pass forward and one for each gradient that is asked for. torchvision's
     signature.
 
     TypeError: not tensors, other dtypes, dtypes that differ. ValueError: shapes other than [N, 4] or that differ,

@@ -38,8 +38,8 @@ def patch_torchvision() -> Patch:
 
     - `nms`, `batched_nms`, `box_iou`, `roi_pool`, `roi_align` of torchvision.ops, by whatever name modules know
       them: so also in `RoIAlign`, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, FCOS;
-    - `generalized_box_iou`, `distance_box_iou`, `complete_box_iou`, and each one's `_loss`, by whatever name: so also the
-      regression loss of FCOS;
+    - `generalized_box_iou`, `distance_box_iou`, `complete_box_iou`, and each one's `_loss`, by whatever name: so also
+      the regression loss of FCOS;
     - making anchors, decoding and `filter_proposals` of RegionProposalNetwork: `ops.rpn_proposals`;
     - `RegionProposalNetwork.assign_targets_to_anchors`: `ops.assign_anchors`, without a matrix of anchors x boxes;
     - `RoIHeads.postprocess_detections`: `ops.detections`;
@@ -55,9 +55,10 @@ def patch_torchvision() -> Patch:
     float64, on a CPU or a GPU (but for autocast, and IoUs of float32 with halves); integer boxes and other box formats;
     a method, anchor generator, box coder, matcher or level mapper that is not torchvision's own; a proposal network
     with a score threshold; thresholds and numbers of boxes that are negative; scales that are not successive halves;
-    detections that a gradient is to flow through (evaluate under torch.no_grad()), and IoUs of every pair that one is to
-    flow through; losses of single boxes or of halves, and the complete one with another eps than its own; everything
-    under torch.export, tracing and functorch. A served loss has no second derivative: asked for one, it raises.
+    detections that a gradient is to flow through (evaluate under torch.no_grad()), and IoUs of every pair that one is
+    to flow through; losses of single boxes or of halves, and the complete one with another eps than its own; everything
+    under torch.export, tracing and functorch. A served loss has no second derivative: asked for one, it raises
+    NotImplementedError.
     torch.jit.script compiles torchvision's own code, patched or not. Pickle whole detectors while nothing is patched.
 
     Indices and labels are torchvision's; floats are within rounding (exp, softmax and sums are rounded otherwise), and

@@ -153,9 +153,7 @@ def pairwise_iou_backward(
     return partial[..., 0]
 
 
-def iou_loss_backward(
-    grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *, kind: str, eps: float
-) -> np.ndarray:
+def iou_loss_backward(grad: np.ndarray, boxes1: np.ndarray, boxes2: np.ndarray, *, kind: str, eps: float) -> np.ndarray:
     """Gradient of boxes1 [N, 4], given that of iou_loss [N]; boxes2's is this one with the boxes swapped."""
     with np.errstate(all="ignore"):
         return np.stack([-grad * part for part in _slopes(boxes1, boxes2, kind, eps, loss=True)], axis=-1)

@@ -1,5 +1,5 @@
-"""iou_kinds.h and iou_kinds.cu in Triton: generalized, distance and complete IoU of every pair, as the loss of two boxes in
-a row, and the gradients of one side. Boxes are tuples of four blocks."""
+"""iou_kinds.h and iou_kinds.cu in Triton: generalized, distance and complete IoU of every pair, as a loss of two boxes
+in a row, and the gradients of one side."""
 
 import triton
 import triton.language as tl
@@ -29,11 +29,11 @@ def angle(x1, y1, x2, y2, KIND: tl.constexpr):
 
 @triton.jit
 def union_and_iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, eps, LOSS: tl.constexpr):
-    """(union, with eps if of a loss, and what the overlap is of that; width and height of the overlap, negative apart)."""
+    """(union; what the overlap is divided by, and that; width and height of the overlap, negative apart)."""
     w, h = minimum(ax2, bx2) - maximum(ax1, bx1), minimum(ay2, by2) - maximum(ay1, by1)
     overlap = tl.where(w < 0.0, 0.0, w) * tl.where(h < 0.0, 0.0, h)
     joined = (finite_area(ax1, ay1, ax2, ay2, False) + finite_area(bx1, by1, bx2, by2, False)) - overlap
-    whole = joined + eps if LOSS != mutant("iou_kind_eps") else joined
+    whole = joined + eps if mutant("iou_kind_eps") != LOSS else joined
     return joined, whole, divide(overlap, whole), w, h
 
 
@@ -41,12 +41,12 @@ def union_and_iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, eps, LOSS: tl.constexp
 def penalty_of(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, joined, eps, KIND: tl.constexpr, LOSS: tl.constexpr):
     """(penalty, and what it is divided by; width and height of the hull; of the centres' distance)."""
     hull_w, hull_h = maximum(ax2, bx2) - minimum(ax1, bx1), maximum(ay2, by2) - minimum(ay1, by1)
-    if LOSS == mutant("iou_kind_inverted"):  # below 0 only where both boxes are inverted
+    if mutant("iou_kind_inverted") == LOSS:  # below 0 only where both boxes are inverted
         hull_w, hull_h = maximum(tl.zeros_like(hull_w), hull_w), maximum(tl.zeros_like(hull_h), hull_h)
     dx, dy = (ax1 + ax2) * 0.5 - (bx1 + bx2) * 0.5, (ay1 + ay2) * 0.5 - (by1 + by2) * 0.5
     if KIND == "generalized":
         size = hull_w * hull_h
-        hull = size + eps if LOSS != mutant("iou_kind_hull_eps") else size
+        hull = size + eps if mutant("iou_kind_hull_eps") != LOSS else size
         penalty = divide(size - joined, hull)
     else:
         hull = (hull_w * hull_w + hull_h * hull_h) + eps
@@ -85,16 +85,16 @@ def iou_score(
 def iou_slopes(
     ax1, ay1, ax2, ay2, angle_a, bx1, by1, bx2, by2, angle_b, eps, KIND: tl.constexpr, LOSS: tl.constexpr
 ):  # fmt: skip
-    """d (IoU of that kind) / d a, four coordinates; of a loss, with its eps, the negative of the loss' own. Boxes that only
-    touch pass nothing through the intersection; alpha is a constant."""
+    """d (IoU of that kind) / d a, four coordinates; of a loss, with its eps, the negative of the loss' own. Boxes that
+    only touch pass nothing through the intersection; alpha is a constant."""
     joined, whole, iou, w, h = union_and_iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, eps, LOSS)
     penalty, hull, hull_w, hull_h, dx, dy = penalty_of(
         ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, joined, eps, KIND, LOSS
     )  # fmt: skip
-#iou = o / W with W = A + B - o + eps : d iou = do * (1 + iou) / W - dA * iou / W
+    # iou = o / W with W = A + B - o + eps : d iou = do * (1 + iou) / W - dA * iou / W
     per_overlap, per_area = divide(1.0 + iou, whole), divide(iou, whole)
     if KIND == "generalized":
-#The penalty is 1 - W / H : its derivative is dH* W / H ^ 2 - (dA - do) / H.
+        # The penalty is 1 - W / H : its derivative is dH* W / H ^ 2 - (dA - do) / H.
         per_union, per_hull = divide(tl.zeros_like(hull) + 1.0, hull), divide(divide(whole, hull), hull)
         per_overlap, per_area = per_overlap - per_union, per_area - per_union
         hull_x, hull_y = per_hull * hull_h, per_hull * hull_w
@@ -241,9 +241,7 @@ def iou_loss_backward_kernel(grad, boxes1, boxes2, N, eps, grad_boxes1, KIND: tl
     )
 
 
-def iou_loss_backward(
-    grad: Tensor, boxes1: Tensor, boxes2: Tensor, kind: str, eps: float, grad_boxes: Tensor
-) -> None:
+def iou_loss_backward(grad: Tensor, boxes1: Tensor, boxes2: Tensor, kind: str, eps: float, grad_boxes: Tensor) -> None:
     N = boxes1.shape[0]
     if N:
         launch(

@@ -77,7 +77,7 @@ def _backward_cases(loss: bool) -> Iterator[Case]:
     """Only float32 and float64: the gradient of a half is rounded once more."""
 
     def make(size: tuple[int, ...], kind: str, eps: float, dtype: torch.dtype, values: str) -> Args:
-        args = _pairs_of_rows(size[0], dtype, values) if loss else _pair(*size, dtype, values)
+        args = _pairs_of_rows(size[0], dtype, values) if loss else _pair(size[0], size[1], dtype, values)
         return _with_grad(args, kind, eps, *size)
 
     sizes = ((0,), (1,), (65,), (300,)) if loss else ((0, 5), (5, 0), (1, 1), (33, 65), (20, 300))

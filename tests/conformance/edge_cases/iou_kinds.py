@@ -25,8 +25,8 @@ def _backward(kind: str, eps: float, second: list, grad: float, *size: int) -> A
 NOT_FINITE = [[0, NAN, 2, 2], [0, 0, INF, 2], [-INF, 0, 2, 2]]
 
 PAIRS = (
-    # With the 2x2 square: itself, 1 - (4 - 4) / 4; half of it, 1/2 - (4 - 4) / 4; a corner, 1/7 - (9 - 7) / 9; an edge in
-    # common, 0 - (8 - 8) / 8; as far away as it is wide, 0 - (12 - 8) / 12.
+    # With the 2x2 square: itself, 1 - (4 - 4) / 4; half of it, 1/2 - (4 - 4) / 4; a corner, 1/7 - (9 - 7) / 9; an edge
+    # in common, 0 - (8 - 8) / 8; as far away as it is wide, 0 - (12 - 8) / 12.
     edge(
         "generalized_box_iou",
         "plain",
