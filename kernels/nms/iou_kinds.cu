@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kKindColumns)
   for (int i = 0; i < count; ++i) out[(first + i) * M + j] = iou_score<kKind, false>(rows[i], mine, eps);
 }
 
-constexpr int kKindWarps = 8;
+constexpr int kKindWarps = 4;
 
 // A warp a row; lane l sums columns l, l + 32, ..., then the lanes are folded in halves.
 template <IouKind kKind, class T>
