@@ -170,6 +170,7 @@ def test_halves_of_files_that_a_kill_left_are_removed(tmp_path):
     shutil.copytree(run.out, folder)
     (folder / ".hidden.txt").write_text("the user's")
     (folder / "drawings").mkdir()
+    (folder / "checkpoints/.tmpY8PDrq").touch()
     for path in (folder / "loss.png", folder / "drawings/a.jpg", folder / "checkpoints/000000012.safetensors"):
         with atomic_path(path.with_name("lost" + path.suffix)) as beside:
             shutil.copy(beside, tmp_path)
