@@ -1,4 +1,4 @@
-"""The README's table of what `python -m bench.bccd` found: accuracy over the seeds, and speed."""
+"""Tables of what `python -m bench.bccd` and `python -m bench.r50` found: accuracy over the seeds, and speed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ Report = dict[str, Any]
 METRICS = (("11-point", "ap07", "map07"), ("area", "ap_area", "map_area"))
 
 
-def body(reports: Sequence[Report]) -> list[str]:
-    """Caption, table and footnote. Of several timings the newest counts, of several runs of a seed likewise."""
+def body(reports: Sequence[Report], title: str = "test split of BCCD") -> list[str]:
+    """Caption, table and footnote. Of several timings in one precision the newest counts, of several runs of a seed
+    likewise."""
     ordered = sorted(reports, key=lambda report: report["environment"]["date"])
     runs = {(report["system"], report["seed"]): report for report in ordered if "test" in report}
-    timings = [report for report in ordered if "ratio" in report]
+    timings = newest_timings(ordered)
     by_system = {system: [run for (of, _), run in sorted(runs.items()) if of == system] for system in SYSTEMS}
-    lines = [["test split of BCCD", *SYSTEMS], ["---", "---:", "---:"]]
+    lines = [[title, *SYSTEMS], ["---", "---:", "---:"]]
     for title, value in _figures(ordered):
         lines.append([title, *(_over([value(run) for run in by_system[system]]) for system in SYSTEMS)])
-    for title, what in (("seconds a training iteration", "iteration"), ("seconds a test image", "image")):
-        for timing in timings[-1:]:
+    for precision, timing in timings.items():
+        for title, what in (("seconds a training iteration", "iteration"), ("seconds a test image", "image")):
             cells = [f"{timing['times'][s][what]['p50'] / 1e6:.3f}" for s in SYSTEMS]
-            lines.append([title, f"{cells[0]} ({timing['ratio'][what]:.2f} times faster)", cells[1]])
-    return [*_caption(runs, timings), "", *(f"| {' | '.join(line)} |" for line in lines)]
+            lines.append([f"{title}, {precision}", f"{cells[0]} ({timing['ratio'][what]:.2f} times faster)", cells[1]])
+    return [*_caption(runs, list(timings.values())), "", *(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def newest_timings(reports: Sequence[Report]) -> dict[str, Report]:
+    """By precision."""
+    ordered = sorted((r for r in reports if "ratio" in r), key=lambda report: report["environment"]["date"])
+    return {report["recipe"]["options"].get("precision", "float32"): report for report in ordered}
 
 
 def _figures(reports: Sequence[Report]) -> list[tuple[str, Callable[[Report], float]]]:
@@ -63,11 +70,13 @@ def _caption(runs: dict[Any, Report], timings: Sequence[Report]) -> list[str]:
             f"{options['iterations']} iterations of {options['batch_size']} images; {_versions(environments)}. "
             "The mean over the seeds, and each seed's figure (`bench/results/bccd-*.json`)."
         )
-    for timing in timings[-1:]:
+    for timing in timings:
         e, samples = timing["environment"], timing["times"]["frcnn_fast"]
+        precision = timing["recipe"]["options"].get("precision", "float32")
         lines.append(
-            f"Times: medians of {samples['iteration']['samples']} iterations and {samples['image']['samples']} "
-            f"images, the two in turns in one process, {e['threads']} threads; {_versions([e])}."
+            f"Times, {precision}: medians of {samples['iteration']['samples']} iterations and "
+            f"{samples['image']['samples']} images, the two in turns in one process, {e['threads']} threads; "
+            f"{_versions([e])}."
         )
     return lines
 

@@ -2,7 +2,8 @@
 
 The tables go into README.md, docs/benchmarks.md and docs/torchvision.md, between <!-- bench:cpu --> and
 <!-- /bench:cpu -->, and likewise bench:cuda, bench:resources (from `python -m bench.resources`), from all files of
-`python -m bench.bccd` together bench:bccd, a choice of all that bench:short, and whole calls of other libraries (from
+`python -m bench.bccd` together bench:bccd, those of `python -m bench.r50` bench:r50, of `python -m bench.in_place`
+bench:in-place, a choice of all that bench:short, and whole calls of other libraries (from
 `python -m bench.compat`) bench:callers; the plots beside the files, and the README's into docs/images. Of several files
 of one kind the newest is shown.
 """
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bccd_table, callers_table, plots, resources, schema, short_table
+from bench import bccd_table, callers_table, in_place_table, plots, resources, schema, short_table
 from bench.format import backend_of, duration, in_order, plain, times
 from bench.row_timing import OURS, TRITON, best
 
@@ -72,6 +73,12 @@ def newest_of(reports: Sequence[tuple[Path, dict[str, Any]]], backend: str) -> t
     return max(mine, key=lambda pair: pair[1]["environment"]["date"], default=None)
 
 
+def newest_named(reports: Sequence[tuple[Path, dict[str, Any]]], name: str) -> tuple[Path, dict[str, Any]] | None:
+    """Of the reports of one benchmark that is not the ops'."""
+    mine = [pair for pair in reports if pair[1].get("benchmark") == name]
+    return max(mine, key=lambda pair: pair[1]["environment"]["date"], default=None)
+
+
 def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]], page: Path) -> str:
     """The text with each backend's newest report between its markers, and the other kinds between theirs. page: the
     file that its links start from. ValueError where no marker of any is found.
@@ -85,15 +92,21 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]], page: Path) 
     detectors = [report for _, report in reports if report.get("benchmark") == "bccd"]
     if detectors:
         bodies["bccd"] = bccd_table.body(detectors)
-    compiled = [pair for pair in reports if pair[1].get("benchmark") == "resources"]
+    resnets = [report for _, report in reports if report.get("benchmark") == "r50"]
+    if resnets:
+        bodies["r50"] = bccd_table.body(resnets, "R50-FPN")
+    inside = newest_named(reports, "in-place")
+    if inside:
+        bodies["in-place"] = in_place_table.body(_shown(inside[0]), inside[1])
+    compiled = newest_named(reports, "resources")
     if compiled:
-        path, report = max(compiled, key=lambda pair: pair[1]["environment"]["date"])
+        path, report = compiled
         bodies["resources"] = resources.summary(_shown(path), report)
     others = [report for _, report in reports if report.get("benchmark") == "compat"]
     if newest["cpu"] and "<!-- bench:callers -->" in text:
         bodies["callers"] = callers_table.body(newest["cpu"], others)
-    if newest["cpu"] and detectors and "<!-- bench:short -->" in text:
-        bodies["short"] = short_table.body(newest["cpu"], detectors, others)
+    if newest["cpu"] and inside and resnets and "<!-- bench:short -->" in text:
+        bodies["short"] = short_table.body(newest["cpu"], (_shown(inside[0]), inside[1]), resnets, others)
     found = False
     for name, body in bodies.items():
         opening, closing = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"

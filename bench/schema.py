@@ -100,6 +100,23 @@ RESOURCES = {
     ],
 }
 
+# bench.in_place
+IN_PLACE = {
+    "schema": int,
+    "benchmark": str,  # in-place
+    "environment": ENVIRONMENT,
+    "calls": [
+        {
+            "model": str,
+            "mode": str,  # evaluation | training
+            "size": list,  # height and width of the image
+            "times": dict,  # by contender: {stage, "proposal side" or "call": QUANTILES}
+            "ratio": dict,  # torchvision's median over the contender's, of the proposal side
+            "share": dict,  # by contender: the proposal side's part of the call
+        }
+    ],
+}
+
 # bench.compat; a part that was not made is not there
 COMPAT: dict[str, Any] = {
     "schema": int,
@@ -189,6 +206,8 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
         return _check_resources(report)
     if report.get("benchmark") == "compat":
         return _check_compat(report)
+    if report.get("benchmark") == "in-place":
+        return _check_in_place(report)
     check(report)
     _check_version(report)
     if any(row["backend"] == "cuda" for row in report["rows"]):
@@ -229,6 +248,16 @@ def _check_compat(report: dict[str, Any]) -> dict[str, Any]:
     parts = {name: spec for name, spec in COMPAT_PARTS.items() if name in report}
     check(report, COMPAT | parts)
     _check_version(report)
+    return report
+
+
+def _check_in_place(report: dict[str, Any]) -> dict[str, Any]:
+    check(report, IN_PLACE)
+    _check_version(report)
+    for i, call in enumerate(report["calls"]):
+        for who, times in call["times"].items():
+            for stage, time in times.items():
+                check(time, QUANTILES, f"report.calls[{i}].times.{who}.{stage}")
     return report
 
 

@@ -124,6 +124,11 @@ def accuracy(system: str, seed: int, ap: float, date: str = "2026-01-01") -> dic
     return made_up(date, system=system, seed=seed, test=test)
 
 
+def in_halves(times: dict[str, object]) -> dict[str, object]:
+    recipe_ = {"config": {}, "options": {"iterations": 600, "batch_size": 2, "precision": "bfloat16"}}
+    return {**made_up("2026-01-01", times=times, ratio={"iteration": 3.0, "image": 3.0}), "recipe": recipe_}
+
+
 def test_the_table_has_means_seeds_and_the_newest_times(tmp_path: Path) -> None:
     quantiles = {"p10": 1e6, "p50": 1e6, "p90": 2e6, "samples": 30, "repeats": 1}
     slower = {**quantiles, "p50": 1.5e6}
@@ -137,6 +142,7 @@ def test_the_table_has_means_seeds_and_the_newest_times(tmp_path: Path) -> None:
         accuracy("frcnn_fast", 0, 0.6, "2026-01-02"),
         made_up("2026-01-02", times=times, ratio={"iteration": 1.5, "image": 1.5}),
         made_up("2026-01-01", times=times, ratio={"iteration": 9.0, "image": 9.0}),
+        in_halves(times),
         accuracy("torchvision", 0, 0.5),
     ]
     paths = [tmp_path / f"bccd-{i}.json" for i in range(len(reports))]
@@ -148,7 +154,8 @@ def test_the_table_has_means_seeds_and_the_newest_times(tmp_path: Path) -> None:
     text = readme.read_text()
     assert "| AP50 cat, 11-point | 0.700 (0.600, 0.800) | 0.500 (0.500) |" in text
     assert "| mean, area | 0.350 (0.300, 0.400) | 0.250 (0.250) |" in text
-    assert "| seconds a test image | 1.000 (1.50 times faster) | 1.500 |" in text
+    assert "| seconds a test image, float32 | 1.000 (1.50 times faster) | 1.500 |" in text
+    assert "| seconds a training iteration, bfloat16 | 1.000 (3.00 times faster) | 1.500 |" in text
     assert "old" not in text
     assert text.endswith("after\n")
     assert list(tmp_path.glob("*.png")) == []  # the plots are the kernels'

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,27 @@ def results(op: str, features: Tensor, rois: Tensor, size: Any = 7) -> tuple[Ten
     output.backward(grad)
     assert leaf.grad is not None
     return output.detach(), leaf.grad
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the system has no huge pages")
+@pytest.mark.parametrize("op", OPS)
+def test_large_outputs_ask_for_huge_pages(op: str) -> None:
+    features, rois = example(K=1500, C=32)
+    outputs = [call(op, features, rois, 8), *results(op, features.repeat(1, 1, 10, 10), rois, 8)]
+    assert all(output.nbytes > 2 << 22 for output in outputs)
+    for output in outputs:
+        assert "hg" in flags_of_memory(output.data_ptr() + output.nbytes // 2)
+
+
+def flags_of_memory(address: int) -> list[str]:
+    """What Linux notes of the mapping that has this address; "hg" is a program's wish for huge pages."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"{address:#x} is not mapped")
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -59,15 +59,24 @@ class TorchvisionDetector(nn.Module):
         return self.model(unpadded, targets)
 
 
-def on_squeezenet(
-    class_names: Sequence[str], config: DetectorConfig, weights: Mapping[str, Tensor]
+class _RoIPool(nn.Module):
+    """torchvision's operator, called as MultiScaleRoIAlign is."""
+
+    def __init__(self, size: int, scale: float) -> None:
+        super().__init__()
+        self.size, self.scale = size, scale
+
+    def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        return torchvision.ops.roi_pool(maps["0"], boxes, self.size, self.scale)
+
+
+def with_settings(
+    backbone: nn.Module, num_classes: int, config: DetectorConfig, head: nn.Module, width: int
 ) -> TorchvisionDetector:
-    """With torchvision's SqueezeNet 1.0 as backbone, these settings and torchvision's own initialisation."""
-    backbone = torchvision.models.squeezenet1_0(weights=None).features
-    backbone.load_state_dict({name: weights[f"features.{name}"] for name in backbone.state_dict()})
-    backbone.out_channels = 512
+    """On a backbone of one map of 512 channels at stride 16, with these settings; head: of pooled maps, to `width`."""
     levels = len(config.anchor_sizes)
-    return TorchvisionDetector(
+    backbone.out_channels = 512  # type: ignore[assignment]
+    detector = TorchvisionDetector(
         FasterRCNN(
             backbone,
             rpn_anchor_generator=AnchorGenerator(config.anchor_sizes, (config.anchor_ratios,) * levels),
@@ -81,8 +90,8 @@ def on_squeezenet(
             rpn_batch_size_per_image=config.rpn_batch_size,
             rpn_positive_fraction=config.rpn_positive_fraction,
             box_roi_pool=MultiScaleRoIAlign(["0"], config.pool_size, config.sampling_ratio),
-            box_head=TwoMLPHead(512 * config.pool_size**2, config.head_channels),
-            box_predictor=FastRCNNPredictor(config.head_channels, len(class_names) + 1),
+            box_head=head,
+            box_predictor=FastRCNNPredictor(width, num_classes),
             box_score_thresh=config.score_threshold,
             box_nms_thresh=config.detection_iou,
             box_detections_per_img=config.max_detections,
@@ -92,6 +101,26 @@ def on_squeezenet(
             box_positive_fraction=config.roi_positive_fraction,
         )
     )
+    if config.pooling == "roi_pool":
+        detector.model.roi_heads.box_roi_pool = _RoIPool(config.pool_size, 1 / 16)
+    return detector
+
+
+def on_squeezenet(
+    class_names: Sequence[str], config: DetectorConfig, weights: Mapping[str, Tensor]
+) -> TorchvisionDetector:
+    """With torchvision's SqueezeNet 1.0 as backbone, these settings and torchvision's own initialisation."""
+    backbone = torchvision.models.squeezenet1_0(weights=None).features
+    backbone.load_state_dict({name: weights[f"features.{name}"] for name in backbone.state_dict()})
+    head = TwoMLPHead(512 * config.pool_size**2, config.head_channels)
+    return with_settings(backbone, len(class_names) + 1, config, head, config.head_channels)
+
+
+def on_vgg16(num_classes: int, config: DetectorConfig) -> TorchvisionDetector:
+    """With torchvision's VGG-16, random, as backbone and head, and these settings."""
+    network = torchvision.models.vgg16(weights=None)
+    head = nn.Sequential(nn.Flatten(), *list(network.classifier)[:-1])
+    return with_settings(network.features[:-1], num_classes, config, head, 4096)
 
 
 def on_resnet50_fpn(num_classes: int, frozen_stages: int) -> TorchvisionDetector:

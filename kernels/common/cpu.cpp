@@ -6,6 +6,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace frcnn_fast {
 namespace {
@@ -37,6 +40,18 @@ Isa detect() {
 Isa isa() {
   static const Isa chosen = detect();
   return chosen;
+}
+
+void use_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 2 << 20;  // of x86; where pages are larger, the kernel leaves out what is too small
+  constexpr size_t kLeast = 4 << 20;    // below it the call costs more than it saves
+  if (bytes < kLeast) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (begin + kPage - 1) & ~(kPage - 1), last = (begin + bytes) & ~(kPage - 1);
+  // It is advice: where there is no such page, the memory is what it was.
+  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 bool forked() { return was_forked; }

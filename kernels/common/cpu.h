@@ -1,6 +1,7 @@
 // Threads and instruction sets of the CPU half.
 #pragma once
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 
@@ -23,6 +24,10 @@ Isa isa();
 // the fork, and the first parallel region would wait for them for ever.
 bool forked();
 void mark_forked();
+
+// Asks for huge pages under memory that is about to be written, where the system leaves that to programs: the
+// first touch of fresh memory in pages of 4 KiB takes longer than writing it. Does nothing to less than some megabytes.
+void use_huge_pages(void* data, size_t bytes);
 
 inline int max_threads() {
 #if defined(_OPENMP)

@@ -48,6 +48,7 @@ class AlignBackward {
       const RoiAlignLevel& level = s_.levels[l];
       const Plan& plan = plans_[l];
       const int64_t members = groups_.starts[(l + 1) * s_.B] - groups_.starts[l * s_.B];
+      expect_writes(static_cast<T*>(grads_[l]), s_.B * s_.C * level.H * level.W);
       const int64_t blocks = ceil_div(s_.C, plan.lanes), bands = ceil_div(level.H, plan.rows);
       const double work = double(s_.C) * (double(members) * bins_ * 16 + double(s_.B) * level.H * level.W);
       for_each_unit(s_.B * blocks * bands, std::min(threads_, threads_for(work)), [&](int64_t thread, int64_t unit) {

@@ -45,6 +45,7 @@ class Align {
 
   Status run() {
     FF_TRY(geometry_.group(&groups_));
+    expect_writes(output_, s_.R * s_.C * bins_);
     for (int64_t k = 0; k < s_.R; ++k)
       if (groups_.group[k] < 0) clear(k, 0, s_.C);
     if (s_.C == 0) return kOk;

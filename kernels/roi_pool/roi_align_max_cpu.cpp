@@ -44,6 +44,11 @@ class AlignMax {
 
   Status run() {
     FF_TRY(geometry_.group(&groups_));
+    expect_writes(output_, s_.R * s_.C * bins_);
+    if (argmax_y_) {
+      expect_writes(argmax_y_, s_.R * s_.C * bins_);
+      expect_writes(argmax_x_, s_.R * s_.C * bins_);
+    }
     for (int64_t k = 0; k < s_.R; ++k)
       if (groups_.group[k] < 0) clear(k);
     if (groups_.grouped == 0 || s_.C == 0) return kOk;
@@ -159,6 +164,7 @@ Status align_max_backward(const RoiAlignShape& s, const T* grad_output, const vo
   const CellStrides map = cell_strides(s.C, cells, level.channels_last);
   const CellStrides place = cell_strides(s.C, bins, level.channels_last);
   const CellStrides from = cell_strides(s.C, bins, s.output_channels_last);
+  expect_writes(grad_input, s.B * s.C * cells);
   const double work = double(groups.grouped) * s.C * bins * 16 + double(s.B) * s.C * cells / 4;
   for_each_unit(s.B * s.C, threads_for(work), [&](int64_t thread, int64_t unit) {
     const int64_t b = unit / s.C, c = unit % s.C;

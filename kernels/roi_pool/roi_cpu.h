@@ -101,6 +101,12 @@ Status group_rois(const char* name, const U* rois, int64_t R, int64_t B, int64_t
   return kOk;
 }
 
+// Pooled maps, and gradients of maps, are tens of megabytes, mostly in memory that the system has just given out.
+template <class T>
+void expect_writes(T* data, int64_t numbers) {
+  use_huge_pages(data, size_t(numbers) * sizeof(T));
+}
+
 // How many threads are worth starting for that many multiply-adds (or moves) of one number.
 inline int64_t threads_for(double operations) {
   constexpr double kWorthAThread = 100e3;  // about 20 us

@@ -101,6 +101,8 @@ class Pool {
   Status run() {
     RoiGroups& groups = workspace_.groups;
     FF_TRY(group_rois("boxes", rois_, s_.R, s_.B, 1, [](const U*) { return 0; }, &groups));
+    expect_writes(output_, s_.R * s_.C * plan_.bins);
+    if (argmax_) expect_writes(argmax_, s_.R * s_.C * plan_.bins);
     for (int64_t k = 0; k < s_.R; ++k)
       if (groups.group[k] < 0) clear(k);
     if (groups.grouped == 0 || s_.C == 0) return kOk;
@@ -308,6 +310,7 @@ Status pool_backward(DType dtype, const RoiPoolShape& s, const T* grad_output, b
   const CellStrides map = cell_strides(s.C, cells, s.channels_last), from = cell_strides(s.C, bins, s.channels_last);
   const CellStrides grads = cell_strides(s.C, bins, grad_output_channels_last);
   const int64_t blocks = ceil_div(s.C, plan.channels);
+  expect_writes(grad_input, s.B * s.C * cells);
   const double work = double(groups.grouped) * s.C * bins * 2 + double(s.B) * s.C * cells / 4;
   for_each_unit(s.B * blocks, std::min(plan.threads, threads_for(work)), [&](int64_t thread, int64_t unit) {
     const int64_t b = unit / blocks, c0 = unit % blocks * plan.channels;
