@@ -27,7 +27,7 @@ from bench.competitors import torchvision_missing
 from bench.measure import summary
 from bench.watch import Watch, replaced
 from frcnn_fast import ops, patch_torchvision
-from frcnn_fast.model import DetectorConfig, build_detector, from_checkpoint, preset
+from frcnn_fast.model import build_detector, from_checkpoint, preset
 
 STAGES = ("rpn", "targets", "pooling", "detections")  # the proposal side
 NETWORK = "network"
@@ -106,22 +106,34 @@ def _resnet() -> dict[str, Contestant]:
     from bench.competitors.torchvision_detector import on_resnet50_fpn
 
     theirs = on_resnet50_fpn(NUM_CLASSES, frozen_stages=2)
-    names = [str(number) for number in range(1, NUM_CLASSES)]
-    return _both(from_checkpoint(theirs.model.state_dict(), class_names=names), theirs)
+    return _both(from_checkpoint(theirs.model.state_dict(), class_names=_names()), theirs)
 
 
-def _ours(config: DetectorConfig) -> nn.Module:
-    return build_detector([str(number) for number in range(1, NUM_CLASSES)], config)
+def _names() -> list[str]:
+    return [str(number) for number in range(1, NUM_CLASSES)]
+
+
+def _squeezenet() -> dict[str, Contestant]:
+    import torchvision
+
+    from bench.competitors.torchvision_detector import on_squeezenet
+
+    config, weights = preset("squeezenet1_0"), torchvision.models.squeezenet1_0(weights=None).state_dict()
+    return _both(build_detector(_names(), config), on_squeezenet(_names(), config, weights))
 
 
 def _vgg() -> dict[str, Contestant]:
     from bench.competitors.torchvision_detector import on_vgg16
 
     config = preset("vgg16")
-    return _both(_ours(config), on_vgg16(NUM_CLASSES, config))
+    return _both(build_detector(_names(), config), on_vgg16(NUM_CLASSES, config))
 
 
-SUBJECTS = {"R50-FPN": Subject((480, 640), _resnet), "VGG-16": Subject((600, 800), _vgg)}
+SUBJECTS = {
+    "R50-FPN": Subject((480, 640), _resnet),
+    "VGG-16": Subject((600, 800), _vgg),
+    "SqueezeNet": Subject((320, 432), _squeezenet),
+}
 MODES = ("evaluation", "training")
 
 

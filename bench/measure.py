@@ -18,6 +18,7 @@ from bench.case import Call
 
 SAMPLE_SECONDS = 0.002  # on the CPU a sample repeats a fast call until it lasts about this long
 SLOW_SECONDS = 0.02  # a call slower than this needs no warm-up call before each sample
+OTHER_WORK_SECONDS = 0.03
 CALLS_IN_GRAPH = 20
 EVENT_CALLS = 10  # event-timed calls between two synchronisations
 
@@ -94,6 +95,22 @@ def wall_clock(call: Call, repeats: int) -> list[float]:
     for _ in range(repeats):
         call()
     return [(time.perf_counter() - start) / repeats * 1e6]
+
+
+def cold_clock(seconds: float = OTHER_WORK_SECONDS) -> Clock:
+    """A call on the CPU as a detector makes it: once, after other work on the same threads has used the caches."""
+    maps, weight = torch.randn(1, 64, 128, 128), torch.randn(64, 64, 3, 3)
+
+    def clock(call: Call, repeats: int) -> list[float]:
+        found = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            while time.perf_counter() - start < seconds:
+                torch.nn.functional.conv2d(maps, weight, padding=1)
+            found += wall_clock(call, 1)
+        return found
+
+    return clock
 
 
 def call_and_synchronise(call: Call, repeats: int) -> list[float]:

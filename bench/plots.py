@@ -30,6 +30,9 @@ STYLE: Any = {"font.size": 9, "axes.edgecolor": MUTED, "text.color": INK, "axes.
 COLORS = {
     TRITON: "#ca8a04",
     "torchvision": "#1d4ed8",
+    "OpenVINO": "#7e22ce",
+    "ONNX Runtime": "#be185d",
+    "OpenCV": "#4d7c0f",
     "torchvision, to the depth needed": "#93b4f5",
     "torch.compile": "#0f766e",
     "torch.compile, reduce-overhead": "#5eead4",

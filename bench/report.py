@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import bccd_table, callers_table, in_place_table, plots, resources, schema, short_table
 from bench.format import backend_of, duration, in_order, plain, times
-from bench.row_timing import OURS, TRITON, best
+from bench.row_timing import COLD, OURS, TRITON, best, ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -139,7 +139,7 @@ def caption(path: Path, report: dict[str, Any]) -> list[str]:
 
 # Columns of our own times, by backend: (title, whose, how it was measured). Triton's only where it was measured.
 OUR_COLUMNS = {
-    "cpu": (("frcnn_fast", OURS, "call"),),
+    "cpu": (("frcnn_fast", OURS, "call"), ("after other work", OURS, COLD)),
     "cuda": (
         ("in a graph", OURS, "graph"),
         ("GPU time", OURS, "events, warm L2"),
@@ -162,16 +162,19 @@ PLOTS = {
 
 def table(report: dict[str, Any], headline: bool = True) -> list[str]:
     """A Markdown table of the headline rows, or of all."""
-    measured = {t["who"] for row in report["rows"] for t in row["times"]}
-    columns = [column for column in OUR_COLUMNS[backend_of(report)] if column[1] in measured]
+    measured = {(t["who"], t["how"]) for row in report["rows"] for t in row["times"]}
+    columns = [column for column in OUR_COLUMNS[backend_of(report)] if column[1:] in measured]
+    cold = (OURS, COLD) in measured
     titles = ["step", "workload", *(title for title, *_ in columns), "best competitor", "times faster"]
+    titles += ["after other work"] if cold else []
     lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
     for row in in_order(row for row in report["rows"] if row["headline"] or not headline):
         mine = [best(t for t in row["times"] if (t["who"], t["how"]) == column[1:]) for column in columns]
         theirs = best([t for t in row["times"] if t["counts"]])
         other = f"{duration(theirs['p50'])} ({theirs['who']})" if theirs else "–"
         cells = [duration(found["p50"] if found else None) for found in mine]
-        lines.append([f"`{row['op']}`", row["workload"], *cells, other, times(row["ratio"])])
+        factors = [times(row["ratio"]), *([times(ratio(row["times"], COLD))] if cold else [])]
+        lines.append([f"`{row['op']}`", row["workload"], *cells, other, *factors])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
@@ -180,6 +183,11 @@ def footnotes(path: Path, report: dict[str, Any], page: Path) -> list[str]:
     lines = [f"{EXPLAINED[backend_of(report)]} Every answer was compared with the reference before it was timed."]
     if any(t["who"] == TRITON for row in report["rows"] for t in row["times"]):
         lines.append("Triton: the same call on this library's own Triton kernels; it counts in no factor.")
+    if any(t["how"] == COLD for row in report["rows"] for t in row["times"]):
+        lines.append(
+            "After other work: a single call after 30 ms of convolutions, as inside a detector, and the factor between "
+            "such calls."
+        )
     missing = report["environment"]["missing"]
     if missing:
         lines.append("Missing: " + "; ".join(missing) + ".")

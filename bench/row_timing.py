@@ -19,6 +19,8 @@ WRONG = "WRONG"
 L2_FLUSH_BYTES = 256 << 20  # more than twice the largest L2 there is
 WARM = 50
 SINGLE = "graph of one + synchronise"
+COLD = "call, cold"  # on a CPU: once, after other work
+COLD_CALLS = 15
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,17 @@ def _on_cpu(case: Case, options: Options, notes: dict[str, str]) -> list[dict[st
                 contenders[name, threads] = _with_threads(competitor.call, threads)
     named = {f"{who} {threads}": contender for (who, threads), contender in contenders.items()}
     plan = Plan(seconds=options.seconds, most=100)
+    cold = Plan(seconds=options.seconds, most=COLD_CALLS, warm=1)
     try:
-        timings = measure.interleaved(named, measure.wall_clock, plan, measure.SAMPLE_SECONDS)
+        timings = {
+            "call": measure.interleaved(named, measure.wall_clock, plan, measure.SAMPLE_SECONDS),
+            COLD: measure.interleaved(named, measure.cold_clock(), cold),
+        }
     finally:
         torch.set_num_threads(all_threads)
     return [
-        _entry(who, "call", who not in notes and who != OURS, timings[f"{who} {threads}"], threads)
+        _entry(who, how, how == "call" and who not in notes and who != OURS, found[f"{who} {threads}"], threads)
+        for how, found in timings.items()
         for who, threads in contenders
     ]
 
@@ -176,12 +183,13 @@ def best(times: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     return min(times, key=lambda t: t["p50"], default=None)
 
 
-def ratio(times: list[dict[str, Any]]) -> dict[str, Any] | None:
+def ratio(times: list[dict[str, Any]], how: str = "call") -> dict[str, Any] | None:
     """How many times faster a call is than the best competitor's, each at its best number of threads: of the medians,
-    and the range that the quantiles allow.
+    and the range that the quantiles allow. how: "call", or COLD.
     """
-    mine = best(t for t in times if t["who"] == OURS and t["how"] == "call")
-    theirs = best(t for t in times if t["counts"])
+    counted = {t["who"] for t in times if t["counts"]}
+    mine = best(t for t in times if t["who"] == OURS and t["how"] == how)
+    theirs = best(t for t in times if t["who"] in counted and t["how"] == how)
     if mine is None or theirs is None:
         return None
     return {

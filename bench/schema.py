@@ -11,7 +11,7 @@ NUMBER = (int, float)
 
 TIME = {
     "who": str,  # frcnn_fast, or a competitor
-    "how": str,  # call | events, warm L2 | events, cold L2 | graph | graph of one + synchronise
+    "how": str,  # call | call, cold | events, warm L2 | events, cold L2 | graph | graph of one + synchronise
     "threads": (int, type(None)),
     "counts": bool,  # whether it enters the ratio
     "p10": NUMBER,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from frcnn_fast._pickles import read_pkl, read_pth, state_dict_of
 PathLike = str | os.PathLike[str]
 
 _FORMAT = "frcnn_fast checkpoint 1"
+# The names that `atomic_path` gives, and those that safetensors does, which writes beside and renames by itself.
+_TORN = re.compile(r"\..{1,40}\.[0-9a-f]{8}(\.[^.]+)?|\.tmp[0-9A-Za-z]{6}")
 
 
 @contextlib.contextmanager
@@ -52,6 +55,13 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             os.unlink(beside)
         raise
     _sync_folder(final.parent)
+
+
+def remove_torn(folder: PathLike) -> None:
+    """Remove what writes that a kill interrupted have left in a folder and those in it."""
+    for file in Path(folder).rglob(".*"):
+        if _TORN.fullmatch(file.name) and file.is_file():
+            file.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

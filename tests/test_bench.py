@@ -121,6 +121,41 @@ def test_a_row_is_measured_and_fits_the_schema(tmp_path: Path) -> None:
     assert {t["threads"] for t in entry["times"]} == {1, torch.get_num_threads()}
 
 
+def test_a_cold_call_comes_after_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    convolution = torch.nn.functional.conv2d
+
+    def noted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        order.append("work")
+        return convolution(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", noted)
+    found = measure.cold_clock(seconds=0.002)(lambda: order.append("call"), 3)
+    assert len(found) == 3
+    assert [name for name, before in zip(order, ["call", *order], strict=False) if name != before] == [
+        "work",
+        "call",
+    ] * 3
+    assert order.count("call") == 3
+
+
+def test_cold_calls_have_a_factor_of_their_own() -> None:
+    quantiles = {"p10": 1.0, "p90": 1.0, "samples": 1, "repeats": 1}
+    times = [
+        {"who": who, "how": how, "threads": 1, "counts": who == "rival" and how == "call", "p50": p50, **quantiles}
+        for who, how, p50 in (
+            ("frcnn_fast", "call", 2.0), ("frcnn_fast", "call, cold", 4.0),
+            ("rival", "call", 6.0), ("rival", "call, cold", 40.0),
+            ("told more", "call", 1.0), ("told more", "call, cold", 1.0),
+        )
+    ]  # fmt: skip
+    warm, cold = row_timing.ratio(times), row_timing.ratio(times, row_timing.COLD)
+    assert warm
+    assert cold
+    assert (warm["p50"], cold["p50"]) == (3.0, 10.0)
+    assert row_timing.ratio(times[:1], row_timing.COLD) is None
+
+
 def test_a_wrong_answer_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run, "rows", lambda *_: [small_row(wrong=True), small_row(op="other")])
     out = tmp_path / "r.json"
@@ -179,6 +214,7 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path) -> None:
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| `box_iou` | 2x2 |" in text
+    assert "| frcnn_fast | after other work | best competitor | times faster | after other work |" in text
     assert (tmp_path / "r-ops.png").stat().st_size > 1000
     assert (tmp_path / "r-roofline.png").stat().st_size > 1000
     assert report.main([*arguments, "--no-plots"]) == 0

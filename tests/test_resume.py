@@ -15,7 +15,7 @@ from torch import nn
 
 from frcnn_fast import train
 from frcnn_fast.data import DigitsDetection
-from frcnn_fast.io import load_checkpoint, read_jsonl, read_tensors
+from frcnn_fast.io import atomic_path, load_checkpoint, read_jsonl, read_tensors
 from frcnn_fast.model import build_detector, preset
 from frcnn_fast.model.losses import ROI_LOSSES, RPN_LOSSES
 from frcnn_fast.training import Training, fit, make_optimizer, recipe
@@ -165,6 +165,22 @@ def test_a_run_without_a_checkpoint_begins_again(tmp_path):
     same(whole.out, train.train(Speckled(), resume=tmp_path / "run", progress=False).out)
 
 
+def test_halves_of_files_that_a_kill_left_are_removed(tmp_path):
+    run, folder = trained(tmp_path / "run"), tmp_path / "again"
+    shutil.copytree(run.out, folder)
+    (folder / ".hidden.txt").write_text("the user's")
+    (folder / "drawings").mkdir()
+    (folder / "checkpoints/.tmpY8PDrq").touch()
+    for path in (folder / "loss.png", folder / "drawings/a.jpg", folder / "checkpoints/000000012.safetensors"):
+        with atomic_path(path.with_name("lost" + path.suffix)) as beside:
+            shutil.copy(beside, tmp_path)
+        shutil.move(tmp_path / beside.name, beside)
+        path.with_name("lost" + path.suffix).unlink()
+    train.train(Speckled(), resume=folder, progress=False)
+    assert [file.name for file in folder.rglob(".*")] == [".hidden.txt"]
+    same(run.out, folder)
+
+
 def test_a_finished_run_stays_as_it_is(tmp_path):
     run = trained(tmp_path / "run")
     shutil.copytree(run.out, tmp_path / "again")
@@ -276,7 +292,6 @@ def test_the_last_ones_are_kept(tmp_path):
     assert state.done == 1000
     assert state.facts == a_state(1000).facts
     assert torch.equal(state.part("model")["weight"], a_state(1000).tensors["model.weight"])
-    (tmp_path / "c/.000001005.abcd.safetensors").touch()
     kept.cut_back(12)
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["000000010.safetensors"]
     none = Checkpoints(tmp_path / "d", keep=0)

@@ -46,13 +46,18 @@ def photographs() -> list[Path]:
 def missing() -> list[str]:
     """Every competitor that cannot take part, with the reason."""
     photo = "" if photographs() else "Selective Search: FRCNN_DATA is not set or has no photographs"
-    found = [torchvision_missing, compiler_missing(), selective_search_missing() or photo]
+    from bench.competitors import runtimes
+
+    found = [torchvision_missing, compiler_missing(), *runtimes.missing(), selective_search_missing() or photo]
     return [reason for reason in found if reason]
 
 
 def versions() -> dict[str, str | None]:
     """Versions of what is installed."""
+    from bench.competitors import runtimes
+
     return {
         "torchvision": None if torchvision_missing else torchvision.__version__,
         "opencv": None if selective_search_missing() else importlib.import_module("cv2").__version__,
+        **runtimes.versions(),
     }

@@ -13,6 +13,7 @@ import frcnn_fast
 from bench import competitors
 from bench.case import Call, Case, Competitor, Row
 from bench.checks import close_to, equal_to_reference
+from bench.competitors import runtimes
 from bench.workloads import FPN, VGG, rois
 from frcnn_fast import ops
 
@@ -69,6 +70,8 @@ def _single_level(
             import torchvision.ops as tv
 
             against["torchvision"] = Competitor(call_of(getattr(tv, op)))
+        if device == "cpu" and op != "prroi_pool" and not largest and not backward:
+            against |= runtimes.pooled(op, x, regions, BINS, SCALE)
         moved = 4 * (x.numel() + K * CHANNELS * BINS * BINS) * (2 if backward else 1)
         each = {"roi_pool": _cells(regions), "roi_align": K * BINS * BINS * 4 * 8, "prroi_pool": 2 * _touched(regions)}
         # The gradient of the RoIs takes three sums of a cell.

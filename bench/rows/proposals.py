@@ -8,6 +8,7 @@ from typing import Any
 from bench import competitors, depth
 from bench.case import Case, Competitor, Row
 from bench.checks import equal_to_reference
+from bench.competitors import runtimes
 from bench.workloads import FIELDS, FPN, THRESHOLD, VGG, Shape, head_maps, scene
 from frcnn_fast import ops
 
@@ -53,6 +54,8 @@ def _case(
             from bench.competitors.torchvision_steps import Rpn
 
             against["torchvision"] = Competitor(Rpn.of(s, before, after, MIN_SIZE).proposals)
+        if device == "cpu" and B == 1:
+            against |= runtimes.proposals(shape, s.logits, s.deltas, before, after, THRESHOLD)
         _, _, indices, counts = run()
         facts = depth.of_proposals(s.logits, indices, counts, shape.level_sizes)
         return Case(

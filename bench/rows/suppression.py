@@ -10,6 +10,7 @@ import torch
 from bench import competitors, depth
 from bench.case import Case, Competitor, Row
 from bench.checks import equal_to_reference
+from bench.competitors import runtimes
 from bench.workloads import FIELDS, THRESHOLD, flat_boxes
 from frcnn_fast import ops
 
@@ -28,6 +29,8 @@ def _nms(field: str, N: int) -> Callable[[str], Case]:
             import torchvision.ops as tv
 
             against["torchvision"] = Competitor(lambda: tv.nms(boxes, scores, THRESHOLD))
+        if device == "cpu":
+            against |= runtimes.nms(boxes, scores, THRESHOLD)
         facts = depth.of_nms(boxes, scores, run(), THRESHOLD)
         flops = depth.PAIR_FLOPS * depth.pairs(facts["kept"], N)
         # Its result has as many rows as boxes are kept: the host must wait for the count.

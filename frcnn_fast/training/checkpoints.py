@@ -82,13 +82,10 @@ class Checkpoints:
             raise ValueError(f"{error}; {instead}") from error
 
     def cut_back(self, done: int) -> None:
-        """Remove the states after iteration `done`, and what interrupted writes have left."""
+        """Remove the states after iteration `done`."""
         for file in self.files():
             if int(file.stem) > done:
                 file.unlink()
-        if self.path.is_dir():
-            for torn in self.path.glob(".*.safetensors"):
-                torn.unlink()
 
 
 def read_state(file: PathLike) -> State:

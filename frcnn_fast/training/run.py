@@ -14,6 +14,7 @@ from frcnn_fast import __version__
 from frcnn_fast._device import choose_device
 from frcnn_fast._ranks import ranks
 from frcnn_fast.data import DataConfig, DetectionDataset, check_datasets, class_names_of
+from frcnn_fast.io import remove_torn
 from frcnn_fast.model import DetectorConfig, FasterRCNN, build_detector, config_for, config_of, start_from
 from frcnn_fast.model.protocol import freeze_stages
 from frcnn_fast.training.checkpoints import Checkpoints
@@ -148,9 +149,11 @@ def _begin(config: RunConfig, out: str | os.PathLike[str], overwrite: bool) -> R
 
 
 def _go_on(old: Resumed) -> RunFolder:
-    """The folder of an earlier run, without what it wrote after the state that it goes on from."""
+    """The folder of an earlier run, without what it wrote after the state that it goes on from, and without halves of
+    files."""
     done = old.state.done if old.state else 0
     evaluated = old.state.facts["progress"]["evaluated"] if old.state else 0
+    remove_torn(old.folder.path)
     Checkpoints(old.folder.checkpoints).cut_back(done)
     cut_back(old.folder.metrics, done, evaluated)
     return old.folder
