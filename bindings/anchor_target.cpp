@@ -32,14 +32,20 @@ size_t assign_anchors_workspace(const TensorView& anchors, const Integers& ancho
 void assign_anchors(const TensorView& anchors, const Integers& anchor_grid, double anchor_offset,
                     const TensorView& gt_boxes, const TensorView& gt_counts, const OptionalTensor& image_sizes,
                     const OptionalTensor& crowd, double positive_iou, double negative_iou, bool low_quality,
-                    double crowd_overlap, bool legacy, const OptionalTensor& workspace, const TensorView& labels,
-                    const TensorView& matched) {
+                    double min_quality, bool overwrite, double crowd_overlap, bool legacy,
+                    const OptionalTensor& workspace, const TensorView& labels, const TensorView& matched) {
   const DType dtype = compute_type(gt_boxes);
   const int64_t B = gt_boxes.size(0);
   const AnchorSource source = anchor_source(anchors, anchor_grid, anchor_offset);
   const GroundTruth gt = ground_truth(gt_boxes, gt_counts, crowd);
-  const AnchorOptions options = {
-      image_sizes.floats("image_sizes"), positive_iou, negative_iou, crowd_overlap, low_quality, legacy};
+  const AnchorOptions options = {image_sizes.floats("image_sizes"),
+                                 positive_iou,
+                                 negative_iou,
+                                 min_quality,
+                                 crowd_overlap,
+                                 low_quality,
+                                 legacy,
+                                 overwrite};
   const Workspace memory(workspace);
   int8_t* const out = labels.data<int8_t>("labels");
   int32_t* const objects = matched.data<int32_t>("matched");
@@ -100,7 +106,7 @@ void rpn_targets(const TensorView& anchors, const Integers& anchor_grid, double 
   const AnchorSource source = anchor_source(anchors, anchor_grid, anchor_offset);
   const GroundTruth gt = ground_truth(gt_boxes, gt_counts, crowd);
   const AnchorOptions options = {
-      image_sizes.floats("image_sizes"), positive_iou, negative_iou, crowd_overlap, low_quality, legacy};
+      image_sizes.floats("image_sizes"), positive_iou, negative_iou, 0.0, crowd_overlap, low_quality, legacy, false};
   const SampleOptions sample = {rng.data<int64_t>("rng"), batch_size, positive_fraction, stream};
   const Workspace memory(workspace);
   const RpnOutputs outputs = {indices.data<int64_t>("indices"), labels.data<int8_t>("labels"),
@@ -154,8 +160,8 @@ void sample_rois(const TensorView& proposals, const TensorView& counts, const Te
 const Registrar registrar([](py::module_& m) {
   m.def("assign_anchors_workspace", &assign_anchors_workspace, "anchors"_a, "anchor_grid"_a, "gt_boxes"_a);
   m.def("assign_anchors", &assign_anchors, "anchors"_a, "anchor_grid"_a, "anchor_offset"_a, "gt_boxes"_a, "gt_counts"_a,
-        "image_sizes"_a, "crowd"_a, "positive_iou"_a, "negative_iou"_a, "low_quality"_a, "crowd_overlap"_a, "legacy"_a,
-        "workspace"_a, "labels"_a, "matched"_a);
+        "image_sizes"_a, "crowd"_a, "positive_iou"_a, "negative_iou"_a, "low_quality"_a, "min_quality"_a, "overwrite"_a,
+        "crowd_overlap"_a, "legacy"_a, "workspace"_a, "labels"_a, "matched"_a);
   m.def("sample_anchors_workspace", &sample_anchors_workspace, "labels"_a, "batch_size"_a);
   m.def("sample_anchors", &sample_anchors, "labels"_a, "rng"_a, "batch_size"_a, "positive_fraction"_a, "stream"_a,
         "workspace"_a, "indices"_a, "out_labels"_a, "counts"_a);

@@ -11,6 +11,18 @@ from torch import Tensor
 
 from frcnn_fast import ops
 
+# What is called through the operator of another name.
+OPERATOR_OF = {
+    f"{kind}_box_iou{tail}": operator
+    for kind in ("generalized", "distance", "complete")
+    for tail, operator in (("", "pairwise_iou"), ("_loss", "iou_loss"))
+}
+
+
+def operator_of(name: str) -> str:
+    """The operator of a public op."""
+    return OPERATOR_OF.get(name, name)
+
 
 @dataclass
 class Sample:
@@ -67,6 +79,7 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
         "encode": Sample(ops.encode, [gt_boxes, gt_boxes + 1.5]),
         "top_n": Sample(ops.top_n, [scores], {"n": 12}),
         "box_iou": Sample(ops.box_iou, [box[0], box[1]]),
+        **{name: Sample(getattr(ops, name), [box[0], box[0] + box[1] * 0.1]) for name in OPERATOR_OF},
         "nms": Sample(ops.nms, [box[0], scores[0]], {"iou_threshold": 0.4}, dynamic=True),
         "batched_nms": Sample(ops.batched_nms, [box[0], scores[0], ids[0]], {"iou_threshold": 0.4}, dynamic=True),
         "nms_padded": Sample(ops.nms_padded, [box, scores], {"iou_threshold": 0.4, "max_output": 16}),

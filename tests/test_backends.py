@@ -14,7 +14,7 @@ import frcnn_fast
 from frcnn_fast import _extension
 from frcnn_fast.ops import _backends
 from frcnn_fast.ops._operator import Operator
-from tests.samples import samples
+from tests.samples import operator_of, samples
 
 CPU, GPU, OTHER_GPU = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -204,6 +204,7 @@ def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 WITH_GRADIENT = ["decode_clip", "box_iou", "roi_pool", "roi_align", "prroi_pool", "multiscale_roi_align"]
+WITH_GRADIENT += ["complete_box_iou", "generalized_box_iou_loss"]
 
 
 def total_of(name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
@@ -229,7 +230,7 @@ def test_the_backward_pass_takes_the_backend_of_the_forward_pass(
         total = call(leaf)
     with frcnn_fast.use_backend(outside):
         total.backward()
-    assert ran == [f"{name} on {inside}", f"{name}_backward on {inside}"]
+    assert ran == [f"{operator_of(name)} on {inside}", f"{operator_of(name)}_backward on {inside}"]
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENT)
@@ -242,4 +243,4 @@ def test_compiled_code_keeps_the_backend_of_its_block(name: str, monkeypatch: py
         compiled(leaf)
     ran.clear()
     compiled(leaf).backward()
-    assert ran == [f"{name} on reference", f"{name}_backward on reference"]
+    assert ran == [f"{operator_of(name)} on reference", f"{operator_of(name)}_backward on reference"]

@@ -91,7 +91,11 @@ def test_exports(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["roi_pool", "roi_align", "prroi_pool", "multiscale_roi_align", "decode_clip", "box_iou"]
+    "name",
+    [
+        *("roi_pool", "roi_align", "prroi_pool", "multiscale_roi_align", "decode_clip", "box_iou"),
+        *("complete_box_iou", "complete_box_iou_loss"),
+    ],
 )
 def test_gradients_survive_compilation(name: str) -> None:
     sample = samples()[name]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from frcnn_fast import ops
 from frcnn_fast.model.losses import head_losses, rpn_losses
-from tests.samples import Sample, samples
+from tests.samples import OPERATOR_OF, Sample, operator_of, samples
 
 SAMPLES = samples()
 
@@ -57,7 +57,7 @@ class Watching(TorchDispatchMode):
 
 def test_all_that_have_a_gradient_are_here() -> None:
     wanted = {"box_iou", "decode_clip", "gather_anchors", "multiscale_roi_align"}
-    wanted |= {"prroi_pool", "roi_align", "roi_pool"}
+    wanted |= {"prroi_pool", "roi_align", "roi_pool", *OPERATOR_OF}
     assert set(DIFFERENTIABLE) == wanted
 
 
@@ -72,14 +72,14 @@ def test_a_second_derivative_is_refused(name: str, watched: bool) -> None:
         (gradient,) = torch.autograd.grad(result, x, weight, create_graph=True)
         assert gradient.requires_grad
         for source in (weight,) if name in LINEAR else (weight, x):
-            with pytest.raises(NotImplementedError, match=f"{name}: there is no second derivative"):
+            with pytest.raises(NotImplementedError, match=f"{operator_of(name)}: there is no second derivative"):
                 torch.autograd.grad(gradient.sum(), source, retain_graph=True)
 
 
-@pytest.mark.parametrize("name", ["box_iou", "decode_clip"])
+@pytest.mark.parametrize("name", ["box_iou", "decode_clip", *OPERATOR_OF])
 def test_a_hessian_is_refused(name: str) -> None:
     sample = SAMPLES[name]
-    with pytest.raises(NotImplementedError, match=f"{name}: there is no second derivative"):
+    with pytest.raises(NotImplementedError, match=f"{operator_of(name)}: there is no second derivative"):
         torch.autograd.functional.hessian(lambda x: first_result(sample, x).sum(), sample.tensors[0])
 
 
@@ -87,7 +87,7 @@ def test_a_hessian_is_refused(name: str) -> None:
 def test_forward_mode_is_refused(name: str) -> None:
     sample = SAMPLES[name]
     x = sample.tensors[0]
-    refused = f"{name}: there is no forward-mode derivative"
+    refused = f"{operator_of(name)}: there is no forward-mode derivative"
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=refused):
         first_result(sample, forward_ad.make_dual(x, torch.ones_like(x)))
     with pytest.raises((NotImplementedError, RuntimeError)):
@@ -134,14 +134,14 @@ def test_gradients_of_many_samples(name: str) -> None:
     assert torch.equal(torch.func.grad(lambda xs: torch.vmap(loss)(xs).sum())(xs), wanted)
 
 
-@pytest.mark.parametrize("name", ["box_iou", "decode_clip"])
+@pytest.mark.parametrize("name", ["box_iou", "decode_clip", *OPERATOR_OF])
 def test_functorch_refuses_a_second_derivative(name: str) -> None:
     sample = SAMPLES[name]
 
     def slope(x: Tensor) -> Tensor:
         return torch.func.grad(lambda x: first_result(sample, x).sum())(x).sum()
 
-    with pytest.raises(NotImplementedError, match=f"{name}: there is no second derivative"):
+    with pytest.raises(NotImplementedError, match=f"{operator_of(name)}: there is no second derivative"):
         torch.func.grad(slope)(sample.tensors[0])
 
 

@@ -36,7 +36,9 @@ if not torchvision_missing:
     from torchvision.ops import MultiScaleRoIAlign
 
 FUSED = ("rpn_proposals", "assign_anchors", "detections", "multiscale_roi_align")
-SERVED = (*FUSED, "nms", "batched_nms", "box_iou", "roi_pool", "roi_align")
+IOU_KINDS = tuple(f"{kind}_box_iou" for kind in ("generalized", "distance", "complete"))
+IOU_LOSSES = tuple(f"{name}_loss" for name in IOU_KINDS)
+SERVED = (*FUSED, "nms", "batched_nms", "box_iou", "roi_pool", "roi_align", *IOU_KINDS, *IOU_LOSSES)
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +204,10 @@ class TestPatch:
             changed = {name for name, value in _names().items() if value is not before[name]}
         assert changed - {"torchvision.transforms.v2._geometry.box_iou"} == {  # where it has been imported
             *(f"torchvision.ops.{name}" for name in SERVED if name not in FUSED),
-            *(f"torchvision.ops.boxes.{name}" for name in ("nms", "batched_nms", "box_iou")),
+            *(f"torchvision.ops.boxes.{name}" for name in ("nms", "batched_nms", "box_iou", *IOU_KINDS)),
+            *(f"torchvision.ops.{name[0]}iou_loss.{name}" for name in IOU_LOSSES),
+            *(f"torchvision.models.detection._utils.{name}" for name in IOU_LOSSES),
+            "torchvision.models.detection.fcos.generalized_box_iou_loss",
             "torchvision.ops.roi_pool.roi_pool",
             "torchvision.ops.roi_align.roi_align",
             "torchvision.ops.poolers.roi_align",
@@ -366,6 +371,61 @@ class TestFunctions:
             ours = run()
         assert served == set()
         equal(ours, theirs)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("name", IOU_KINDS)
+    def test_iou_kinds(self, name: str, dtype: torch.dtype, served: set[str]) -> None:
+        boxes, others = some_boxes(30, dtype=dtype), some_boxes(20, seed=1, dtype=dtype)
+        others[:5] = boxes[:5]
+        others[5, 2:] = others[5, :2]  # a point
+        function = getattr(torchvision.ops, name)
+        theirs = function(boxes, others)
+        with frcnn_fast.patch_torchvision():
+            ours = getattr(torchvision.ops, name)(boxes, others)
+        assert served == {name}
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+        served.clear()
+        leaf = boxes.clone().requires_grad_()
+        with frcnn_fast.patch_torchvision():
+            equal(getattr(torchvision.ops, name)(leaf, others), theirs)
+        assert served == set()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+    @pytest.mark.parametrize("name", IOU_LOSSES)
+    def test_iou_losses(self, name: str, reduction: str, dtype: torch.dtype, served: set[str]) -> None:
+        boxes = some_boxes(300, dtype=dtype)
+        g = torch.Generator().manual_seed(4)
+        others = boxes + torch.randint(-2, 3, boxes.shape, generator=g)  # some sides are the same
+        others[:100] = some_boxes(100, seed=1, dtype=dtype)
+        weight = torch.rand(300, generator=g, dtype=dtype) if reduction == "none" else torch.ones((), dtype=dtype)
+
+        def run() -> tuple[Tensor, ...]:
+            leaves = boxes.clone().requires_grad_(), others.clone().requires_grad_()
+            loss = getattr(torchvision.ops, name)(*leaves, reduction=reduction)
+            return loss, *torch.autograd.grad((loss * weight).sum(), leaves)
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {name}
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+    def test_iou_losses_that_are_not_served(self, served: set[str]) -> None:
+        boxes, others = some_boxes(20), some_boxes(20, seed=1)
+        calls: dict[str, Callable[[], Any]] = {
+            "single boxes": lambda: torchvision.ops.generalized_box_iou_loss(boxes[0], others[0]),
+            "halves": lambda: torchvision.ops.distance_box_iou_loss(boxes.half(), others.half()),
+            "the complete loss with an eps": lambda: torchvision.ops.complete_box_iou_loss(boxes, others, eps=1.0),
+            "a batch": lambda: torchvision.ops.complete_box_iou(boxes[None], others[None]),
+        }
+        for what, call in calls.items():
+            theirs = call()
+            with frcnn_fast.patch_torchvision():
+                equal(call(), theirs)
+            assert served == set(), what
+        with frcnn_fast.patch_torchvision(), pytest.raises(ValueError, match="reduction"):
+            torchvision.ops.generalized_box_iou_loss(boxes, others, reduction="median")
 
     @pytest.mark.parametrize("as_list", [True, False])
     @pytest.mark.parametrize("channels_last", [True, False])

@@ -103,28 +103,46 @@ def test_nms_that_is_not_served(cfg: Any) -> None:
 # MaxIoUAssigner
 
 
+class Overlaps:
+    """The calculator that an assigner has."""
+
+    dtype = None
+
+    def __call__(self, a: Tensor, b: Tensor, mode: str = "iou") -> Tensor:
+        if mode == "iou":
+            return overlaps(a, b)
+        sides = (torch.min(a[:, None, 2:], b[:, 2:]) - torch.max(a[:, None, :2], b[:, :2])).clamp(min=0)
+        return sides.prod(-1) / (a[:, 2:] - a[:, :2]).prod(-1).clamp(min=1e-6)[:, None]
+
+
+class Result:
+    """An assigner's result, as far as it matters."""
+
+    def __init__(self, num_gts: int, gt_inds: Tensor, max_overlaps: Tensor | None, labels: Tensor) -> None:
+        self.num_gts, self.gt_inds, self.max_overlaps, self.labels = num_gts, gt_inds, max_overlaps, labels
+
+
 @pytest.fixture
-def assign_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("mmdet.models.task_modules.assigners.assign_result")
-    module.AssignResult = SimpleNamespace  # type: ignore[attr-defined]
-    parts = module.__name__.split(".")
-    for end in range(1, len(parts)):
-        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+def mmdet_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the patch takes from mmdetection."""
+    assigners = "mmdet.models.task_modules.assigners"
+    content: dict[str, dict[str, Any]] = {
+        f"{assigners}.assign_result": {"AssignResult": Result},
+        f"{assigners}.iou2d_calculator": {"BboxOverlaps2D": Overlaps},
+        "mmdet.structures.bbox": {"get_box_tensor": lambda boxes: boxes},
+    }
+    for name in content:
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            part = ".".join(parts[:end])
+            if part not in sys.modules or not hasattr(sys.modules[part], "of_this_test"):
+                monkeypatch.setitem(sys.modules, part, ModuleType(part))
+                vars(sys.modules[part])["of_this_test"] = True
+        vars(sys.modules[name]).update(content[name])
 
 
-@pytest.mark.usefixtures("assign_result")
-@pytest.mark.parametrize("all_best", [True, False])
-@pytest.mark.parametrize("low_quality", [True, False])
-@pytest.mark.parametrize("negative", [0.3, (0.1, 0.3)])
-@pytest.mark.parametrize("least", [0.0, 0.25])
-def test_assigned_by_the_four_steps(least: float, negative: Any, low_quality: bool, all_best: bool) -> None:
-    truths, priors = boxes(generator(), 12), boxes(generator(1), 300)
-    truths[4] = truths[3]
-    truths[5] += 1000
-    priors[7] = priors[8] = truths[6]
-    iou, labels = overlaps(truths, priors), torch.arange(12) + 40
-    iou[:, 20] = -1  # ignored
+def four_steps(iou: Tensor, least: float, negative: Any, low_quality: bool, all_best: bool) -> list[int]:
+    """What mmdetection says of a matrix of ground truths x priors, with 0.6 for an object."""
     wanted = []
     for column in iou.T.tolist():
         high = max(column)
@@ -135,6 +153,27 @@ def test_assigned_by_the_four_steps(least: float, negative: Any, low_quality: bo
             best = [j for j, value in enumerate(row) if value == max(row)]
             for j in best if all_best else best[:1]:
                 wanted[j] = i + 1
+    return wanted
+
+
+def truths_and_priors() -> tuple[Tensor, Tensor]:
+    truths, priors = boxes(generator(), 12), boxes(generator(1), 300)
+    truths[4] = truths[3]
+    truths[5] += 1000
+    priors[7] = priors[8] = truths[6]
+    return truths, priors
+
+
+@pytest.mark.usefixtures("mmdet_modules")
+@pytest.mark.parametrize("all_best", [True, False])
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("negative", [0.3, (0.1, 0.3)])
+@pytest.mark.parametrize("least", [0.0, 0.25])
+def test_assigned_by_the_four_steps(least: float, negative: Any, low_quality: bool, all_best: bool) -> None:
+    truths, priors = truths_and_priors()
+    iou, labels = overlaps(truths, priors), torch.arange(12) + 40
+    iou[:, 20] = -1  # ignored
+    wanted = four_steps(iou, least, negative, low_quality, all_best)
     assigner = SimpleNamespace(
         pos_iou_thr=0.6,
         neg_iou_thr=negative,
@@ -148,3 +187,83 @@ def test_assigned_by_the_four_steps(least: float, negative: Any, low_quality: bo
     assert torch.equal(found.max_overlaps, iou.amax(0))
     assert found.num_gts == 12
     assert mmdet._assign_wrt_overlaps(assigner, iou[:0], labels[:0]) is NotImplemented
+
+
+def rpn_assigner(**options: Any) -> Any:
+    standard = {
+        "pos_iou_thr": 0.6,
+        "neg_iou_thr": 0.3,
+        "min_pos_iou": 0.25,
+        "match_low_quality": True,
+        "gt_max_assign_all": True,
+        "ignore_iof_thr": -1,
+        "ignore_wrt_candidates": True,
+        "gpu_assign_thr": -1,
+        "perm_repeat_gt_cfg": None,
+        "iou_calculator": Overlaps(),
+    }
+    return SimpleNamespace(**standard | options)
+
+
+def assign(assigner: Any, truths: Tensor, priors: Tensor, ignored: Tensor | None = None) -> Any:
+    return mmdet._assign(
+        assigner,
+        SimpleNamespace(priors=priors),
+        SimpleNamespace(bboxes=truths, labels=torch.arange(len(truths)) + 40),
+        None if ignored is None else SimpleNamespace(bboxes=ignored),
+    )
+
+
+@pytest.mark.usefixtures("mmdet_modules")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ignore", [-1, 0.5, 1.0])
+@pytest.mark.parametrize("least", [0.0, 0.25])
+def test_assigned_without_a_matrix(least: float, ignore: float, dtype: torch.dtype) -> None:
+    truths, priors = (rows.to(dtype) for rows in truths_and_priors())
+    if not least:
+        truths = torch.cat([truths[:5], truths[6:]])  # nobody overlaps it
+    ignored = priors[[3, 7]].clone()
+    ignored[0, 2] = priors[3, :3:2].mean()  # half of it: not more than half
+    iou, highest = overlaps(truths, priors), Overlaps()(priors, ignored, "iof").amax(1)
+    if ignore > 0:
+        iou[:, highest > ignore] = -1
+    assert (ignore == 0.5) == bool((iou < 0).any())
+    assigner = rpn_assigner(min_pos_iou=least, ignore_iof_thr=ignore)
+    found = assign(assigner, truths, priors, ignored if least else None)
+    wanted = four_steps(iou if least else overlaps(truths, priors), least, 0.3, True, True)
+    assert found.gt_inds.tolist() == wanted
+    assert found.labels.tolist() == [39 + inds if inds > 0 else -1 for inds in wanted]
+    assert found.num_gts == len(truths)
+    assert found._max_overlaps is None
+    assert torch.equal(found.max_overlaps, (iou if least else overlaps(truths, priors)).amax(0))
+    found.max_overlaps = priors[:, 0]  # as add_gt_ does
+    assert found.max_overlaps is found.max_overlaps
+
+
+@pytest.mark.usefixtures("mmdet_modules")
+def test_assignments_that_are_not_served() -> None:
+    truths, priors = truths_and_priors()
+    assert assign(rpn_assigner(), truths, priors) is not NotImplemented
+    assert assign(rpn_assigner(min_pos_iou=0.0), truths, priors) is NotImplemented  # truth 5 overlaps no prior
+    for options in (
+        {"match_low_quality": False},
+        {"gt_max_assign_all": False},
+        {"neg_iou_thr": (0.1, 0.3)},
+        {"pos_iou_thr": 0.0},
+        {"min_pos_iou": -1.0},
+        {"gpu_assign_thr": 11},
+        {"perm_repeat_gt_cfg": {"iou_thr": 0.9}},
+        {"iou_calculator": SimpleNamespace(dtype=None)},
+    ):
+        assert assign(rpn_assigner(**options), truths, priors) is NotImplemented, options
+    assert assign(rpn_assigner(), truths[:0], priors) is NotImplemented
+    assert assign(rpn_assigner(), truths, priors[:0]) is NotImplemented
+    assert assign(rpn_assigner(), truths.half(), priors.half()) is NotImplemented
+    broken = truths.clone()
+    broken[2, 0] = float("nan")
+    assert assign(rpn_assigner(), broken, priors) is NotImplemented
+    ignoring = rpn_assigner(ignore_iof_thr=0.5)
+    assert assign(ignoring, truths, priors, broken[:3]) is NotImplemented
+    assert assign(ignoring, truths, priors, truths[:3]) is not NotImplemented
+    wrt = rpn_assigner(ignore_iof_thr=0.5, ignore_wrt_candidates=False)
+    assert assign(wrt, truths, priors, truths[:3]) is NotImplemented

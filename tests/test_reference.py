@@ -57,6 +57,16 @@ def test_log_is_within_two_ulp(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_atan_is_within_two_ulp(dtype: type) -> None:
+    """Everywhere, and around the ends of its ranges: 1/2, 0.66 and tan(3 pi / 8)."""
+    everywhere = np.exp(generator(5).uniform(-60.0, 60.0, 200_000))
+    x = np.concatenate([everywhere, -everywhere[:1000], generator(6).uniform(0.3, 3.0, 300_000)]).astype(dtype)
+    assert ulps(reference.atan_(x), np.arctan(x.astype(np.longdouble))) <= 2
+    ends = np.asarray([math.inf, -math.inf, 0, 1, math.nan], dtype)
+    np.testing.assert_array_equal(reference.atan_(ends), np.arctan(ends.astype(np.float64)).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_exp_and_log_at_the_ends(dtype: type) -> None:
     inf, nan = math.inf, math.nan
     np.testing.assert_array_equal(

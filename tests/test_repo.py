@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCHED_BY = {"nms": "nms_padded", "batched_nms": "nms_padded", "multiscale_roi_align": "roi_align"}
 LAUNCHED_BY |= {"multiscale_roi_align_backward": "roi_align_backward"}
 LAUNCHED_BY |= {"prroi_pool": "roi_align", "prroi_pool_backward": "roi_align_backward"}
+LAUNCHED_BY |= samples.OPERATOR_OF
 
 # A few numbers made on the host, once a model.
 WITHOUT_KERNEL = {"generate_anchors"}
@@ -67,7 +68,7 @@ def cpp_files(op: str) -> set[Path]:
 
 def triton_files(op: str) -> set[Path]:
     """The module of its launcher, and the modules of the same family that this one imports."""
-    defined = re.compile(rf"^def {op}\(", re.MULTILINE)
+    defined = re.compile(rf"^def {samples.operator_of(op)}\(", re.MULTILINE)
     own = {path for path in sources("kernels/*/*_triton.py") if defined.search(text(path))}
     near = {
         path.with_name(f"{name}.py")
@@ -160,11 +161,16 @@ class Place:
 
 PLACES = (
     Place("public function", "frcnn_fast/ops/<family>.py, and ops/__init__.py: __all__", lambda op: op in ops.__all__),
-    Place("operator", "frcnn_fast/ops/<family>.py: Operator(...)", lambda op: op in registered(), kernel=True),
+    Place(
+        "operator",
+        "frcnn_fast/ops/<family>.py: Operator(...)",
+        lambda op: samples.operator_of(op) in registered(),
+        kernel=True,
+    ),
     Place(
         "reference function",
         "frcnn_fast/reference/<family>.py, and reference/__init__.py: __all__",
-        lambda op: op in reference.__all__,
+        lambda op: samples.operator_of(op) in reference.__all__,
         gradient=True,
     ),
     Place("conformance cases", "tests/conformance/cases_<family>.py: OPS", lambda op: op in BY_NAME),

@@ -135,6 +135,49 @@ def _box_iou(N: int, M: int) -> Callable[[str], Case]:
     return make
 
 
+def _iou_kind(name: str, N: int, M: int) -> Callable[[str], Case]:
+    """torchvision's generalized, distance or complete IoU of every pair."""
+
+    def make(device: str) -> Case:
+        boxes, others = flat_boxes("low_overlap", N)[0].to(device), flat_boxes("random", M)[0].to(device)
+
+        def run(backend: str | None = None) -> Any:
+            return getattr(ops, name)(boxes, others, backend=backend)
+
+        against: dict[str, Competitor] = {}
+        if not competitors.torchvision_missing:
+            import torchvision.ops as tv
+
+            against["torchvision"] = Competitor(lambda: getattr(tv, name)(boxes, others))
+        return Case(run, equal_to_reference(run), against, bytes=16 * (N + M) + 4 * N * M, flops=30 * N * M)
+
+    return make
+
+
+def _iou_loss(name: str, N: int) -> Callable[[str], Case]:
+    """The sum of a loss, and its gradient to the first boxes."""
+
+    def make(device: str) -> Case:
+        others = flat_boxes("low_overlap", N)[0].to(device)
+        leaf = (others + 2).requires_grad_()
+
+        def step(loss: Callable[..., Any], **how: Any) -> Any:
+            found = loss(leaf, others, reduction="sum", **how)
+            return found.detach(), torch.autograd.grad(found, leaf)[0]
+
+        def run(backend: str | None = None) -> Any:
+            return step(getattr(ops, name), backend=backend)
+
+        against: dict[str, Competitor] = {}
+        if not competitors.torchvision_missing:
+            import torchvision.ops as tv
+
+            against["torchvision"] = Competitor(lambda: step(getattr(tv, name)))
+        return Case(run, equal_to_reference(run), against, bytes=84 * N, flops=120 * N)
+
+    return make
+
+
 def _rows() -> Iterator[Row]:
     for shape, B in ((VGG, 1), (FPN, 1), (FPN, 8)):
         yield Row("decode_clip", f"{shape.name} b{B}", _decode_clip(shape, B), headline=shape is FPN and B == 1)
@@ -147,6 +190,10 @@ def _rows() -> Iterator[Row]:
         yield Row("box_iou", f"{N}x{N}", _box_iou(N, N), goal={"cpu": 1.0})
     yield Row("encode", "268569 boxes", _encode(268569))
     yield Row("box_iou", "20000x50", _box_iou(20000, 50), goal={"cpu": 2.0}, headline=True)
+    for kind in ("generalized", "distance", "complete"):
+        name = f"{kind}_box_iou"
+        yield Row(name, "300x50", _iou_kind(name, 300, 50))
+        yield Row(f"{name}_loss", "2048 rows, and the gradient", _iou_loss(f"{name}_loss", 2048))
 
 
 ROWS = tuple(_rows())

@@ -5,6 +5,14 @@ from frcnn_fast.ops.anchor_decode import decode_clip, encode, generate_anchors, 
 from frcnn_fast.ops.anchor_gather import gather_anchors
 from frcnn_fast.ops.anchors import AnchorGrids
 from frcnn_fast.ops.detections import detections
+from frcnn_fast.ops.iou_kinds import (
+    complete_box_iou,
+    complete_box_iou_loss,
+    distance_box_iou,
+    distance_box_iou_loss,
+    generalized_box_iou,
+    generalized_box_iou_loss,
+)
 from frcnn_fast.ops.nms import batched_nms, box_iou, nms, nms_padded, soft_nms
 from frcnn_fast.ops.proposals import rpn_proposals
 from frcnn_fast.ops.prroi_pool import prroi_pool
@@ -46,10 +54,16 @@ __all__ = [
     "assign_anchors",
     "batched_nms",
     "box_iou",
+    "complete_box_iou",
+    "complete_box_iou_loss",
     "decode_clip",
     "detections",
+    "distance_box_iou",
+    "distance_box_iou_loss",
     "encode",
     "gather_anchors",
+    "generalized_box_iou",
+    "generalized_box_iou_loss",
     "generate_anchors",
     "grid_anchors",
     "multiscale_roi_align",

@@ -36,7 +36,7 @@ def _assign_outputs(a: Any) -> tuple[Tensor, Tensor]:
 _assign_anchors = Operator(
     "assign_anchors(Tensor anchors, SymInt[] anchor_grid, float anchor_offset, Tensor gt_boxes, Tensor gt_counts, "
     "Tensor? image_sizes, Tensor? crowd, float positive_iou, float negative_iou, bool low_quality, "
-    "float crowd_overlap, bool legacy) -> (Tensor labels, Tensor matched)",
+    "float min_quality, bool overwrite, float crowd_overlap, bool legacy) -> (Tensor labels, Tensor matched)",
     outputs=_assign_outputs,
     workspace=lambda C, a: C.assign_anchors_workspace(a.anchors, a.anchor_grid, a.gt_boxes),
     oracle=reference.assign_anchors,
@@ -56,6 +56,8 @@ def assign_anchors(
     positive_iou: float = 0.7,
     negative_iou: float = 0.3,
     low_quality: bool = True,
+    min_quality: float = 0.0,
+    overwrite: bool = False,
     crowd_overlap: float = 0.7,
     legacy: bool = False,
     backend: str | None = None,
@@ -74,8 +76,10 @@ def assign_anchors(
     y2 <= height; < with legacy), and no crowd box covers at least crowd_overlap of its own area. A ground-truth box
     takes part if it is real, finite and no crowd. An IoU of 0/0 counts as 0. Object: the highest IoU is at least
     positive_iou and above 0; or, with low_quality, it is the highest (or ties for the highest) of the participating
-    anchors with some box, and above 0. It belongs to the box with which its own IoU is highest, the first of equals.
-    Background: no object, and the highest IoU is below negative_iou, or there is no box at all.
+    anchors with some box, above 0 and at least min_quality. It belongs to the box with which its own IoU is highest,
+    the first of equals; with overwrite (mmdetection's rule), an anchor that is so the best of some box belongs to that
+    one, the last of several, whatever its other IoUs. Background: no object, and the highest IoU is below negative_iou,
+    or there is no box at all.
 
     One exact answer on every backend. No gradient. O(A G) time at most (on the CPU, grids cost what the boxes' windows
     cost), O(A) memory. ValueError: bad shapes or thresholds, different devices; on the CPU, gt_counts outside [0, G]
@@ -92,6 +96,8 @@ def assign_anchors(
         check_threshold("positive_iou", positive_iou),
         check_threshold("negative_iou", negative_iou),
         bool(low_quality),
+        check_threshold("min_quality", min_quality),
+        bool(overwrite),
         check_threshold("crowd_overlap", crowd_overlap),
         bool(legacy),
         backend=backend,

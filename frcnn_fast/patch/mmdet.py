@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +35,8 @@ def patch_mmdet() -> Patch:
     - `SingleRoIExtractor.forward`: `ops.multiscale_roi_align`, one call for all levels. A region whose size is within
       some millionths of a level's bound can go to the level beside it.
     - `mmdet.structures.bbox.bbox_overlaps` (IoU of every pair, on a CPU): `ops.box_iou`; the same bits.
+    - `MaxIoUAssigner.assign` with low-quality matches, as of an RPN: `ops.assign_anchors`, without a matrix of ground
+      truths x priors; the same bits. `max_overlaps` of the result is computed when somebody asks for it.
     - `MaxIoUAssigner.assign_wrt_overlaps`: without a loop over the ground truths; the same bits.
 
     A call that these do not serve runs mmdetection's own code: other modes, layers and settings, inputs other than
@@ -101,6 +105,104 @@ def _least_area(boxes: Tensor) -> float:
     sides = boxes[:, 2:] - boxes[:, :2]
     least, most = sides.prod(1).aminmax()
     return float(least) if math.isfinite(float(most)) and bool((sides >= 0).all()) else -1.0
+
+
+def _assign(self: Any, pred_instances: Any, gt_instances: Any, gt_instances_ignore: Any = None, **kwargs: Any) -> Any:
+    from mmdet.models.task_modules.assigners.assign_result import AssignResult
+    from mmdet.models.task_modules.assigners.iou2d_calculator import BboxOverlaps2D
+    from mmdet.structures.bbox import get_box_tensor
+
+    calculator = self.iou_calculator
+    boxes, priors = get_box_tensor(gt_instances.bboxes), get_box_tensor(pred_instances.priors)
+    labels = gt_instances.labels
+    if not (
+        self.match_low_quality
+        and self.gt_max_assign_all
+        and getattr(self, "perm_repeat_gt_cfg", None) is None
+        and not 0 < self.gpu_assign_thr < len(boxes)
+        and type(calculator) is BboxOverlaps2D
+        and calculator.dtype is None
+        and isinstance(self.neg_iou_thr, float)
+        and self.neg_iou_thr >= 0 < self.pos_iou_thr
+        and self.min_pos_iou >= 0
+        and _are_full_boxes(priors)
+        and _are_full_boxes(boxes)
+        and are_served(priors, boxes)
+        and plain_eager((labels,))
+    ):
+        return NotImplemented
+    ignored = boxes[:0]
+    if gt_instances_ignore is not None and self.ignore_iof_thr > 0:
+        ignored = get_box_tensor(gt_instances_ignore.bboxes)
+        if ignored.numel() and not (
+            self.ignore_wrt_candidates and are_served(boxes, ignored) and bool(ignored.isfinite().all())
+        ):
+            return NotImplemented
+    ignored = ignored.reshape(-1, 4)
+    rows = torch.arange(len(boxes) + len(ignored), device=boxes.device)
+    dtype = np.float64 if boxes.dtype == torch.float64 else np.float32
+    kinds, objects = ops.assign_anchors(
+        priors,
+        torch.cat([boxes, ignored])[None],
+        torch.full((1,), len(rows), device=boxes.device),
+        crowd=(rows >= len(boxes))[None] if len(ignored) else None,
+        positive_iou=self.pos_iou_thr,
+        negative_iou=self.neg_iou_thr,
+        min_quality=self.min_pos_iou,
+        overwrite=True,
+        # mmdetection ignores what is covered by more than the threshold, we what is covered by at least that much.
+        crowd_overlap=float(np.nextafter(dtype(max(self.ignore_iof_thr, 0)), dtype(np.inf))),
+    )
+    if not self.min_pos_iou and not _meets_all(priors, boxes, objects[0], bool(len(ignored))):
+        return NotImplemented
+
+    def max_overlaps() -> Tensor:
+        highest: Tensor = calculator(boxes, priors).amax(0)
+        if len(ignored):
+            highest[calculator(priors, ignored, mode="iof").amax(1) > self.ignore_iof_thr] = -1
+        return highest
+
+    gt_inds = torch.where(kinds[0] > 0, objects[0].long() + 1, kinds[0].long())
+    assigned = torch.where(gt_inds > 0, labels[(gt_inds - 1).clamp(min=0)], -1)
+    return _lazily(AssignResult)(max_overlaps, num_gts=len(boxes), gt_inds=gt_inds, labels=assigned)
+
+
+def _are_full_boxes(boxes: Tensor, least: float = 2e-6) -> bool:
+    """Boxes with an area that is twice the one which mmdetection replaces smaller ones by, or larger."""
+    return boxes.dim() == 2 and boxes.shape[1] == 4 and len(boxes) > 0 and _least_area(boxes) >= least
+
+
+def _meets_all(priors: Tensor, boxes: Tensor, matched: Tensor, some_ignored: bool) -> bool:
+    """Whether every box overlaps some prior. One that does not is, without a least IoU, given to all priors that do not
+    overlap it by mmdetection, and to none by us."""
+    unseen = torch.ones(len(boxes) + 1, dtype=torch.bool, device=boxes.device)
+    unseen[matched.long()] = False
+    left = boxes[unseen[:-1]]
+    return not len(left) or (not some_ignored and bool((ops.box_iou(left, priors).amax(1) > 0).all()))
+
+
+@functools.cache
+def _lazily(result: type) -> Any:
+    """mmdetection's class of results, whose `max_overlaps` are computed when they are first read."""
+
+    class Lazily(result):
+        _max_overlaps: Tensor | None
+
+        def __init__(self, compute: Callable[[], Tensor], **fields: Any) -> None:
+            super().__init__(max_overlaps=None, **fields)
+            self._compute = compute
+
+        @property
+        def max_overlaps(self) -> Tensor:
+            highest = self._compute() if self._max_overlaps is None else self._max_overlaps
+            self._max_overlaps = highest
+            return highest
+
+        @max_overlaps.setter
+        def max_overlaps(self, value: Any) -> None:
+            self._max_overlaps = value
+
+    return Lazily
 
 
 def _assign_wrt_overlaps(self: Any, overlaps: Tensor, gt_labels: Tensor) -> Any:
@@ -173,6 +275,7 @@ def _extract(self: Any, feats: Any, rois: Tensor, roi_scale_factor: float | None
 _INSTEAD_OF: dict[str, Callable[..., Any]] = {
     "models.layers.bbox_nms:batched_nms": _batched_nms,
     "structures.bbox.bbox_overlaps:bbox_overlaps": _bbox_overlaps,
+    "models.task_modules.assigners.max_iou_assigner:MaxIoUAssigner:assign": _assign,
     "models.task_modules.assigners.max_iou_assigner:MaxIoUAssigner:assign_wrt_overlaps": _assign_wrt_overlaps,
     "models.roi_heads.roi_extractors.single_level_roi_extractor:SingleRoIExtractor:forward": _extract,
 }

@@ -38,6 +38,8 @@ def patch_torchvision() -> Patch:
 
     - `nms`, `batched_nms`, `box_iou`, `roi_pool`, `roi_align` of torchvision.ops, by whatever name modules know
       them: so also in `RoIAlign`, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, FCOS;
+    - `generalized_box_iou`, `distance_box_iou`, `complete_box_iou`, and each one's `_loss`, by whatever name: so also
+      the regression loss of FCOS;
     - making anchors, decoding and `filter_proposals` of RegionProposalNetwork: `ops.rpn_proposals`;
     - `RegionProposalNetwork.assign_targets_to_anchors`: `ops.assign_anchors`, without a matrix of anchors x boxes;
     - `RoIHeads.postprocess_detections`: `ops.detections`;
@@ -53,8 +55,10 @@ def patch_torchvision() -> Patch:
     float64, on a CPU or a GPU (but for autocast, and IoUs of float32 with halves); integer boxes and other box formats;
     a method, anchor generator, box coder, matcher or level mapper that is not torchvision's own; a proposal network
     with a score threshold; thresholds and numbers of boxes that are negative; scales that are not successive halves;
-    detections that a gradient is to flow through (evaluate under torch.no_grad()); everything under torch.export,
-    tracing and functorch.
+    detections that a gradient is to flow through (evaluate under torch.no_grad()), and IoUs of every pair that one is
+    to flow through; losses of single boxes or of halves, and the complete one with another eps than its own; everything
+    under torch.export, tracing and functorch. A served loss has no second derivative: asked for one, it raises
+    NotImplementedError.
     torch.jit.script compiles torchvision's own code, patched or not. Pickle whole detectors while nothing is patched.
 
     Indices and labels are torchvision's; floats are within rounding (exp, softmax and sums are rounded otherwise), and
@@ -180,6 +184,53 @@ def _box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Any:
     if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
         return NotImplemented  # torchvision's has second derivatives
     return ops.box_iou(boxes1, boxes2)
+
+
+def _box_iou_of(kind: str, boxes1: Tensor, boxes2: Tensor, **eps: float) -> Any:
+    if not (_served(boxes1, boxes2) and _are_boxes(boxes1, boxes2) and all(e >= 0 for e in eps.values())):
+        return NotImplemented
+    if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
+        return NotImplemented  # as of _box_iou
+    return getattr(ops, f"{kind}_box_iou")(boxes1, boxes2, **eps)
+
+
+def _generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Any:
+    return _box_iou_of("generalized", boxes1, boxes2)
+
+
+def _distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Any:
+    return _box_iou_of("distance", boxes1, boxes2, eps=eps)
+
+
+def _complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Any:
+    return _box_iou_of("complete", boxes1, boxes2, eps=eps)
+
+
+def _loss_of(kind: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -> Any:
+    boxes1, boxes2 = _as_float32_pair(boxes1, boxes2)
+    if not (
+        _served(boxes1, boxes2)
+        and _are_boxes(boxes1, boxes2)
+        and boxes1.shape == boxes2.shape
+        and reduction in ("none", "sum", "mean")
+        and eps >= 0
+    ):
+        return NotImplemented
+    return getattr(ops, f"{kind}_box_iou_loss")(boxes1, boxes2, reduction, eps)
+
+
+def _generalized_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Any:
+    return _loss_of("generalized", boxes1, boxes2, reduction, eps)
+
+
+def _distance_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Any:
+    return _loss_of("distance", boxes1, boxes2, reduction, eps)
+
+
+def _complete_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Any:
+    if eps != 1e-7:  # torchvision's takes its own for the distance
+        return NotImplemented
+    return _loss_of("complete", boxes1, boxes2, reduction, eps)
 
 
 def _as_float32_pair(a: Any, b: Any) -> tuple[Any, Any]:
@@ -518,6 +569,12 @@ _INSTEAD_OF: dict[str, Callable[..., Any]] = {
     "ops:nms": _nms,
     "ops:batched_nms": _batched_nms,
     "ops:box_iou": _box_iou,
+    "ops:generalized_box_iou": _generalized_box_iou,
+    "ops:distance_box_iou": _distance_box_iou,
+    "ops:complete_box_iou": _complete_box_iou,
+    "ops:generalized_box_iou_loss": _generalized_loss,
+    "ops:distance_box_iou_loss": _distance_loss,
+    "ops:complete_box_iou_loss": _complete_loss,
     "ops:roi_pool": _roi_pool,
     "ops:roi_align": _roi_align,
     "ops.poolers:_multiscale_roi_align": _multiscale_roi_align,

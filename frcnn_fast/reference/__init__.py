@@ -16,8 +16,9 @@ from .anchor_decode import (
 )
 from .anchor_gather import anchor_table, gather_anchors, gather_anchors_backward
 from .anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
-from .arithmetic import exp_, log_
+from .arithmetic import atan_, exp_, log_
 from .detections import detections, softmax
+from .iou_kinds import iou_loss, iou_loss_backward, pairwise_iou, pairwise_iou_backward
 from .nms import batched_nms, box_iou, box_iou_backward, nms, nms_padded, soft_nms
 from .proposals import rpn_proposals
 from .prroi_pool import prroi_pool, prroi_pool_backward, prroi_pool_rois_backward
@@ -39,6 +40,7 @@ from .top_n import ranked, top_n
 __all__ = [
     "anchor_table",
     "assign_anchors",
+    "atan_",
     "batched_nms",
     "box_iou",
     "box_iou_backward",
@@ -53,11 +55,15 @@ __all__ = [
     "gather_anchors_backward",
     "generate_anchors",
     "grid_anchors",
+    "iou_loss",
+    "iou_loss_backward",
     "log_",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",
     "nms",
     "nms_padded",
+    "pairwise_iou",
+    "pairwise_iou_backward",
     "philox4x32",
     "prroi_pool",
     "prroi_pool_backward",

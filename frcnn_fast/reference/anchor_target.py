@@ -49,6 +49,8 @@ def assign_anchors(
     positive_iou: float = 0.7,
     negative_iou: float = 0.3,
     low_quality: bool = True,
+    min_quality: float = 0.0,
+    overwrite: bool = False,
     crowd_overlap: float = 0.7,
     legacy: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +79,11 @@ def assign_anchors(
         positive = (best >= dtype(positive_iou)) & (best > 0)
         if low_quality and len(taking) and len(objects):
             peak = overlap.max(axis=0)
-            positive |= ((overlap == peak) & (peak > 0)).any(axis=1)
+            is_best = (overlap == peak) & (peak > 0) & (peak >= dtype(min_quality))
+            positive |= is_best.any(axis=1)
+            if overwrite:
+                last = objects[len(objects) - 1 - is_best[:, ::-1].argmax(axis=1)]
+                best_object = np.where(is_best.any(axis=1), last, best_object)
         negative = (best < dtype(negative_iou)) & ~positive if len(objects) else np.ones(len(taking), bool)
         labels[image, taking[negative]] = 0
         labels[image, taking[positive]] = 1

@@ -1,7 +1,8 @@
-"""exp and log as fixed sequences of separately rounded operations, in the argument's own precision.
+"""exp, log and atan as fixed sequences of separately rounded operations, in the argument's own precision.
 
-The range reductions and the coefficients are those of the Cephes library (S. Moshier). NumPy never fuses a
-multiply with an add, so every operator below is one IEEE operation. Every backend must return these bits.
+The range reductions and the coefficients are those of the Cephes library (S. Moshier), where nothing else is said.
+NumPy never fuses a multiply with an add, so every operator below is one IEEE operation. Every backend must return these
+bits.
 """
 
 from __future__ import annotations
@@ -50,6 +51,24 @@ _LOG_DOUBLE_Q = (
     8.29875266912776603211e1,
     7.11544750618563894466e1,
     2.31251620126765340583e1,
+)
+
+# A minimax fit of our own of (atan(t) / t - 1) / t^2, t <= 1/2.
+_ATAN_SINGLE = (-5.1414069e-2, 1.0165382e-1, -1.4176138e-1, 1.9994320e-1, -3.3333236e-1)
+_ATAN_DOUBLE_P = (
+    -8.750608600031904122785e-1,
+    -1.615753718733365076637e1,
+    -7.500855792314704667340e1,
+    -1.228866684490136173410e2,
+    -6.485021904942025371773e1,
+)
+_ATAN_DOUBLE_Q = (
+    1.0,
+    2.485846490142306297962e1,
+    1.650270098316988542046e2,
+    4.328810604912902668951e2,
+    4.853903996359136964868e2,
+    1.945506571482613964425e2,
 )
 
 
@@ -107,3 +126,26 @@ def log_(x: np.ndarray) -> np.ndarray:
         result = (f + y) + e * dtype(0.693359375)
         beyond = np.where(x == 0, dtype(-np.inf), np.where(x > 0, x, dtype(np.nan)))
         return np.where(inside, result, beyond)
+
+
+def atan_(x: np.ndarray) -> np.ndarray:
+    """Arc tangent, within 2 ulp: (middle of the range + polynomial of the rest) for |x|, with the sign put back."""
+    x = np.asarray(x)
+    dtype = x.dtype.type
+    single = dtype is np.float32
+    one = dtype(1)
+    with np.errstate(all="ignore"):
+        negative = x < 0
+        u = np.where(negative, -x, x)
+        far, near = u > dtype(2.414213562373095), u > dtype(0.5 if single else 0.66)
+        t = np.where(far, -one, np.where(near, u - one, u)) / np.where(far, u, np.where(near, u + one, one))
+        middle = np.where(far, dtype(np.pi / 2), np.where(near, dtype(np.pi / 4), dtype(0)))
+        z = t * t
+        if single:
+            y = (_horner(_ATAN_SINGLE, z) * z) * t + t
+        else:
+            y = t * ((z * _horner(_ATAN_DOUBLE_P, z)) / _horner(_ATAN_DOUBLE_Q, z)) + t
+        rest = -4.37113883e-8 if single else 6.123233995736765886130e-17  # of pi / 2, after its rounding
+        y = y + np.where(far, dtype(rest), np.where(near, dtype(rest / 2), dtype(0)))
+        y = middle + y
+        return np.where(negative, -y, y)

@@ -79,7 +79,7 @@ __device__ __forceinline__ OverlapBits<U> reduce_peaks(const AnchorScene<U>& sce
 #pragma unroll 4
     for (int64_t s = lane_id(); s < FF_MUTANT(target_parts, shares, int64_t(1)); s += kWarp)
       peak = maximum(peak, parts[s]);
-    peak = warp_maximum(peak);
+    peak = overlap_bits(peak_of(bits_overlap(warp_maximum(peak)), scene.rule.min_quality));
     if (lane_id() == 0) reduced[g] = peak;
     if (is_peak(bits_overlap(peak), bits_overlap(peak)) && peak < least) least = peak;
   }
@@ -88,35 +88,43 @@ __device__ __forceinline__ OverlapBits<U> reduce_peaks(const AnchorScene<U>& sce
 
 // The label of the thread's anchor of a chunk. Whole warps call. reduced, least: of reduce_peaks. Only an anchor that
 // reaches the smallest peak can be some object's best: the warp takes such anchors one by one and compares them with
-// all objects, a lane an object, by the overlap_kernel's own operations.
-template <bool kLegacy, class U>
+// all objects, a lane an object, by the overlap_kernel's own operations. With kOverwrite, own becomes one more than the
+// last object whose best the anchor is, if it is any.
+template <bool kLegacy, bool kOverwrite, class U>
 __device__ __forceinline__ int8_t find_label(const AnchorScene<U>& scene, int64_t image, int64_t i,
-                                             const OverlapBits<U>* reduced, OverlapBits<U> least) {
+                                             const OverlapBits<U>* reduced, OverlapBits<U> least, unsigned* own) {
   const U found = i < scene.A ? scene.best[image * scene.A + i] : U(kAbsent);
   const U best = found > U(0) ? found : U(0);
   const bool may_peak = scene.rule.low_quality && found >= U(0) && overlap_bits(best) >= least &&
-                        !is_positive(best, scene.rule.positive_iou);
+                        (kOverwrite || !is_positive(best, scene.rule.positive_iou));
   bool has_peak = false;
   for (unsigned bits = __ballot_sync(kFullMask, may_peak); bits; bits &= bits - 1) {
     const int lane = __ffs(int(bits)) - 1;
     const Box<U> box = scene.anchors.at(image, i - lane_id() + lane);
     const U box_area = area<kLegacy>(box);
     bool hit = false;
+    unsigned last = 0;
 #pragma unroll 1  // few objects a lane; a division in double is a call with much to save
     for (int32_t g = lane_id(); g < scene.gt.G; g += kWarp) {
       const U peak = bits_overlap(reduced[g]);
       if (!is_peak(peak, peak)) continue;
       const Box<U> object = scene.gt.box(image, g);
-      hit |= is_peak(overlap_of<kLegacy>(box, box_area, object, area<kLegacy>(object)), peak);
+      const bool is_best = is_peak(overlap_of<kLegacy>(box, box_area, object, area<kLegacy>(object)), peak);
+      hit |= is_best;
+      if (kOverwrite && is_best) last = unsigned(g) + 1;
     }
     const bool any = __any_sync(kFullMask, hit);
     if (lane == lane_id()) has_peak = any;
+    if (!kOverwrite) continue;
+    last = FF_MUTANT(target_last_peak, warp_maximum(last), warp_reduce(last, Smaller()));
+    if (lane == lane_id()) *own = last;
   }
   return found == U(kAbsent) ? kIgnored : anchor_label(best, has_peak, found != U(kNoObject), scene.rule);
 }
 
-template <bool kLegacy, class U>
-__global__ void __launch_bounds__(kThreads) label_kernel(const AnchorScene<U> scene, int8_t* labels, int32_t* matched) {
+template <bool kLegacy, bool kOverwrite, class U>
+__global__ void __launch_bounds__(kThreads, 2)
+    label_kernel(const AnchorScene<U> scene, int8_t* labels, int32_t* matched) {
   FF_SHARED(OverlapBits<U>, scratch, [kWarps]);
   wait_for_launch_before();
   const int64_t image = blockIdx.y;
@@ -124,10 +132,12 @@ __global__ void __launch_bounds__(kThreads) label_kernel(const AnchorScene<U> sc
   const OverlapBits<U> least = scene.rule.low_quality ? reduce_peaks(scene, image, reduced, scratch) : 0;
   for (int64_t chunk = blockIdx.x; chunk < scene.chunks; chunk += gridDim.x) {
     const int64_t i = chunk * kThreads + threadIdx.x;
-    const int8_t label = find_label<kLegacy>(scene, image, i, reduced, least);
+    unsigned own = 0;
+    const int8_t label = find_label<kLegacy, kOverwrite>(scene, image, i, reduced, least, &own);
     if (i >= scene.A) continue;
     labels[image * scene.A + i] = label;
-    matched[image * scene.A + i] = label == kPositive ? scene.object[image * scene.A + i] : -1;
+    const int32_t object = own ? int32_t(own) - 1 : scene.object[image * scene.A + i];
+    matched[image * scene.A + i] = label == kPositive ? object : -1;
   }
 }
 
@@ -152,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const OverlapBits<U> least = scene.rule.low_quality ? reduce_peaks(scene, image, reduced, scratch) : 0;
   const uint32_t likely = likely_of(sampler, scene.negatives + image * gridDim.x, gridDim.x, select);
   for (int64_t chunk = blockIdx.x; chunk < scene.chunks; chunk += gridDim.x)
-    note(sampler, image, chunk, find_label<kLegacy>(scene, image, chunk * kThreads + threadIdx.x, reduced, least),
-         likely);
+    note(sampler, image, chunk,
+         find_label<kLegacy, false>(scene, image, chunk * kThreads + threadIdx.x, reduced, least, nullptr), likely);
   if (!is_last_block(sampler, image, select)) return;
   const Drawn drawn = draw(sampler, image, likely, select);
   for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kThreads) {
@@ -243,7 +253,8 @@ Status make_scene(int64_t B, const AnchorSource& anchors, const GroundTruth& gt,
   scene->chunks = chunks_of(anchors.A);
   scene->gt = device_ground_truth<U>(gt);
   scene->image_sizes = static_cast<const U*>(options.image_sizes);
-  scene->rule = {U(options.positive_iou), U(options.negative_iou), U(options.crowd_overlap), options.low_quality};
+  scene->rule = {U(options.positive_iou),  U(options.negative_iou), U(options.min_quality),
+                 U(options.crowd_overlap), options.low_quality,     options.overwrite};
   scene->best = workspace.best;
   scene->object = workspace.object;
   scene->peaks = workspace.peaks;
@@ -263,7 +274,8 @@ Status assign(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, con
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
   const dim3 grid(unsigned(shares_of(anchors.A)), unsigned(B));
   FF_LAUNCH((overlap_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene);
-  FF_LAUNCH_OVERLAPPED((label_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene, labels, matched);
+  const auto label = options.overwrite ? label_kernel<kLegacy, true, U> : label_kernel<kLegacy, false, U>;
+  FF_LAUNCH_OVERLAPPED(label, grid, dim3(kThreads), 0, stream, scene, labels, matched);
   return launched();
 }
 

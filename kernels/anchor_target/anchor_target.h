@@ -20,8 +20,8 @@ constexpr int8_t kPositive = 1, kNegative = 0, kIgnored = -1;
 // What an anchor may be.
 template <class U>
 struct AnchorRule {
-  U positive_iou, negative_iou, crowd_overlap;
-  bool low_quality;
+  U positive_iou, negative_iou, min_quality, crowd_overlap;
+  bool low_quality, overwrite;
 };
 // What a candidate RoI may be.
 template <class U>
@@ -96,6 +96,11 @@ template <class U>
 FF_HD bool is_negative(U best, U negative_iou) {
   return FF_MUTANT(target_negative_edge, best < negative_iou, best <= negative_iou);
 }
+// An object's peak, given its highest overlap with any anchor. A peak of 0 makes no anchor its best.
+template <class U>
+FF_HD U peak_of(U highest, U min_quality) {
+  return FF_MUTANT(target_min_quality, highest >= min_quality, highest > min_quality) ? highest : U(0);
+}
 // Whether an anchor with that overlap is (one of) the object's best.
 template <class U>
 FF_HD bool is_peak(U overlap, U peak) {
@@ -140,8 +145,10 @@ struct GroundTruth {
 };
 struct AnchorOptions {
   const void* image_sizes;  // [B, 2] (height, width): anchors that cross the border are ignored; or null
-  double positive_iou, negative_iou, crowd_overlap;
+  double positive_iou, negative_iou, min_quality, crowd_overlap;
   bool low_quality, legacy;
+  bool
+      overwrite;  // an object's best anchors are its own, the last object's where there are several; not in rpn_targets
 };
 struct SampleOptions {
   const int64_t* rng;  // [2] (seed, step), on the device

@@ -49,11 +49,12 @@ constexpr int kBlock = 64;  // given anchors (and proposals) are looked at by so
 
 template <class U>
 struct BlockMatch {
-  U best[kBlock];          // highest overlap
-  int32_t object[kBlock];  // the first object that has it, by its place in the list; -1 where best is 0
-  uint64_t takes_part;     // one bit a box
-  uint64_t peaks;          // bit set: the box is some object's best
-  U most;                  // of best
+  U best[kBlock];               // highest overlap
+  int32_t object[kBlock];       // the first object that has it, by its place in the list; -1 where best is 0
+  uint64_t takes_part;          // one bit a box
+  uint64_t peaks;               // bit set: the box is some object's best
+  int32_t peak_object[kBlock];  // and this is the last of those objects
+  U most;                       // of best
 };
 
 // One draw without replacement: the items (key << 32 | index) seen so far that may be among the smallest.
@@ -73,19 +74,24 @@ struct KeyWords {
 FF_ISA_DECLARE(template <bool kLegacy, class U> U object_peak(const Plane<U>* planes, int64_t num_planes,
                                                               const Scene<U>& scene, int64_t object, U crowd_overlap))
 // Labels what overlaps it too much to be negative kIgnored; then, in a second sweep over all objects, what is positive
-// kPositive.
+// kPositive. peaks: of all objects, or null where a peak makes nothing positive.
 FF_ISA_DECLARE(template <bool kLegacy, class U> void mark_not_negative(const Plane<U>* planes, int64_t num_planes,
                                                                        const Scene<U>& scene, int64_t object,
                                                                        const AnchorRule<U>& rule, int8_t* labels))
 FF_ISA_DECLARE(template <bool kLegacy, class U>
                void mark_positive(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene, int64_t object,
-                                  U peak, const AnchorRule<U>& rule, int8_t* labels, int32_t* matched))
+                                  const U* peaks, const AnchorRule<U>& rule, int8_t* labels, int32_t* matched))
 // Labels every anchor on a crowd box kIgnored.
 FF_ISA_DECLARE(template <bool kLegacy, class U> void mark_covered(const Plane<U>* planes, int64_t num_planes,
                                                                   const Scene<U>& scene, U crowd_overlap,
                                                                   int8_t* labels))
 // Index (in gt_boxes) of the object that a box overlaps most, the first of several; -1 if it overlaps none.
 FF_ISA_DECLARE(template <bool kLegacy, class U> int32_t best_object(const Box<U>& box, const BoxList<U>& objects))
+
+// Index of the last object whose peak (above 0) its overlap with the box is; -1 if there is none. peaks is padded, by
+// anything.
+FF_ISA_DECLARE(template <bool kLegacy, class U>
+               int32_t last_peak_object(const Box<U>& box, const BoxList<U>& objects, const U* peaks))
 
 // n <= kBlock boxes [n, 4]. image_size may be null. Raises peaks [objects], which other threads raise too, or, with
 // find_peaks, reads them and fills match->peaks. peaks may be null.
@@ -171,7 +177,7 @@ class SceneStore {
 template <class U>
 struct AssignWorkspace {
   SceneStore<U> scenes;
-  U* peaks;          // [B, G], in the order of the scene's objects
+  U* peaks;          // [B, G + padding], in the order of the scene's objects
   Plane<U>* planes;  // grid: [B or 1, num_planes]
   U* axes;
   U* block_best;  // given: [B, blocks]

@@ -22,7 +22,7 @@ from ..common.box_triton import anchor_at, is_finite_box, load_box
 from ..common.launch_triton import anchor_source, blocks_for, double_bits, launch, num_anchors
 from ..common.mutant_triton import mutant
 from ..common.numeric_triton import compute_type, scalar
-from .overlap_triton import has_peak, is_inside, is_negative, is_positive, match_objects, on_crowd
+from .overlap_triton import is_inside, is_negative, is_positive, match_objects, on_crowd, peak_object
 from .sample_triton import (
     NEGATIVES,
     ROWS,
@@ -78,39 +78,45 @@ def overlap_kernel(
 
 @triton.jit
 def find_labels(
-    source, A, gt, positive_iou, negative_iou, peaks, best, image, index, LEGACY: tl.constexpr,
-    LOW_QUALITY: tl.constexpr,
+    source, A, gt, positive_iou, negative_iou, min_quality, peaks, best, image, index, LEGACY: tl.constexpr,
+    LOW_QUALITY: tl.constexpr, OVERWRITE: tl.constexpr,
 ):  # fmt: skip
-    """The labels of a block of anchors: (positive, negative). source: the arguments of anchor_at."""
+    """The labels of a block of anchors: (positive, negative, own). source: the arguments of anchor_at. own: the last
+    object whose best an anchor is, else -1; without OVERWRITE, only of anchors that nothing else makes positive."""
     mask = index < A
     found = tl.load(best + image * A + index, mask=mask, other=ABSENT)
     overlap = tl.where(found > 0.0, found, 0.0)
     positive = is_positive(overlap, positive_iou)
+    own = tl.full(overlap.shape, -1, tl.int32)
     if LOW_QUALITY and not mutant("target_low_quality"):
-        open = (overlap > 0.0) & (positive == 0)
+        open = overlap > 0.0 if OVERWRITE else (overlap > 0.0) & (positive == 0)
         box = anchor_at(*source, image, index, mask)
-        positive = positive | has_peak(box, overlap, open, gt, image, peaks, LEGACY)
+        own = peak_object(box, overlap, open, gt, image, peaks, min_quality, LEGACY)
+        positive = positive | (own >= 0)
     low = (found == NO_OBJECT) | is_negative(overlap, negative_iou)
     negative = (positive == 0) & (low if mutant("target_absent") else low & (found != ABSENT))
-    return positive, negative
+    return positive, negative, own
 
 
-@triton.jit(do_not_specialize=["image_stride", "offset", "A", "G", "positive_iou", "negative_iou"])
+@triton.jit(do_not_specialize=["image_stride", "offset", "A", "G", "positive_iou", "negative_iou", "min_quality"])
 def label_kernel(
     anchors, image_stride, levels, offset, A, gt_boxes, gt_counts, G, positive_iou, negative_iou, tallies, best,
-    labels, matched, LEGACY: tl.constexpr, LOW_QUALITY: tl.constexpr, BLOCK: tl.constexpr,
+    min_quality, labels, matched, LEGACY: tl.constexpr, LOW_QUALITY: tl.constexpr, OVERWRITE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     U: tl.constexpr = compute_type(gt_boxes.dtype.element_ty)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     image = tl.program_id(1).to(tl.int64)
     mask = index < A
-    positive, negative = find_labels(
+    positive, negative, own = find_labels(
         (anchors, image_stride, levels, scalar(offset, U)), A, (gt_boxes, gt_counts, None, G),
-        scalar(positive_iou, U), scalar(negative_iou, U), tallies + image * (G + PEAKS) + PEAKS, best, image, index,
-        LEGACY, LOW_QUALITY,
+        scalar(positive_iou, U), scalar(negative_iou, U), scalar(min_quality, U),
+        tallies + image * (G + PEAKS) + PEAKS, best, image, index, LEGACY, LOW_QUALITY, OVERWRITE,
     )  # fmt: skip
     row = image * A + index
     object = tl.load(matched + row, mask=mask & positive, other=-1)
+    if OVERWRITE:
+        object = tl.where(own >= 0, own, object)
     tl.store(labels + row, tl.where(positive, 1, tl.where(negative, 0, -1)).to(tl.int8), mask=mask)
     tl.store(matched + row, object, mask=mask)
 
@@ -131,9 +137,9 @@ def target_kernel(
     image = tl.program_id(1).to(tl.int64)
     tally = tallies + image * (G + PEAKS)
     source = anchors, image_stride, levels, scalar(offset, U)
-    positive, negative = find_labels(
-        source, A, (gt_boxes, gt_counts, None, G), scalar(positive_iou, U), scalar(negative_iou, U), tally + PEAKS,
-        best, image, index, LEGACY, LOW_QUALITY,
+    positive, negative, _ = find_labels(
+        source, A, (gt_boxes, gt_counts, None, G), scalar(positive_iou, U), scalar(negative_iou, U), 0.0, tally + PEAKS,
+        best, image, index, LEGACY, LOW_QUALITY, False,
     )  # fmt: skip
     kind = tl.where(positive, 1, tl.where(negative, 0, -1)).to(tl.int8)
     tl.store(kinds + image * A + index, kind, mask=index < A)
@@ -226,7 +232,7 @@ def find_overlaps(
 def assign_anchors(
     anchors: Tensor, anchor_grid: Sequence[int], anchor_offset: float, gt_boxes: Tensor, gt_counts: Tensor,
     image_sizes: Tensor | None, crowd: Tensor | None, positive_iou: float, negative_iou: float, low_quality: bool,
-    crowd_overlap: float, legacy: bool, labels: Tensor, matched: Tensor,
+    min_quality: float, overwrite: bool, crowd_overlap: float, legacy: bool, labels: Tensor, matched: Tensor,
 ) -> None:  # fmt: skip
     B, A = labels.shape
     if not B * A:
@@ -237,8 +243,8 @@ def assign_anchors(
     )  # fmt: skip
     block = label_block(gt_boxes)
     launch(
-        label_kernel, (blocks_for(A, block), B), *found, labels, matched, like=gt_boxes, warps=WARPS, registers=64,
-        LEGACY=legacy, LOW_QUALITY=low_quality, BLOCK=block,
+        label_kernel, (blocks_for(A, block), B), *found, double_bits(min_quality), labels, matched, like=gt_boxes,
+        warps=WARPS, registers=64, LEGACY=legacy, LOW_QUALITY=low_quality, OVERWRITE=overwrite, BLOCK=block,
     )  # fmt: skip
 
 

@@ -95,7 +95,8 @@ void mark_absent(const Plane<U>& plane, int8_t* labels) {
 
 template <class U>
 AnchorRule<U> make_rule(const AnchorOptions& options) {
-  return {U(options.positive_iou), U(options.negative_iou), U(options.crowd_overlap), options.low_quality};
+  return {U(options.positive_iou),  U(options.negative_iou), U(options.min_quality),
+          U(options.crowd_overlap), options.low_quality,     options.overwrite};
 }
 
 template <bool kLegacy, class U>
@@ -134,14 +135,14 @@ class Assigner {
     each_object([&](int64_t b, int64_t o, const Scene<U>& scene) {
       int8_t* labels = labels_ + b * A_;
       if (rule_.low_quality)
-        workspace_.peaks[b * G_ + o] =
-            FF_ISA_CALL(object_peak<kLegacy>, planes_of(b), planes, scene, o, rule_.crowd_overlap);
+        workspace_.peaks[b * G_ + o] = peak_of(
+            FF_ISA_CALL(object_peak<kLegacy>, planes_of(b), planes, scene, o, rule_.crowd_overlap), rule_.min_quality);
       if (rule_.negative_iou > U(0))
         FF_ISA_CALL(mark_not_negative<kLegacy>, planes_of(b), planes, scene, o, rule_, labels);
     });
     each_object([&](int64_t b, int64_t o, const Scene<U>& scene) {
-      const U peak = rule_.low_quality ? workspace_.peaks[b * G_ + o] : U(0);
-      FF_ISA_CALL(mark_positive<kLegacy>, planes_of(b), planes, scene, o, peak, rule_, labels_ + b * A_,
+      const U* peaks = rule_.low_quality ? workspace_.peaks + b * G_ : nullptr;
+      FF_ISA_CALL(mark_positive<kLegacy>, planes_of(b), planes, scene, o, peaks, rule_, labels_ + b * A_,
                   matched_ ? matched_ + b * A_ : nullptr);
     });
   }
@@ -164,6 +165,7 @@ class Assigner {
       }
     });
     if (!peaks) return;
+    for (int64_t i = 0; i < B_ * G_; ++i) peaks[i] = peak_of(peaks[i], rule_.min_quality);
     parallel_for(B_ * blocks, 256, [&](int64_t begin, int64_t end) {
       BlockMatch<U> found;
       int64_t image = -1;
@@ -225,7 +227,8 @@ class Assigner {
     for (uint64_t bits = found.peaks & found.takes_part; bits; bits &= bits - 1) {
       const int i = __builtin_ctzll(bits);
       labels_[start + i] = anchor_label(found.best[i], true, true, rule_);
-      if (matched_) matched_[start + i] = workspace_.scenes.at(b).objects.index_of(found.object[i]);
+      const int32_t object = rule_.overwrite ? found.peak_object[i] : found.object[i];
+      if (matched_) matched_[start + i] = workspace_.scenes.at(b).objects.index_of(object);
     }
   }
   // Below it no anchor is any object's best.
@@ -253,7 +256,7 @@ class Assigner {
 template <class U>
 void AssignWorkspace<U>::take_from(WorkspaceArena& arena, int64_t B, const AnchorSource& anchors, int64_t G) {
   scenes.take_from(arena, B, G);
-  peaks = arena.take<U>(B * G);
+  peaks = arena.take<U>(B * G + kPad);
   planes = arena.take<Plane<U>>(B * count_planes(anchors));
   axes = arena.take<U>(B * axes_room(anchors));
   block_best = arena.take<U>(B * count_blocks(anchors));

@@ -105,6 +105,15 @@ FF_SIMD void raise_peak(U* peak, U overlap) {
     if (__atomic_compare_exchange(peak, &seen, &overlap, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
 }
 
+// Overlaps of a box with the kLanes objects from i on.
+template <bool kLegacy, class U>
+FF_SIMD Vector<U> object_overlaps(const Box<U>& box, U box_area, const BoxList<U>& objects, int64_t i) {
+  const Vector<U> shared =
+      shared_lanes<kLegacy, U>(lanes_at(objects.x1 + i), lanes_at(objects.x2 + i), box.x1, box.x2) *
+      shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), box.y1, box.y2);
+  return overlap_of(shared, splat(box_area), lanes_at(objects.area + i));
+}
+
 }  // namespace
 
 template <bool kLegacy, class U>
@@ -136,7 +145,10 @@ void match_block(const U* boxes, int n, const Scene<U>& scene, const U* image_si
         best[part] = better ? overlap : best[part];
         object[part] = better ? Index{} + Whole(o) : object[part];
         most = max_lanes(most, overlap);
-        if (find_peaks && is_peak(peaks[o], peaks[o])) at_peak |= uint64_t(at_least(overlap, splat(peaks[o]))) << i;
+        if (!find_peaks || !is_peak(peaks[o], peaks[o])) continue;
+        const uint32_t lanes = at_least(overlap, splat(peaks[o]));
+        at_peak |= uint64_t(lanes) << i;
+        for (uint32_t left = lanes; left; left &= left - 1) match->peak_object[i + __builtin_ctz(left)] = int32_t(o);
       }
       if (!peaks || find_peaks) continue;
       const U highest = highest_lane(most);
@@ -158,10 +170,7 @@ template <bool kLegacy, class U>
 int32_t best_object(const Box<U>& box, const BoxList<U>& objects) {
   const U box_area = area<kLegacy>(box);
   const auto overlaps = [&](int64_t i) __attribute__((always_inline)) {
-    const Vector<U> shared =
-        shared_lanes<kLegacy, U>(lanes_at(objects.x1 + i), lanes_at(objects.x2 + i), box.x1, box.x2) *
-        shared_lanes<kLegacy, U>(lanes_at(objects.y1 + i), lanes_at(objects.y2 + i), box.y1, box.y2);
-    return overlap_of(shared, splat(box_area), lanes_at(objects.area + i));
+    return object_overlaps<kLegacy>(box, box_area, objects, i);
   };
   Vector<U> most{};
   for (int64_t i = 0; i < objects.count; i += kLanes<U>) most = max_lanes(most, overlaps(i));
@@ -173,9 +182,23 @@ int32_t best_object(const Box<U>& box, const BoxList<U>& objects) {
   return objects.index[i + FF_MUTANT(target_first_object, __builtin_ctz(bits), 31 - __builtin_clz(bits))];
 }
 
+template <bool kLegacy, class U>
+int32_t last_peak_object(const Box<U>& box, const BoxList<U>& objects, const U* peaks) {
+  const U box_area = area<kLegacy>(box);
+  for (int64_t i = (objects.count - 1) / kLanes<U> * kLanes<U>; i >= 0; i -= kLanes<U>) {
+    const Vector<U> overlaps = object_overlaps<kLegacy>(box, box_area, objects, i);
+    // No overlap is above its object's peak, but where that is 0: then the object has none.
+    const uint32_t bits =
+        at_least(overlaps, lanes_at(peaks + i)) & above(lanes_at(peaks + i), Vector<U>{}) & low_bits(objects.count - i);
+    if (bits) return objects.index[i + FF_MUTANT(target_last_peak, 31 - __builtin_clz(bits), __builtin_ctz(bits))];
+  }
+  return -1;
+}
+
 #define FF_INSTANTIATE(kLegacy, U)                                                                              \
   template void match_block<kLegacy, U>(const U*, int, const Scene<U>&, const U*, U, U*, bool, BlockMatch<U>*); \
-  template int32_t best_object<kLegacy, U>(const Box<U>&, const BoxList<U>&);
+  template int32_t best_object<kLegacy, U>(const Box<U>&, const BoxList<U>&);                                   \
+  template int32_t last_peak_object<kLegacy, U>(const Box<U>&, const BoxList<U>&, const U*);
 FF_INSTANTIATE(false, float)
 FF_INSTANTIATE(true, float)
 FF_INSTANTIATE(false, double)

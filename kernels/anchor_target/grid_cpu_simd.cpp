@@ -187,9 +187,10 @@ void mark_not_negative(const Plane<U>* planes, int64_t num_planes, const Scene<U
 }
 
 template <bool kLegacy, class U>
-void mark_positive(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene, int64_t object, U peak,
+void mark_positive(const Plane<U>* planes, int64_t num_planes, const Scene<U>& scene, int64_t object, const U* peaks,
                    const AnchorRule<U>& rule, int8_t* labels, int32_t* matched) {
-  const bool by_peak = rule.low_quality && peak > U(0);
+  const U peak = peaks ? peaks[object] : U(0);
+  const bool by_peak = peak > U(0);
   const U least = by_peak ? minimum(rule.positive_iou, peak) : rule.positive_iou;
   visit_planes<kLegacy>(planes, num_planes, scene, object, rule.crowd_overlap, least,
                         [&](const Plane<U>& plane, int64_t x, int64_t y, U overlap) {
@@ -197,7 +198,10 @@ void mark_positive(const Plane<U>* planes, int64_t num_planes, const Scene<U>& s
                           const int64_t index = plane.index(x, y);
                           put(labels + index, kPositive);
                           const Box<U> anchor = {plane.x.low[x], plane.y.low[y], plane.x.high[x], plane.y.high[y]};
-                          if (matched) put(matched + index, best_object<kLegacy>(anchor, scene.objects));
+                          if (!matched) return;
+                          const int32_t own =
+                              peaks && rule.overwrite ? last_peak_object<kLegacy>(anchor, scene.objects, peaks) : -1;
+                          put(matched + index, own >= 0 ? own : best_object<kLegacy>(anchor, scene.objects));
                         });
 }
 
@@ -221,12 +225,12 @@ void mark_covered(const Plane<U>* planes, int64_t num_planes, const Scene<U>& sc
     }
 }
 
-#define FF_INSTANTIATE(kLegacy, U)                                                                                     \
-  template U object_peak<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t, U);                           \
-  template void mark_not_negative<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t,                      \
-                                              const AnchorRule<U>&, int8_t*);                                          \
-  template void mark_positive<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t, U, const AnchorRule<U>&, \
-                                          int8_t*, int32_t*);                                                          \
+#define FF_INSTANTIATE(kLegacy, U)                                                                      \
+  template U object_peak<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t, U);            \
+  template void mark_not_negative<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t,       \
+                                              const AnchorRule<U>&, int8_t*);                           \
+  template void mark_positive<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, int64_t, const U*, \
+                                          const AnchorRule<U>&, int8_t*, int32_t*);                     \
   template void mark_covered<kLegacy, U>(const Plane<U>*, int64_t, const Scene<U>&, U, int8_t*);
 FF_INSTANTIATE(false, float)
 FF_INSTANTIATE(true, float)

@@ -169,23 +169,26 @@ def match_objects(box, takes_part, gt, image, peaks, LEGACY: tl.constexpr):
 
 
 @triton.jit
-def has_peak(box, best, open, gt, image, peaks, LEGACY: tl.constexpr):
-    """Which of the boxes under `open` are (one of) some object's best, found by the operations that found the peaks. An
-    object's peak above the highest `best` is not here."""
+def peak_object(box, best, open, gt, image, peaks, min_quality, LEGACY: tl.constexpr):
+    """The last object of which the boxes under `open` are (one of) the best, found by the operations that found the
+    peaks; -1 where there is none. An object's peak above the highest `best` is not here."""
     box_area = area(*box, LEGACY)
     hull = hull_of(box, open)
     highest = tl.max(tl.where(open, best, 0.0))
-    found = tl.zeros(best.shape, tl.int1)
+    found = tl.full(best.shape, -1, tl.int32)
     count = gt_count(gt, image)
     for first in range(0, count, OBJECTS):
         g, boxes, _ = load_objects(gt, image, first, count, False)
         peak = bits_overlap(tl.load(peaks + g, mask=g < count, other=0), best.dtype)
         reached = peak <= highest if not mutant("target_peak_reached") else peak < highest
-        near = (peak > 0.0 if not mutant("target_zero_peak") else peak >= 0.0) & reached & meets(hull, boxes, LEGACY)
+        good = peak >= min_quality if not mutant("target_min_quality") else peak > min_quality
+        good = good & (peak > 0.0 if not mutant("target_zero_peak") else peak >= 0.0)
+        near = good & reached & meets(hull, boxes, LEGACY)
         one = following(g, near, -1, count)
         while one < count:
             overlap = overlap_of(box, box_area, load_object(gt, image, one), LEGACY)
             tied = overlap == bits_overlap(tl.load(peaks + one), best.dtype)
-            found = found | (open & tied) if not mutant("target_peak") else found
+            tied = open & tied if not mutant("target_peak") else open & (overlap < 0.0)
+            found = tl.where(tied if not mutant("target_last_peak") else tied & (found < 0), one, found)
             one = following(g, near, one, count)
     return found

@@ -181,3 +181,37 @@ def log_(x):
     result = (f + y) + e * 0.693359375
     other = tl.where(x == 0.0, float("-inf"), tl.where(x < 0.0, float("nan"), x))
     return tl.where((x > 0.0) & (x < float("inf")), result, other)
+
+
+@triton.jit
+def atan_(x):
+    u = tl.where(x < 0.0, -x, x)
+    if x.dtype == tl.float64:
+        far, near = u > 2.414213562373095, u > 0.66
+    else:
+        far, near = u > 2.414213562373095, u > 0.5
+    above = tl.where(far, -1.0, tl.where(near, u - 1.0, u))
+    t = divide(above, tl.where(far, u, tl.where(near, u + 1.0, 1.0)))
+    z = t * t
+    if x.dtype == tl.float64:
+        p = -8.750608600031904122785e-1 * z + -1.615753718733365076637e1
+        p = p * z + -7.500855792314704667340e1
+        p = p * z + -1.228866684490136173410e2
+        p = p * z + -6.485021904942025371773e1
+        q = z + 2.485846490142306297962e1
+        q = q * z + 1.650270098316988542046e2
+        q = q * z + 4.328810604912902668951e2
+        q = q * z + 4.853903996359136964868e2
+        q = q * z + 1.945506571482613964425e2
+        y = t * ((z * p) / q) + t
+        y = tl.where(far, y + 6.123233995736765886130e-17, tl.where(near, y + 3.061616997868382943065e-17, y + 0.0))
+        y = tl.where(far, y + 1.57079632679489661923, tl.where(near, y + 0.785398163397448309616, y + 0.0))
+    else:
+        p = -5.1414069e-2 * z + 1.0165382e-1
+        p = p * z + -1.4176138e-1
+        p = p * z + 1.9994320e-1
+        p = p * z + -3.3333236e-1
+        y = (p * z) * t + t
+        y = tl.where(far, y + -4.37113883e-8, tl.where(near, y + -2.185569415e-8, y + 0.0))
+        y = tl.where(far, y + 1.57079632679489662, tl.where(near, y + 0.785398163397448310, y + 0.0))
+    return tl.where(x < 0.0, -y, y)

@@ -71,10 +71,19 @@ def with_and_without(step: Callable[[], Any]) -> tuple[Any, Any]:
         {"pos_iou_thr": 0.5, "neg_iou_thr": (0.1, 0.4), "min_pos_iou": 0.0},
         {"pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0.0, "gt_max_assign_all": False},
         {"pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "ignore_iof_thr": 0.5},
+        {"pos_iou_thr": 0.7, "neg_iou_thr": 0.3, "min_pos_iou": 0.3, "ignore_iof_thr": 0.5},
+        {
+            "pos_iou_thr": 0.5,
+            "neg_iou_thr": 0.4,
+            "min_pos_iou": 0.1,
+            "ignore_wrt_candidates": False,
+            "ignore_iof_thr": 1e-3,
+        },
     ],
 )
+@pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("objects", [0, 1, 20])
-def test_assigned_alike(objects: int, options: dict[str, Any]) -> None:
+def test_assigned_alike(objects: int, odd: bool, options: dict[str, Any]) -> None:
     from mmdet.registry import TASK_UTILS
     from mmengine.structures import InstanceData
 
@@ -82,15 +91,18 @@ def test_assigned_alike(objects: int, options: dict[str, Any]) -> None:
     boxes = some_boxes(objects, seed=1)
     if objects > 3:
         boxes[1] = boxes[0]  # the last of those that want a prior gets it
+    if objects > 3 and odd:
         boxes[2] += 5000  # nobody overlaps it
         boxes[3, 2:] = boxes[3, :2]  # without area
-    priors = InstanceData(priors=some_boxes(4000))
+    priors = InstanceData(priors=some_boxes(2000).repeat(2, 1))  # the best of an object is there twice
     truths = InstanceData(bboxes=boxes, labels=torch.arange(objects) % 80)
     ignored = InstanceData(bboxes=some_boxes(3, seed=2))
     theirs, ours = with_and_without(lambda: assigner.assign(priors, truths, ignored))
     for name in ("gt_inds", "max_overlaps", "labels"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     assert ours.num_gts == theirs.num_gts
+    if options.get("min_pos_iou") == 0.3 and objects and not odd:
+        assert type(ours) is not type(theirs)  # made without a matrix
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,29 @@ def _assign_cases() -> Iterator[Case]:
     yield Case("crowd-alone", lambda: _assign(2, 200, 3, crowd=1.0), small=True)
     yield Case("crowd-f64", lambda: _assign(2, 300, 8, kind="integer", crowd=0.5, dtype=torch.float64), small=True)
     yield Case("no-low-quality", lambda: _assign(2, 300, low_quality=False), small=True)
+    for overwrite in (False, True):
+        rule = {"overwrite": overwrite, "negative_iou": 0.2, "positive_iou": 0.6}
+        name = "overwrite" if overwrite else "min-quality"
+        yield Case(name, lambda r=rule: _assign(2, 300, 40, crowd=0.1, min_quality=0.4, **r), small=True)
+        yield Case(
+            f"{name}-integer",
+            lambda r=rule: _assign(2, 300, 70, kind="integer", min_quality=0.5, **r),  # many peaks tie, or are 0.5
+            small=True,
+        )
+        yield Case(f"{name}-f64", lambda r=rule: _assign(2, 300, 40, dtype=torch.float64, **r), small=True)
+        yield Case(
+            f"{name}-grid",
+            lambda r=rule: _assign_on(grids(ONE_LEVEL), G=40, sizes=True, min_quality=0.4, **r),
+            small=True,
+        )
+        yield Case(f"{name}-pyramid", lambda r=rule: _assign_on(grids(*PYRAMID), B=3, G=60, min_quality=0.3, **r))
+    yield Case("overwrite-legacy", lambda: _assign(2, 300, 40, kind="integer", overwrite=True, legacy=True), small=True)
+    yield Case("overwrite-identical-objects", lambda: _identical_objects() | {"overwrite": True}, small=True)
+    yield Case("overwrite-identical-anchors", lambda: _identical_anchors() | {"overwrite": True}, small=True)
+    yield Case("overwrite-identical-on-a-grid", lambda: _identical_on_a_grid(), small=True)
+    yield Case(
+        "overwrite-no-low-quality", lambda: _identical_objects() | {"overwrite": True, "low_quality": False}, small=True
+    )
     yield Case("positive-iou-0", lambda: _assign(2, 300, positive_iou=0.0, negative_iou=0.0), small=True)
     yield Case("anchors-of-each-image", lambda: _assign(3, 150, anchors="own", kind="integer"), small=True)
     yield Case("objects-far-away", lambda: _far_away(), small=True)
@@ -117,6 +140,11 @@ def _identical_anchors() -> Args:
 def _identical_objects() -> Args:
     args = _assign(2, 200, 5)
     return args | {"gt_boxes": args["gt_boxes"][:, :1].expand(2, 5, 4).contiguous()}
+
+
+def _identical_on_a_grid() -> Args:
+    args = _assign_on(grids(ONE_LEVEL), G=40, overwrite=True)
+    return args | {"gt_boxes": args["gt_boxes"][:, torch.arange(40) // 2].contiguous()}
 
 
 def _labels(B: int, A: int, shares: tuple[float, float, float], **scalars: object) -> Args:

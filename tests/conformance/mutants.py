@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from frcnn_fast.ops._operator import Operator
+from tests.samples import operator_of
+
 from .backends import BACKENDS, Backend
 from .edge_cases import EDGE_CASES
 from .harness import Arrays, Op, assert_conforms, expected, inputs, poisoned_memory, run
@@ -28,13 +31,20 @@ def family(files: list[Path]) -> str:
     return files[0].parts[1]
 
 
+def names_of_files(op: Op) -> tuple[str, ...]:
+    """How the names of its files may begin: its own name, or that of the module where its Triton launcher is."""
+    own = op.name.removesuffix("_backward")
+    operator = Operator.named.get(operator_of(own))
+    return (own,) if operator is None else (own, operator.triton.split(".")[1].split("_triton")[0])
+
+
 def ops_of(files: list[Path]) -> list[Op]:
     """The ops whose cases must catch the mutants of these files of kernels/<family>: those that a file is named after,
     the family's others, then those composed of it."""
     name = family(files)
     modules = [module for module in FAMILIES if f".cases_{name}" in module.__name__]
     own = [op for module in modules for op in module.OPS]
-    own.sort(key=lambda op: not any(path.stem.startswith(op.name.removesuffix("_backward")) for path in files))
+    own.sort(key=lambda op: not any(path.stem.startswith(names_of_files(op)) for path in files))
     composed = [op for op in OPS if op.name in ("rpn_proposals", "detections") and op not in own]
     return own + composed if own or name == "proposals" else list(OPS)
 

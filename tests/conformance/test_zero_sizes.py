@@ -29,6 +29,13 @@ SIZES: dict[str, tuple[str, dict[str, str]]] = {
     "top_n": ("many-rows", {"scores": "B N", "n": "n"}),
     "box_iou": ("strided", {"boxes1": "N 4", "boxes2": "M 4"}),
     "box_iou_backward": ("33x65", {"boxes1": "N 4", "boxes2": "M 4", "grad": "N M"}),
+    **{
+        f"{kind}_box_iou{tail}": ("strided", {"boxes1": "N 4", "boxes2": f"{second} 4"})
+        for kind in ("generalized", "distance", "complete")
+        for tail, second in (("", "M"), ("_loss", "N"))
+    },
+    "pairwise_iou_backward": ("complete-33x65", {"boxes1": "N 4", "boxes2": "M 4", "grad": "N M"}),
+    "iou_loss_backward": ("complete-65", {"boxes1": "N 4", "boxes2": "N 4", "grad": "N"}),
     "nms": ("N64", {"boxes": "N 4", "scores": "N"}),
     "batched_nms": ("N64", {"boxes": "N 4", "scores": "N", "idxs": "N"}),
     "nms_padded": (

@@ -64,6 +64,30 @@ ASSIGN = (
         # anchor 0: 60/100 and 50/100; anchor 1: 60/60 and 10 / (60 + 50 - 10).
         i8([[1, 1]]), i32([[0, 0]]),
     ),
+    # With overwrite it is object 1's, whose best it is. Of two objects that have the same best, the last one's.
+    edge(
+        "assign_anchors",
+        "overwrite",
+        _assign([[0, 0, 10, 10], [0, 0, 10, 6]], [[0, 0, 10, 6], [0, 5, 10, 10]], overwrite=True),
+        i8([[1, 1]]), i32([[1, 0]]),
+    ),
+    edge(
+        "assign_anchors", "overwrite-equal-objects", _assign([TEN], [TEN, TEN], overwrite=True),
+        i8([[1]]), i32([[1]]),
+    ),
+    # Not where object 1's best, 0.5, is below min_quality: it makes no object, and takes none.
+    edge(
+        "assign_anchors",
+        "overwrite-below-min-quality",
+        _assign(
+            [[0, 0, 10, 10], [0, 0, 10, 6]], [[0, 0, 10, 6], [0, 5, 10, 10]],
+            overwrite=True, min_quality=0.51, positive_iou=0.6,
+        ),
+        i8([[1, 1]]), i32([[0, 0]]),
+    ),
+    # 0.5 is enough for a min_quality of 0.5, and not for one of 0.51.
+    edge("assign_anchors", "min-quality-exactly", _assign([_rows(5)], [TEN], min_quality=0.5), i8([[1]]), i32([[0]])),
+    edge("assign_anchors", "below-min-quality", _assign([_rows(5)], [TEN], min_quality=0.51), i8([[-1]]), i32([[-1]])),
     # Two equal objects: the lower index.
     edge("assign_anchors", "equal-objects", _assign([TEN], [TEN, TEN]), i8([[1]]), i32([[0]])),
     edge("assign_anchors", "no-objects", _assign([TEN, FAR], [TEN], 0), i8([[0, 0]]), i32([[-1, -1]])),
