@@ -29,7 +29,8 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not shutil.which("ldd"), reason="needs ldd")
 def test_the_binary_links_no_torch_and_no_shared_cuda() -> None:
-    needed = subprocess.run(["ldd", extension().__file__], text=True, capture_output=True, check=True).stdout
+    told = subprocess.run(["ldd", extension().__file__], text=True, capture_output=True, check=True).stdout
+    needed = " ".join(line.split(" (0x")[0] for line in told.splitlines())  # an address may spell c10
     assert "gomp" in needed
     for name in ("torch", "c10", "cudart", "libcuda", "libpython"):
         assert name not in needed
