@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bench.bccd import BACKBONE
+from frcnn_fast.training import recipe
+
 Result = Mapping[str, Any]
 
 TITLES = {
@@ -57,14 +60,22 @@ def _cell(values: Sequence[float | None], title: str) -> str:
 
 
 def _caption(results: Sequence[Result]) -> str:
-    machines = sorted({f"{r['environment']['cpu']}, {r['environment']['threads']} threads" for r in results})
-    commits = sorted({r["environment"]["commit"][:10] for r in results})
+    threads = {1: "1 thread"}
+    machines = sorted(
+        {f"{e['cpu']}, {threads.get(e['threads'], str(e['threads']) + ' threads')}" for e in _environments(results)}
+    )
+    commits = sorted({e["commit"][:10] for e in _environments(results)})
     seeds = sorted({r["seed"] for r in results})
     options = [r["recipe"]["options"] for r in results]
-    lengths = sorted({str(o.get("iterations", "the recipe's")) for o in options})
+    lengths = sorted({o.get("iterations", recipe(BACKBONE).iterations) for o in options})
     precisions = sorted({o.get("precision", "float32") for o in options})
     return (
-        f"BCCD, test split; iterations of a stage: {', '.join(lengths)}; {', '.join(precisions)}; "
+        f"BCCD, test split; iterations of a stage: {', '.join(map(str, lengths))}; {', '.join(precisions)}; "
         f"seeds {', '.join(map(str, seeds))}; "
-        f"{'; '.join(machines)}; commit {', '.join(commits)}. Means over the seeds, in brackets each seed's figure.\n"
+        f"{'; '.join(machines)}; commit {', '.join(commits)}. Means over the seeds, in brackets each seed's figure. "
+        "Minutes on the clock are those of a machine that had other work too; processor minutes compare.\n"
     )
+
+
+def _environments(results: Sequence[Result]) -> list[Mapping[str, Any]]:
+    return [r["environment"] for r in results]

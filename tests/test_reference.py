@@ -26,7 +26,7 @@ def test_it_shares_no_code_with_the_kernels() -> None:
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
             roots = {name.split(".")[0] for name in names}
-            allowed = {"__future__", "collections", "functools", "itertools", "math", "numpy"}
+            allowed = {"__future__", "collections", "dataclasses", "functools", "itertools", "math", "numpy"}
             assert roots <= allowed, f"{path.name} imports {roots}"
 
 
