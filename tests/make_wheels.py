@@ -1,8 +1,9 @@
 """Builds the sdist, and from it a wheel for every Python that is here: python -m tests.make_wheels --out dist
 
 dist/frcnn_fast-VERSION.tar.gz, dist/cpu/*.whl and, where nvcc is found, dist/cuda/*.whl. The two halves have wheels of
-one name: the one with CUDA serves a machine without a GPU too, the other one is small, and has the package for C++. auditwheel names the oldest C
-library that a wheel runs on; torch's OpenMP runtime is not put into it, since there must be only one in a process.
+one name: the one with CUDA serves a machine without a GPU too, the other one is small, and has the library for C++
+programs. auditwheel names the oldest C library that a wheel runs on; torch's OpenMP runtime is not put into it, since
+there must be only one in a process.
 """
 
 from __future__ import annotations
