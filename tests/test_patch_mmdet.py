@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -122,15 +123,8 @@ class Result:
         self.num_gts, self.gt_inds, self.max_overlaps, self.labels = num_gts, gt_inds, max_overlaps, labels
 
 
-@pytest.fixture
-def mmdet_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the patch takes from mmdetection."""
-    assigners = "mmdet.models.task_modules.assigners"
-    content: dict[str, dict[str, Any]] = {
-        f"{assigners}.assign_result": {"AssignResult": Result},
-        f"{assigners}.iou2d_calculator": {"BboxOverlaps2D": Overlaps},
-        "mmdet.structures.bbox": {"get_box_tensor": lambda boxes: boxes},
-    }
+def plant(monkeypatch: pytest.MonkeyPatch, content: dict[str, dict[str, Any]]) -> None:
+    """Modules with nothing but that."""
     for name in content:
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
@@ -139,6 +133,19 @@ def mmdet_modules(monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.setitem(sys.modules, part, ModuleType(part))
                 vars(sys.modules[part])["of_this_test"] = True
         vars(sys.modules[name]).update(content[name])
+
+
+@pytest.fixture
+def mmdet_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    assigners = "mmdet.models.task_modules.assigners"
+    plant(
+        monkeypatch,
+        {
+            f"{assigners}.assign_result": {"AssignResult": Result},
+            f"{assigners}.iou2d_calculator": {"BboxOverlaps2D": Overlaps},
+            "mmdet.structures.bbox": {"get_box_tensor": lambda boxes: boxes},
+        },
+    )
 
 
 def four_steps(iou: Tensor, least: float, negative: Any, low_quality: bool, all_best: bool) -> list[int]:
@@ -187,6 +194,149 @@ def test_assigned_by_the_four_steps(least: float, negative: Any, low_quality: bo
     assert torch.equal(found.max_overlaps, iou.amax(0))
     assert found.num_gts == 12
     assert mmdet._assign_wrt_overlaps(assigner, iou[:0], labels[:0]) is NotImplemented
+
+
+# RPNHead
+
+
+class Coder:
+    """The box coder that an RPN's head has."""
+
+    clip_border, add_ctr_clamp, use_box_type = True, False, False
+    means, stds = (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.5, 0.5)
+
+
+class Head:
+    """An RPN's head, as far as its proposals go."""
+
+    use_sigmoid_cls, cls_out_channels, test_cfg = True, 1, None
+
+    def __init__(self) -> None:
+        self.bbox_coder = Coder()
+
+    def _bbox_post_process(self) -> None:
+        """Theirs."""
+
+
+@pytest.fixture
+def rpn_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        {
+            "mmdet.models.dense_heads.rpn_head": {"RPNHead": Head},
+            "mmdet.models.task_modules.coders": {"DeltaXYWHBBoxCoder": Coder},
+            "mmengine.structures": {"InstanceData": SimpleNamespace},
+        },
+    )
+
+
+class Config(dict):  # type: ignore[type-arg]
+    """mmengine's: keys are attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+SIZES = ((12, 16), (6, 8), (1, 2))  # of an RPN's levels
+IMAGE = (100, 140)
+
+
+def rpn_config(**options: Any) -> Config:
+    standard = {"nms_pre": 200, "max_per_img": 60, "nms": {"type": "nms", "iou_threshold": 0.6}, "min_bbox_size": 0}
+    return Config(standard | options)
+
+
+def rpn_maps() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    g = generator(7)
+    scores = [torch.randn(3, *size, generator=g) * 20 for size in SIZES]  # some saturate the sigmoid: ties
+    deltas = [torch.randn(12, *size, generator=g) for size in SIZES]
+    deltas[0][2, :2] = -12.0  # narrower than mmdetection lets a box get
+    deltas[1][3::4, 3] = 12.0
+    deltas[0][0, 5:7] = 40.0  # out of the image: no side
+    return scores, deltas, [boxes(g, 3 * h * w) for h, w in SIZES]
+
+
+def predict(head: Any, cfg: Any, **options: Any) -> Any:
+    scores, deltas, priors = rpn_maps()
+    return mmdet._predict_rpn(head, scores, deltas, None, priors, {"img_shape": (*IMAGE, 3)}, cfg, **options)
+
+
+@pytest.mark.usefixtures("rpn_modules")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"min_bbox_size": 12},
+        {"min_bbox_size": -1},
+        {"nms_pre": -1, "max_per_img": 1000},
+        {"nms": {"type": "nms", "iou_threshold": 0.3, "max_num": 20}},
+    ],
+)
+def test_proposals_by_their_steps(options: dict[str, Any]) -> None:
+    cfg = rpn_config(**options)
+    limit, candidates = math.log(1000 / 16), []
+    for level, (scores, deltas, priors) in enumerate(zip(*rpn_maps())):
+        own = scores.permute(1, 2, 0).reshape(-1).sigmoid()
+        shifts = deltas.permute(1, 2, 0).reshape(-1, 4) * torch.tensor(Coder.stds)
+        best = own.argsort(descending=True, stable=True)[: cfg.nms_pre if cfg.nms_pre > 0 else None]
+        sides, middle = priors[:, 2:] - priors[:, :2], (priors[:, 2:] + priors[:, :2]) / 2
+        middle, sides = middle + sides * shifts[:, :2], sides * shifts[:, 2:].clamp(-limit, limit).exp()
+        found = torch.cat([middle - sides / 2, middle + sides / 2], 1)
+        found[:, 0::2].clamp_(0, IMAGE[1])
+        found[:, 1::2].clamp_(0, IMAGE[0])
+        large = (found[:, 2:] - found[:, :2] > cfg.min_bbox_size).all(1)
+        candidates += [(float(own[i]), level, found[i]) for i in best.tolist() if large[i]]
+    kept: list[tuple[float, int, Tensor]] = []
+    for one in sorted(candidates, key=lambda candidate: -candidate[0]):
+        rivals = [box for _, level, box in kept if level == one[1]]
+        if not rivals or overlaps(torch.stack(rivals), one[2][None]).max() <= cfg.nms["iou_threshold"]:
+            kept.append(one)
+    kept = kept[: min(cfg.max_per_img, cfg.nms.get("max_num", cfg.max_per_img))]
+    results = predict(Head(), cfg)
+    assert len(kept) > 10
+    torch.testing.assert_close(results.scores, torch.tensor([score for score, _, _ in kept]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(results.bboxes, torch.stack([box for _, _, box in kept]), rtol=0, atol=1e-4)
+    assert results.labels.dtype == torch.int64
+    assert not results.labels.any()
+
+
+@pytest.mark.usefixtures("rpn_modules")
+def test_proposals_that_are_not_served() -> None:
+    def head(**options: Any) -> Any:
+        made = Head()
+        for name, value in options.items():
+            setattr(made if hasattr(made, name) else made.bbox_coder, name, value)
+        return made
+
+    class Other(Head):
+        def _bbox_post_process(self) -> None:
+            """Not theirs."""
+
+    assert predict(head(), rpn_config()) is not NotImplemented
+    assert predict(head(test_cfg=rpn_config()), None) is not NotImplemented
+    for odd in (
+        Other(),
+        head(use_sigmoid_cls=False),
+        head(cls_out_channels=2),
+        head(bbox_coder=SimpleNamespace(**vars(Coder))),
+        head(clip_border=False),
+        head(add_ctr_clamp=True),
+        head(use_box_type=True),
+        head(means=(0.0, 0.1, 0.0, 0.0)),
+    ):
+        assert predict(odd, rpn_config()) is NotImplemented
+    for options in (
+        {"nms": {"type": "soft_nms", "iou_threshold": 0.5}},
+        {"nms": {"iou_threshold": 0.5, "class_agnostic": True}},
+        {"nms": None},
+        {"max_per_img": -1},
+    ):
+        assert predict(head(), rpn_config(**options)) is NotImplemented
+    assert predict(head(), rpn_config(), rescale=True) is NotImplemented
+    assert predict(head(), rpn_config(), with_nms=False) is NotImplemented
+
+
+# MaxIoUAssigner.assign
 
 
 def rpn_assigner(**options: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ def patch_mmdet() -> Patch:
     - `SingleRoIExtractor.forward`: `ops.multiscale_roi_align`, one call for all levels. A region whose size is within
       some millionths of a level's bound can go to the level beside it.
     - `mmdet.structures.bbox.bbox_overlaps` (IoU of every pair, on a CPU): `ops.box_iou`; the same bits.
+    - `RPNHead._predict_by_feat_single` (one logit an anchor): `ops.rpn_proposals`. Scores and boxes are within rounding
+      of theirs, and so an IoU within that of the threshold can be decided otherwise. Equal scores go by the lower
+      index, and a box that is not finite is no proposal.
     - `MaxIoUAssigner.assign` with low-quality matches, as of an RPN: `ops.assign_anchors`, without a matrix of ground
       truths x priors; the same bits. `max_overlaps` of the result is computed when somebody asks for it.
     - `MaxIoUAssigner.assign_wrt_overlaps`: without a loop over the ground truths; the same bits.
@@ -52,18 +55,29 @@ def patch_mmdet() -> Patch:
     return _MMDET.patch()
 
 
-def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Any, class_agnostic: bool = False) -> Any:
+class _NmsOptions(NamedTuple):
+    threshold: float
+    most: int  # of all classes together; 0 or less: all
+    agnostic: bool
+
+
+def _nms_options(nms_cfg: Any, class_agnostic: bool = False) -> _NmsOptions | None:
+    """What mmcv's batched_nms is asked for; None if it is anything but plain NMS."""
     if nms_cfg is None:
-        return NotImplemented
+        return None
     cfg = dict(nms_cfg)
     agnostic = cfg.pop("class_agnostic", class_agnostic)
     kind, threshold, most = cfg.pop("type", "nms"), cfg.pop("iou_threshold", None), cfg.pop("max_num", -1)
     cfg.pop("split_thr", None)  # from how many boxes on mmcv goes class by class
+    if kind != "nms" or not isinstance(threshold, float) or threshold < 0 or cfg:
+        return None
+    return _NmsOptions(c_float(threshold), most, agnostic)
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Any, class_agnostic: bool = False) -> Any:
+    options = _nms_options(nms_cfg, class_agnostic)
     if not (
-        kind == "nms"
-        and isinstance(threshold, float)
-        and threshold >= 0
-        and not cfg  # nothing else is asked for
+        options is not None
         and are_served(boxes, scores)
         and plain_eager((idxs,))
         and boxes.dim() == 2
@@ -74,12 +88,12 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Any, clas
     ):
         return NotImplemented
     where, by = boxes.detach(), scores.detach()
-    if agnostic:
-        keep = ops.nms(where, by, c_float(threshold))
+    if options.agnostic:
+        keep = ops.nms(where, by, options.threshold)
     else:
-        keep = ops.batched_nms(where, by, idxs, c_float(threshold))
-    if most > 0:
-        keep = keep[:most]
+        keep = ops.batched_nms(where, by, idxs, options.threshold)
+    if options.most > 0:
+        keep = keep[: options.most]
     return torch.cat([boxes[keep], scores[keep, None]], 1), keep
 
 
@@ -235,6 +249,73 @@ def _assign_wrt_overlaps(self: Any, overlaps: Tensor, gt_labels: Tensor) -> Any:
     return AssignResult(num_gts=len(overlaps), gt_inds=gt_inds, max_overlaps=highest, labels=labels)
 
 
+def _predict_rpn(
+    self: Any,
+    cls_score_list: list[Tensor],
+    bbox_pred_list: list[Tensor],
+    score_factor_list: Any,
+    mlvl_priors: list[Tensor],
+    img_meta: Any,
+    cfg: Any,
+    rescale: bool = False,
+    with_nms: bool = True,
+) -> Any:
+    from mmdet.models.dense_heads.rpn_head import RPNHead
+    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+    from mmengine.structures import InstanceData
+
+    cfg, coder = self.test_cfg if cfg is None else cfg, self.bbox_coder
+    levels = list(zip(cls_score_list, bbox_pred_list, mlvl_priors))
+    options = _nms_options(cfg.get("nms"))
+    if not (
+        options is not None
+        and not options.agnostic
+        and cfg.max_per_img > 0
+        and with_nms
+        and not rescale
+        and type(self)._bbox_post_process is RPNHead._bbox_post_process
+        and self.use_sigmoid_cls
+        and self.cls_out_channels == 1
+        and type(coder) is DeltaXYWHBBoxCoder
+        and coder.clip_border
+        and not coder.add_ctr_clamp
+        and not coder.use_box_type
+        and not any(coder.means)
+        and 0 < len(levels) <= MOST_LEVELS
+        and are_served(*(tensor for level in levels for tensor in level))
+        and all(len(priors) == scores.numel() for scores, _, priors in levels)
+    ):
+        return NotImplemented
+    most = cfg.max_per_img if options.most <= 0 else min(options.most, cfg.max_per_img)
+    before, least = cfg.get("nms_pre", -1), cfg.get("min_bbox_size", -1)
+    limit = abs(float(np.log(16 / 1000)))  # of dw and dh, either way; ops.rpn_proposals clamps them from above
+    dtype = np.float64 if cls_score_list[0].dtype == torch.float64 else np.float32
+    boxes, scores, _, counts = ops.rpn_proposals(
+        [level.detach()[None].sigmoid() for level in cls_score_list],  # ties of the sigmoid are theirs, too
+        [_with_least_sides(level.detach()[None], [-limit / std for std in coder.stds[2:]]) for level in bbox_pred_list],
+        torch.cat(mlvl_priors),
+        [img_meta["img_shape"][:2]],
+        pre_nms_top_n=before if before > 0 else max(map(len, mlvl_priors)),
+        post_nms_top_n=most,
+        iou_threshold=options.threshold,
+        # mmdetection wants sides above the least size, we at least the size.
+        min_size=float(np.nextafter(dtype(least), dtype(np.inf))) if least >= 0 else 0.0,
+        filter_order="after_top_n",
+        weights=[1 / std for std in coder.stds],
+        clamp=limit,
+    )
+    results = InstanceData()
+    results.bboxes, results.scores = boxes[0, : counts[0]], scores[0, : counts[0]]
+    results.labels = torch.zeros_like(results.scores, dtype=torch.long)
+    return results
+
+
+def _with_least_sides(deltas: Tensor, least: list[float]) -> Tensor:
+    """A level's deltas, with dw and dh of at least that much."""
+    dx, dy, dw, dh = deltas.unflatten(1, (-1, 4)).unbind(2)
+    return torch.stack([dx, dy, dw.clamp(min=least[0]), dh.clamp(min=least[1])], 2).flatten(1, 2)
+
+
 def _extract(self: Any, feats: Any, rois: Tensor, roi_scale_factor: float | None = None) -> Any:
     from mmcv.ops import RoIAlign
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
@@ -277,6 +358,7 @@ _INSTEAD_OF: dict[str, Callable[..., Any]] = {
     "structures.bbox.bbox_overlaps:bbox_overlaps": _bbox_overlaps,
     "models.task_modules.assigners.max_iou_assigner:MaxIoUAssigner:assign": _assign,
     "models.task_modules.assigners.max_iou_assigner:MaxIoUAssigner:assign_wrt_overlaps": _assign_wrt_overlaps,
+    "models.dense_heads.rpn_head:RPNHead:_predict_by_feat_single": _predict_rpn,
     "models.roi_heads.roi_extractors.single_level_roi_extractor:SingleRoIExtractor:forward": _extract,
 }
 
