@@ -12,14 +12,14 @@ Report = dict[str, Any]
 METRICS = (("11-point", "ap07", "map07"), ("area", "ap_area", "map_area"))
 
 
-def body(reports: Sequence[Report], title: str = "test split of BCCD") -> list[str]:
+def body(reports: Sequence[Report], heading: str = "test split of BCCD") -> list[str]:
     """Caption, table and footnote. Of several timings in one precision the newest counts, of several runs of a seed
     likewise."""
     ordered = sorted(reports, key=lambda report: report["environment"]["date"])
     runs = {(report["system"], report["seed"]): report for report in ordered if "test" in report}
     timings = newest_timings(ordered)
     by_system = {system: [run for (of, _), run in sorted(runs.items()) if of == system] for system in SYSTEMS}
-    lines = [[title, *SYSTEMS], ["---", "---:", "---:"]]
+    lines = [[heading, *SYSTEMS], ["---", "---:", "---:"]]
     for title, value in _figures(ordered):
         lines.append([title, *(_over([value(run) for run in by_system[system]]) for system in SYSTEMS)])
     for precision, timing in timings.items():

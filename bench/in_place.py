@@ -7,7 +7,8 @@ The proposal side is what is neither a convolution nor a fully connected layer: 
 decoding, proposals; in training its targets and loss), the choice of regions for the head, pooling, and the last step
 to detections; in training their backward passes, too. Everything else is "network". One image, random weights, in
 turns: torchvision's detector as it is, the same one under `patch_torchvision()`, and ours with the same settings (R50-
-FPN: the same weights). A training call is a forward and a backward pass; weights stay what they are.
+FPN: the same weights; VGG-16: boxes without a size are left out before the best are chosen, as in the paper, where
+torchvision knows the other order alone). A training call is a forward and a backward pass; weights stay what they are.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ OPENVINO, ONNXRUNTIME, OPENCV = "OpenVINO", "ONNX Runtime", "OpenCV"
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float) -> dict[str, Competitor]:
-    """Indices of the kept boxes: by descending score, but for OpenVINO, in whose rows class and image stand first."""
+    """The kept boxes by descending score: rows (image, class, index), of OpenCV the indices alone."""
     N = len(boxes)
     corners, ranked = boxes.numpy()[None], scores.numpy()[None, None]
     found = {}
@@ -124,10 +124,12 @@ def pooled(op: str, features: Tensor, rois: Tensor, bins: int, scale: float) -> 
 
 
 def missing() -> list[str]:
+    """Which of them are not installed, each with the reason."""
     return [reason for reason in (openvino_missing, onnxruntime_missing, opencv_missing) if reason]
 
 
 def versions() -> dict[str, str | None]:
+    """Of those that have no other use in the benchmark."""
     return {
         "openvino": None if openvino_missing else openvino.__version__,
         "onnxruntime": None if onnxruntime_missing else onnxruntime.__version__,
