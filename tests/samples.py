@@ -80,6 +80,7 @@ def samples(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str
         "top_n": Sample(ops.top_n, [scores], {"n": 12}),
         "box_iou": Sample(ops.box_iou, [box[0], box[1]]),
         **{name: Sample(getattr(ops, name), [box[0], box[0] + box[1] * 0.1]) for name in OPERATOR_OF},
+        "sigmoid_focal_loss": Sample(ops.sigmoid_focal_loss, [logits, (logits > 0.5).to(dtype)], {"gamma": 1.5}),
         "nms": Sample(ops.nms, [box[0], scores[0]], {"iou_threshold": 0.4}, dynamic=True),
         "batched_nms": Sample(ops.batched_nms, [box[0], scores[0], ids[0]], {"iou_threshold": 0.4}, dynamic=True),
         "nms_padded": Sample(ops.nms_padded, [box, scores], {"iou_threshold": 0.4, "max_output": 16}),

@@ -204,7 +204,7 @@ def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 WITH_GRADIENT = ["decode_clip", "box_iou", "roi_pool", "roi_align", "prroi_pool", "multiscale_roi_align"]
-WITH_GRADIENT += ["complete_box_iou", "generalized_box_iou_loss"]
+WITH_GRADIENT += ["complete_box_iou", "generalized_box_iou_loss", "sigmoid_focal_loss"]
 
 
 def total_of(name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:

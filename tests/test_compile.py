@@ -94,7 +94,7 @@ def test_exports(name: str) -> None:
     "name",
     [
         *("roi_pool", "roi_align", "prroi_pool", "multiscale_roi_align", "decode_clip", "box_iou"),
-        *("complete_box_iou", "complete_box_iou_loss"),
+        *("complete_box_iou", "complete_box_iou_loss", "sigmoid_focal_loss"),
     ],
 )
 def test_gradients_survive_compilation(name: str) -> None:

@@ -57,7 +57,7 @@ class Watching(TorchDispatchMode):
 
 def test_all_that_have_a_gradient_are_here() -> None:
     wanted = {"box_iou", "decode_clip", "gather_anchors", "multiscale_roi_align"}
-    wanted |= {"prroi_pool", "roi_align", "roi_pool", *OPERATOR_OF}
+    wanted |= {"prroi_pool", "roi_align", "roi_pool", "sigmoid_focal_loss", *OPERATOR_OF}
     assert set(DIFFERENTIABLE) == wanted
 
 
@@ -76,7 +76,7 @@ def test_a_second_derivative_is_refused(name: str, watched: bool) -> None:
                 torch.autograd.grad(gradient.sum(), source, retain_graph=True)
 
 
-@pytest.mark.parametrize("name", ["box_iou", "decode_clip", *OPERATOR_OF])
+@pytest.mark.parametrize("name", ["box_iou", "decode_clip", "sigmoid_focal_loss", *OPERATOR_OF])
 def test_a_hessian_is_refused(name: str) -> None:
     sample = SAMPLES[name]
     with pytest.raises(NotImplementedError, match=f"{operator_of(name)}: there is no second derivative"):
@@ -134,7 +134,7 @@ def test_gradients_of_many_samples(name: str) -> None:
     assert torch.equal(torch.func.grad(lambda xs: torch.vmap(loss)(xs).sum())(xs), wanted)
 
 
-@pytest.mark.parametrize("name", ["box_iou", "decode_clip", *OPERATOR_OF])
+@pytest.mark.parametrize("name", ["box_iou", "decode_clip", "sigmoid_focal_loss", *OPERATOR_OF])
 def test_functorch_refuses_a_second_derivative(name: str) -> None:
     sample = SAMPLES[name]
 

@@ -451,6 +451,21 @@ def test_sigmoid_focal_loss(gamma: float, weighted: bool) -> None:
     assert not output.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_sigmoid_focal_loss_into_tensors_of_any_kind(dtype: torch.dtype) -> None:
+    """Halves, and strides of mmcv's own: the answer of float32, rounded once."""
+    logits = torch.randn(5, 12, generator=generator()).to(dtype).T
+    target, weight = torch.arange(12) % 7 - 1, torch.rand(5, generator=generator(1)).to(dtype)
+    output, grad_input = torch.zeros_like(logits), torch.zeros_like(logits)
+    assert not output.is_contiguous()
+    ext.sigmoid_focal_loss_forward(logits, target, weight, output, gamma=2.0, alpha=0.25)
+    ext.sigmoid_focal_loss_backward(logits, target, weight, grad_input, gamma=2.0, alpha=0.25)
+    wide = logits.float().requires_grad_()
+    wanted = frcnn_fast.ops.sigmoid_focal_loss(wide, target, weight=weight.float())
+    assert torch.equal(output, wanted.detach().to(dtype))
+    assert torch.equal(grad_input, torch.autograd.grad(wanted.sum(), wide)[0].to(dtype))
+
+
 def test_focal_losses_of_certain_scores_are_finite() -> None:
     logits, target, none = torch.tensor([[200.0, -200.0]]), torch.tensor([1]), torch.zeros(0)
     output, grad = torch.zeros(1, 2), torch.zeros(1, 2)

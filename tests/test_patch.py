@@ -38,7 +38,8 @@ if not torchvision_missing:
 FUSED = ("rpn_proposals", "assign_anchors", "detections", "multiscale_roi_align")
 IOU_KINDS = tuple(f"{kind}_box_iou" for kind in ("generalized", "distance", "complete"))
 IOU_LOSSES = tuple(f"{name}_loss" for name in IOU_KINDS)
-SERVED = (*FUSED, "nms", "batched_nms", "box_iou", "roi_pool", "roi_align", *IOU_KINDS, *IOU_LOSSES)
+SERVED = (*FUSED, "nms", "batched_nms", "box_iou", "roi_pool", "roi_align", "sigmoid_focal_loss")
+SERVED += (*IOU_KINDS, *IOU_LOSSES)
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +209,8 @@ class TestPatch:
             *(f"torchvision.ops.{name[0]}iou_loss.{name}" for name in IOU_LOSSES),
             *(f"torchvision.models.detection._utils.{name}" for name in IOU_LOSSES),
             "torchvision.models.detection.fcos.generalized_box_iou_loss",
+            "torchvision.ops.focal_loss.sigmoid_focal_loss",
+            *(f"torchvision.models.detection.{name}.sigmoid_focal_loss" for name in ("retinanet", "fcos")),
             "torchvision.ops.roi_pool.roi_pool",
             "torchvision.ops.roi_align.roi_align",
             "torchvision.ops.poolers.roi_align",
@@ -426,6 +429,67 @@ class TestFunctions:
             assert served == set(), what
         with frcnn_fast.patch_torchvision(), pytest.raises(ValueError, match="reduction"):
             torchvision.ops.generalized_box_iou_loss(boxes, others, reduction="median")
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+    @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2), (-1, 1.5), (0.6, 0.0)])
+    def test_focal_loss(self, alpha: float, gamma: float, reduction: str, dtype: torch.dtype, served: set[str]) -> None:
+        g = torch.Generator().manual_seed(4)
+        logits = (torch.randn(60, 40, generator=g) * 4).to(dtype)
+        targets = torch.rand(60, 40, generator=g).to(dtype)
+        targets[:50] = targets[:50].round()
+        weight = torch.rand(60, 40, generator=g).to(dtype)
+
+        def run() -> tuple[Tensor, ...]:
+            leaf = logits.clone().requires_grad_()
+            loss = torchvision.ops.sigmoid_focal_loss(leaf, targets, alpha, gamma, reduction)
+            return loss, *torch.autograd.grad((loss * weight if reduction == "none" else loss).sum(), leaf)
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {"sigmoid_focal_loss"}
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    def test_the_classification_loss_of_retinanet(self, served: set[str]) -> None:
+        from torchvision.models.detection.retinanet import RetinaNetClassificationHead
+
+        head = RetinaNetClassificationHead(8, 3, 5)
+        logits = torch.randn(2, 60, 5, generator=torch.Generator().manual_seed(3))
+        targets = [{"labels": torch.tensor([1, 4])}, {"labels": torch.tensor([2])}]
+        matched = [torch.arange(60) % 4 - 2, -(torch.arange(60) % 3)]  # -2: between the thresholds, -1: background
+
+        def run() -> tuple[Tensor, ...]:
+            leaf = logits.clone().requires_grad_()
+            loss = head.compute_loss(targets, {"cls_logits": leaf}, matched)
+            return loss, *torch.autograd.grad(loss, leaf)
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {"sigmoid_focal_loss"}
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    def test_focal_losses_that_are_not_served(self, served: set[str]) -> None:
+        g = torch.Generator().manual_seed(4)
+        logits, targets = torch.randn(6, 5, generator=g), torch.rand(6, 5, generator=g)
+        calls: dict[str, Callable[[], Any]] = {
+            "halves": lambda: torchvision.ops.sigmoid_focal_loss(logits.bfloat16(), targets.bfloat16()),
+            "a gradient to the targets": lambda: torchvision.ops.sigmoid_focal_loss(
+                logits, targets.clone().requires_grad_()
+            ).detach(),
+            "the mean of nothing": lambda: torchvision.ops.sigmoid_focal_loss(
+                logits[:0], targets[:0], reduction="mean"
+            ),
+        }
+        for what, call in calls.items():
+            theirs = call()
+            with frcnn_fast.patch_torchvision():
+                torch.testing.assert_close(call(), theirs, rtol=0, atol=0, equal_nan=True)
+            assert served == set(), what
+        for wrong in ({"alpha": 2.0}, {"reduction": "median"}):
+            with frcnn_fast.patch_torchvision(), pytest.raises(ValueError, match="Invalid"):
+                torchvision.ops.sigmoid_focal_loss(logits, targets, **wrong)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("as_list", [True, False])
     @pytest.mark.parametrize("channels_last", [True, False])
@@ -880,6 +944,26 @@ class TestAutocast:
         assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
         assert served == set()
 
+    @pytest.mark.parametrize("target_in_half", [True, False])
+    @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+    def test_focal_loss(self, half: torch.dtype, target_in_half: bool, served: set[str]) -> None:
+        g = torch.Generator().manual_seed(3)
+        logits = (torch.randn(60, 40, generator=g) * 2).to(half).requires_grad_()
+        targets = torch.rand(60, 40, generator=g).round().to(half if target_in_half else torch.float32)
+
+        def run() -> tuple[Tensor, ...]:
+            with torch.autocast("cpu", half):
+                loss = torchvision.ops.sigmoid_focal_loss(logits, targets)
+            return loss, *torch.autograd.grad(loss.sum(), logits)
+
+        theirs = run()
+        with frcnn_fast.patch_torchvision():
+            ours = run()
+        assert served == {"sigmoid_focal_loss"}
+        assert [t.dtype for t in ours] == [t.dtype for t in theirs] == [torch.float32, half]
+        # torchvision rounds the sigmoid, and what is made of it, to halves.
+        torch.testing.assert_close(ours, theirs, rtol=8 * torch.finfo(half).eps, atol=4 * torch.finfo(half).eps)
+
     def test_box_iou_of_halves_beside_float32(self, served: set[str]) -> None:
         """Without autocast too: torch's own arithmetic makes it float32."""
         boxes, others = some_boxes(30), some_boxes(20, seed=1).bfloat16()
@@ -967,7 +1051,10 @@ def compiled_graphs(function: Callable[..., Any], *, whole: bool = True) -> tupl
 @needs_torchvision
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Dynamo detected a call to a `functools.lru_cache`")
 class TestCompiled:
-    @pytest.mark.parametrize("name", ["nms", "batched_nms", "box_iou", "roi_pool", "roi_align", "multiscale_roi_align"])
+    @pytest.mark.parametrize(
+        "name",
+        ["nms", "batched_nms", "box_iou", "roi_pool", "roi_align", "multiscale_roi_align", "sigmoid_focal_loss"],
+    )
     def test_functions_are_our_ops_in_one_graph(self, name: str) -> None:
         boxes, scores, others = some_boxes(1500), some_scores(1500), some_boxes(9, seed=1, side=60.0)
         classes = torch.arange(1500) % 3
@@ -978,6 +1065,9 @@ class TestCompiled:
             "nms": (lambda boxes: torchvision.ops.nms(boxes, scores, 0.5), boxes),
             "batched_nms": (lambda boxes: torchvision.ops.batched_nms(boxes, scores, classes, 0.5), boxes),
             "box_iou": (lambda boxes: torchvision.ops.box_iou(boxes, others), boxes),
+            "sigmoid_focal_loss": (
+                lambda x: torchvision.ops.sigmoid_focal_loss(x, (features > 0.9).float(), reduction="mean"), features
+            ),
             "roi_pool": (lambda x: torchvision.ops.roi_pool(x, rois, 3, 0.25), features),
             "roi_align": (lambda x: torchvision.ops.roi_align(x, rois, 3, 0.25, 2), features),
             "multiscale_roi_align": (

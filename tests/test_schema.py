@@ -23,8 +23,8 @@ from tests.samples import operator_of, samples
 from tests.test_compile import same
 
 MODULES = (
-    "anchor_decode", "anchor_gather", "anchors", "detections", "iou_kinds", "nms", "proposals", "prroi_pool",
-    "roi_pool", "roi_pyramid", "roi_targets", "rpn_targets", "top_n",
+    "anchor_decode", "anchor_gather", "anchors", "detections", "focal_loss", "iou_kinds", "nms", "proposals",
+    "prroi_pool", "roi_pool", "roi_pyramid", "roi_targets", "rpn_targets", "top_n",
 )  # fmt: skip
 OPERATORS = {
     value.name: value
@@ -105,6 +105,7 @@ DOORS: dict[str, dict[str, tuple[str, ...]]] = {
     "roi_align": SIZES | {"mode": ()},
     "multiscale_roi_align": SIZES,
     "prroi_pool": SIZES,
+    "sigmoid_focal_loss": {"reduction": (), "weight": ()},
     **{f"{kind}_box_iou_loss": {"reduction": ()} for kind in ("generalized", "distance", "complete")},
 }  # fmt: skip
 # What a public function decides, and does not ask for.

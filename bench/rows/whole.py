@@ -15,7 +15,7 @@ from bench.checks import equal, equal_to_reference
 from bench.workloads import THRESHOLD, VGG, Shape, scene
 from frcnn_fast import ops
 
-FAMILY, PLACE = "whole", 7
+FAMILY, PLACE = "whole", 8
 
 PAPER_PROPOSALS_MS = 10.0  # Ren et al. 2015, table 5: the proposal step of VGG-16 on a K40
 PAPER_DETECTOR_MS = 198.0  # and the whole detector

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from frcnn_fast.ops._checks import compute_dtype, contiguous_in
+from frcnn_fast.ops.focal_loss import _class_focal_loss, _class_focal_loss_backward
+
 _TINY = torch.finfo(torch.float32).tiny  # logarithms are taken of at least this
 
 
@@ -12,22 +15,23 @@ def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Into output [N, C], from logits [N, C], classes int64 [N] (C, or any other: background) and weights [C] or []."""
-    p, q, rows, classes = _probabilities(input, target)
-    loss = (alpha - 1) * p**gamma * q.clamp(min=_TINY).log()
-    right, wrong = p[rows, classes], q[rows, classes]
-    loss[rows, classes] = -alpha * wrong**gamma * right.clamp(min=_TINY).log()
-    output.copy_(_weighted(loss, target, weight))
+    arguments = _classes(input, target, weight)
+    if output.dtype == compute_dtype(input) and output.is_contiguous():
+        _class_focal_loss.run(None, *arguments, alpha, gamma, into=(output,))
+    else:
+        output.copy_(_class_focal_loss.run(None, *arguments, alpha, gamma))
 
 
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Into grad_input [N, C]: the derivative of every loss by its own logit."""
-    p, q, rows, classes = _probabilities(input, target)
-    slope = (alpha - 1) * p**gamma * (gamma * q * q.clamp(min=_TINY).log() - p)
-    right, wrong = p[rows, classes], q[rows, classes]
-    slope[rows, classes] = -alpha * wrong**gamma * (wrong - gamma * right * right.clamp(min=_TINY).log())
-    grad_input.copy_(_weighted(slope, target, weight))
+    arguments = _classes(input, target, weight)
+    each = input.new_ones(1, dtype=compute_dtype(input))
+    into = grad_input if grad_input.is_contiguous() else torch.empty_like(input, memory_format=torch.contiguous_format)
+    _class_focal_loss_backward.run(None, each, *arguments, alpha, gamma, into=(into,))
+    if into is not grad_input:
+        grad_input.copy_(into)
 
 
 def softmax_focal_loss_forward(
@@ -67,17 +71,10 @@ def _objects(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return rows, target[rows]
 
 
-def _probabilities(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    p = _wide(input).sigmoid()
-    return p, 1 - p, *_objects(input, target)
-
-
-def _weighted(loss: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    if not weight.numel():
-        return loss
-    rows, classes = _objects(loss, target)
-    loss[rows] *= weight[classes][:, None].to(loss.dtype)  # the background has no weight of its own
-    return loss
+def _classes(input: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the kernels take: the background has no weight of its own there."""
+    factors = contiguous_in(weight, compute_dtype(input)) if weight.numel() else None
+    return input.contiguous(), target.contiguous(), factors
 
 
 def _alphas(classes: Tensor, weight: Tensor, alpha: float) -> Tensor | float:

@@ -31,8 +31,8 @@ def get_compiling_cuda_version() -> str:
 _BY: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
     (KERNELS, (boxes.nms, boxes.softnms, boxes.nms_match, boxes.bbox_overlaps)),
     (KERNELS, (rois.roi_align_forward, rois.roi_align_backward, rois.roi_pool_forward, rois.roi_pool_backward)),
+    (KERNELS, (losses.sigmoid_focal_loss_forward, losses.sigmoid_focal_loss_backward)),
     (TORCH, (deform_roi_pool.deform_roi_pool_forward, deform_roi_pool.deform_roi_pool_backward)),
-    (TORCH, (losses.sigmoid_focal_loss_forward, losses.sigmoid_focal_loss_backward)),
     (TORCH, (losses.softmax_focal_loss_forward, losses.softmax_focal_loss_backward)),
     (TORCH, (convolutions.masked_im2col_forward, convolutions.masked_col2im_forward)),
     (TORCH, (upsampling.carafe_forward, upsampling.carafe_backward)),

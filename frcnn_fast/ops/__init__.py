@@ -5,6 +5,7 @@ from frcnn_fast.ops.anchor_decode import decode_clip, encode, generate_anchors, 
 from frcnn_fast.ops.anchor_gather import gather_anchors
 from frcnn_fast.ops.anchors import AnchorGrids
 from frcnn_fast.ops.detections import detections
+from frcnn_fast.ops.focal_loss import sigmoid_focal_loss
 from frcnn_fast.ops.iou_kinds import (
     complete_box_iou,
     complete_box_iou_loss,
@@ -76,6 +77,7 @@ __all__ = [
     "rpn_targets",
     "sample_anchors",
     "sample_rois",
+    "sigmoid_focal_loss",
     "soft_nms",
     "top_n",
     "use_backend",

@@ -34,15 +34,15 @@ def contiguous_in(t: Tensor, dtype: torch.dtype) -> Tensor:
     return (t if t.dtype is dtype else t.to(dtype)).contiguous()
 
 
-def check_float(name: str, t: Tensor, shape: str, ndim: int, last: int | None = None) -> None:
-    """A floating tensor of that rank and last dimension; `shape` is how the error writes what was expected."""
+def check_float(name: str, t: Tensor, shape: str, ndim: int | None = None, last: int | None = None) -> None:
+    """A floating tensor of that rank and last dimension (None: any); `shape`: how the error says what was expected."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: expected a tensor {shape}, got {describe(t)}")
     if t.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64 elements, got {describe(t)}; convert with .float()"
         )
-    if t.dim() != ndim or (last is not None and t.shape[-1] != last):
+    if (ndim is not None and t.dim() != ndim) or (last is not None and t.shape[-1] != last):
         raise ValueError(f"{name}: expected shape {shape}, got {describe(t)}")
 
 

@@ -40,25 +40,27 @@ def patch_torchvision() -> Patch:
       them: so also in `RoIAlign`, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, FCOS;
     - `generalized_box_iou`, `distance_box_iou`, `complete_box_iou`, and each one's `_loss`, by whatever name: so also
       the regression loss of FCOS;
+    - `sigmoid_focal_loss`, by whatever name: so also the classification loss of RetinaNet and FCOS;
     - making anchors, decoding and `filter_proposals` of RegionProposalNetwork: `ops.rpn_proposals`;
     - `RegionProposalNetwork.assign_targets_to_anchors`: `ops.assign_anchors`, without a matrix of anchors x boxes;
     - `RoIHeads.postprocess_detections`: `ops.detections`;
     - the pooling of MultiScaleRoIAlign: `ops.multiscale_roi_align`.
 
     Under autocast halves are served as torchvision's operators take them: nms and roi_align (so the pooling, too) in
-    float32, the result in the features' type; on a GPU roi_pool as well. Decoding in halves, step by step, is
-    torchvision's own code there. Under torch.compile the ops above are in its graph, whole detectors too. A graph takes
-    nms and batched_nms only with torch._dynamo.config.capture_dynamic_output_shape_ops; without it they are
-    torchvision's, and break the graph as those do.
+    float32, the result in the features' type; on a GPU roi_pool as well. The focal loss is computed in float32 from the
+    logits on (torchvision rounds their sigmoid to a half). Decoding in halves, step by step, is torchvision's own code
+    there. Under torch.compile the ops above are in its graph, whole detectors too. A graph takes nms and batched_nms
+    only with torch._dynamo.config.capture_dynamic_output_shape_ops; without it they are torchvision's, and break the
+    graph as those do.
 
     A call that these do not serve runs torchvision's own code: inputs other than plain tensors of one dtype, float32 or
-    float64, on a CPU or a GPU (but for autocast, and IoUs of float32 with halves); integer boxes and other box formats;
-    a method, anchor generator, box coder, matcher or level mapper that is not torchvision's own; a proposal network
-    with a score threshold; thresholds and numbers of boxes that are negative; scales that are not successive halves;
-    detections that a gradient is to flow through (evaluate under torch.no_grad()), and IoUs of every pair that one is
-    to flow through; losses of single boxes or of halves, and the complete one with another eps than its own; everything
-    under torch.export, tracing and functorch. A served loss has no second derivative: asked for one, it raises
-    NotImplementedError.
+    float64, on a CPU or a GPU (but for autocast, and IoUs and focal losses of float32 with halves); integer boxes and
+    other box formats; a method, anchor generator, box coder, matcher or level mapper that is not torchvision's own; a
+    proposal network with a score threshold; thresholds and numbers of boxes that are negative; scales that are not
+    successive halves; detections that a gradient is to flow through (evaluate under torch.no_grad()), and IoUs of every
+    pair that one is to flow through; losses of single boxes or of halves, the complete one with another eps than its
+    own, and focal losses of no elements or with a gradient to the targets; everything under torch.export, tracing and
+    functorch. A served loss has no second derivative: asked for one, it raises NotImplementedError.
     torch.jit.script compiles torchvision's own code, patched or not. Pickle whole detectors while nothing is patched.
 
     Indices and labels are torchvision's; floats are within rounding (exp, softmax and sums are rounded otherwise), and
@@ -231,6 +233,24 @@ def _complete_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps:
     if eps != 1e-7:  # torchvision's takes its own for the distance
         return NotImplemented
     return _loss_of("complete", boxes1, boxes2, reduction, eps)
+
+
+def _sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
+) -> Any:
+    inputs, targets = _as_float32_pair(*_as_autocast(inputs, targets))
+    if not (
+        _served(inputs, targets)
+        and inputs.shape == targets.shape
+        and inputs.numel() > 0
+        and not (torch.is_grad_enabled() and targets.requires_grad)
+        and all(isinstance(number, (int, float)) for number in (alpha, gamma))
+        and (0 <= alpha <= 1 or alpha == -1)
+        and 0 <= gamma < float("inf")
+        and reduction in ("none", "sum", "mean")
+    ):
+        return NotImplemented
+    return ops.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
 
 
 def _as_float32_pair(a: Any, b: Any) -> tuple[Any, Any]:
@@ -575,6 +595,7 @@ _INSTEAD_OF: dict[str, Callable[..., Any]] = {
     "ops:generalized_box_iou_loss": _generalized_loss,
     "ops:distance_box_iou_loss": _distance_loss,
     "ops:complete_box_iou_loss": _complete_loss,
+    "ops:sigmoid_focal_loss": _sigmoid_focal_loss,
     "ops:roi_pool": _roi_pool,
     "ops:roi_align": _roi_align,
     "ops.poolers:_multiscale_roi_align": _multiscale_roi_align,

@@ -18,6 +18,12 @@ from .anchor_gather import anchor_table, gather_anchors, gather_anchors_backward
 from .anchor_target import assign_anchors, rpn_targets, sample_anchors, sample_rois
 from .arithmetic import atan_, exp_, log_
 from .detections import detections, softmax
+from .focal_loss import (
+    class_focal_loss,
+    class_focal_loss_backward,
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_backward,
+)
 from .iou_kinds import iou_loss, iou_loss_backward, pairwise_iou, pairwise_iou_backward
 from .nms import batched_nms, box_iou, box_iou_backward, nms, nms_padded, soft_nms
 from .proposals import rpn_proposals
@@ -44,6 +50,8 @@ __all__ = [
     "batched_nms",
     "box_iou",
     "box_iou_backward",
+    "class_focal_loss",
+    "class_focal_loss_backward",
     "decode",
     "decode_clip",
     "decode_clip_backward",
@@ -82,6 +90,8 @@ __all__ = [
     "sample_anchors",
     "sample_keys",
     "sample_rois",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_backward",
     "soft_nms",
     "softmax",
     "top_n",

@@ -1,5 +1,6 @@
 // One thread a box.
 #include "../common/launch.cuh"
+#include "../common/quad.cuh"
 #include "anchor_decode.h"
 
 namespace frcnn_fast::anchor_decode {
@@ -9,31 +10,16 @@ constexpr int kThreads = 256;
 
 __device__ __forceinline__ int64_t global_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-// Four elements in one access. A tensor may start anywhere, so the address is looked at; it is the same way for all.
-template <class T>
-struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Quad {
-  T v[4];
-};
-template <class T>
-__device__ __forceinline__ bool holds_quad(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % alignof(Quad<T>) == 0;
-}
-
 template <class T>
 __device__ __forceinline__ Box<Compute<T>> load_quad(const T* p) {
-  if (!holds_quad(p)) return load_box(p);
-  const Quad<T> q = *reinterpret_cast<const Quad<T>*>(p);
-  return load_box(q.v);
+  Compute<T> v[4];
+  frcnn_fast::load_quad(p, v);
+  return {v[0], v[1], v[2], v[3]};
 }
 template <class T>
 __device__ __forceinline__ void store_quad(T* p, const Box<Compute<T>>& box) {
-  Quad<T> q;
-  store(q.v, box.x1), store(q.v + 1, box.y1), store(q.v + 2, box.x2), store(q.v + 3, box.y2);
-  if (holds_quad(p)) {
-    *reinterpret_cast<Quad<T>*>(p) = q;
-  } else {
-    for (int k = 0; k < 4; ++k) p[k] = q.v[k];
-  }
+  const Compute<T> v[4] = {box.x1, box.y1, box.x2, box.y2};
+  frcnn_fast::store_quad(p, v);
 }
 
 template <class U>

@@ -36,6 +36,13 @@ SIZES: dict[str, tuple[str, dict[str, str]]] = {
     },
     "pairwise_iou_backward": ("complete-33x65", {"boxes1": "N 4", "boxes2": "M 4", "grad": "N M"}),
     "iou_loss_backward": ("complete-65", {"boxes1": "N 4", "boxes2": "N 4", "grad": "N"}),
+    "sigmoid_focal_loss": ("strided", {"inputs": "N M", "targets": "N M"}),
+    "sigmoid_focal_loss_backward": ("strided", {"inputs": "N M", "targets": "N M", "grad": "N M"}),
+    "class_focal_loss": ("33x80-weighted", {"inputs": "N C", "targets": "N", "weight": "C"}),
+    "class_focal_loss_backward": (
+        "33x80-weighted",
+        {"inputs": "N C", "targets": "N", "weight": "C", "grad": "N C"},
+    ),
     "nms": ("N64", {"boxes": "N 4", "scores": "N"}),
     "batched_nms": ("N64", {"boxes": "N 4", "scores": "N", "idxs": "N"}),
     "nms_padded": (
