@@ -13,9 +13,8 @@ struct Gradients {
   const U* each;
   U same;
 
-  Gradients(const void* grad, int64_t stride) : each(stride ? static_cast<const U*>(grad) : nullptr) {
-    same = each ? U(0) : *static_cast<const U*>(grad);
-  }
+  Gradients(const void* grad, int64_t stride)
+      : each(stride ? static_cast<const U*>(grad) : nullptr), same(stride ? U(0) : *static_cast<const U*>(grad)) {}
   inline FF_INLINE U operator[](int64_t i) const { return each ? each[i] : same; }
 };
 
