@@ -38,8 +38,8 @@ if not torchvision_missing:
 FUSED = ("rpn_proposals", "assign_anchors", "detections", "multiscale_roi_align")
 IOU_KINDS = tuple(f"{kind}_box_iou" for kind in ("generalized", "distance", "complete"))
 IOU_LOSSES = tuple(f"{name}_loss" for name in IOU_KINDS)
-SERVED = (*FUSED, "nms", "batched_nms", "box_iou", "roi_pool", "roi_align", "sigmoid_focal_loss")
-SERVED += (*IOU_KINDS, *IOU_LOSSES)
+OTHERS = ("nms", "batched_nms", "box_iou", "roi_pool", "roi_align", "sigmoid_focal_loss")
+SERVED = (*FUSED, *OTHERS, *IOU_KINDS, *IOU_LOSSES)
 
 
 @pytest.fixture(autouse=True)

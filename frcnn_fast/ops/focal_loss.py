@@ -106,13 +106,13 @@ def sigmoid_focal_loss(
     [N, C], the class of each row: t is 1 in its column and 0 in the others, and a number that is no column's (C, -1) is
     background, a row of zeros, for which no table of targets is made. weight [C], with classes only: a factor of the
     whole row by its class; the background has none. alpha in [0, 1], or below 0: alpha_t is 1. gamma is at least 0; 2
-    is the fast one. reduction: "none", "sum" or "mean", of no elements 0.
+    is the fast one. reduction: "none", "sum" or "mean". Empty inputs give an empty loss, and a sum or mean of 0.
 
     The result is float64 for float64 inputs and float32 for all others; the gradient has the inputs' dtype.
-    Differentiable in the inputs once; targets and weight have no gradient. Every operation is rounded by itself, and
-    certain scores lose nothing: the loss of x and of its complement stay exact to rounding however large x is, an
-    infinite logit is a certainty (loss 0, or infinity), and no gradient of one is NaN. A NaN logit, target or weight
-    gives NaN where it counts. There are no ties.
+    Differentiable in the inputs once; targets and weight have no gradient. Every operation is rounded by itself, and no
+    digit is lost at certain scores: nothing is subtracted from a probability near 1. An infinite logit is a certainty,
+    whose loss is 0 or infinite and whose gradient is finite. A NaN logit, target or weight gives NaN where it takes
+    part. Nothing is ranked, so there are no ties.
 
     Losses and gradients are bitwise repeatable and the same bits on every backend; a sum or a mean is torch's own. O(N)
     time, one pass forward and one backward, which makes no table of a sum's gradient. torchvision's signature.

@@ -14,6 +14,14 @@ __device__ __forceinline__ int64_t first_element() {
   return (int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x)) * kEach;
 }
 
+// The loss of an element, or its slope.
+template <bool kSquare, bool kSlope, class U>
+__device__ __forceinline__ U evaluated(U x, U t, FocalRule<U> rule) {
+  const FocalTerms<U> f = focal_terms(x, t, focal_tail(x));
+  const U power = kSquare ? f.q * f.q : power_of(rule.gamma * log_(f.q), rule.gamma);
+  return kSlope ? focal_slope<kSquare>(f, t, power, rule) : focal_value(f, t, power, rule);
+}
+
 // The elements from p on that a thread owns; left: how many there are.
 template <class T>
 __device__ __forceinline__ void load_own(const T* p, int64_t left, Compute<T> (&values)[kEach]) {
@@ -72,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
   U x[kEach], t[kEach];
   load_own(inputs + i, left, x);
   load_own(targets + i, left, t);
-  for (int k = 0; k < kEach; ++k) x[k] = focal_element<kSquare>(x[k], t[k], rule);
+  for (int k = 0; k < kEach; ++k) x[k] = evaluated<kSquare, false>(x[k], t[k], rule);
   store_own(loss + i, left, x);
 }
 
@@ -88,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
   load_own(inputs + i, left, x);
   load_own(targets + i, left, t);
   load_gradients(grad, grad_stride, i, left, g);
-  for (int k = 0; k < kEach; ++k) x[k] = focal_slope<kSquare>(x[k], t[k], rule) * g[k];
+  for (int k = 0; k < kEach; ++k) x[k] = evaluated<kSquare, true>(x[k], t[k], rule) * g[k];
   store_own(grad_inputs + i, left, x);
 }
 
@@ -102,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
   U x[kEach], t[kEach] = {}, w[kEach] = {};
   load_own(inputs + i, left, x);
   classes.load(i, t, w);
-  for (int k = 0; k < kEach; ++k) x[k] = focal_element<kSquare>(x[k], t[k], rule) * w[k];
+  for (int k = 0; k < kEach; ++k) x[k] = evaluated<kSquare, false>(x[k], t[k], rule) * w[k];
   store_own(loss + i, left, x);
 }
 
@@ -118,7 +126,7 @@ __global__ void __launch_bounds__(kThreads)
   load_own(inputs + i, left, x);
   classes.load(i, t, w);
   load_gradients(grad, grad_stride, i, left, g);
-  for (int k = 0; k < kEach; ++k) x[k] = focal_slope<kSquare>(x[k], t[k], rule) * w[k] * g[k];
+  for (int k = 0; k < kEach; ++k) x[k] = evaluated<kSquare, true>(x[k], t[k], rule) * w[k] * g[k];
   store_own(grad_inputs + i, left, x);
 }
 

@@ -17,13 +17,14 @@ namespace frcnn_fast::focal_loss {
 
 template <class U>
 struct FocalRule {
-  U alpha, rest, gamma;  // rest: 1 - alpha
-  bool weighted;         // whether alpha counts: it does not below 0
+  U alpha, rest, always;  // of the factor (alpha * t + rest * (1 - t)) + always: alpha, 1 - alpha and 0, or 0, 0 and 1
+  U gamma;
 };
 
 template <class U>
 FF_HD FocalRule<U> make_focal_rule(double alpha, double gamma) {
-  return {U(alpha), U(1 - alpha), U(gamma), FF_MUTANT(focal_alpha, alpha >= 0, alpha > 0)};
+  const bool weighs = FF_MUTANT(focal_alpha, alpha >= 0, alpha > 0);
+  return {weighs ? U(alpha) : U(0), weighs ? U(1 - alpha) : U(0), weighs ? U(0) : U(1), U(gamma)};
 }
 
 // Calls visitor(Tag<T>{}, SquareTag<gamma is 2>{}).
@@ -37,60 +38,67 @@ auto visit_focal(DType dtype, double gamma, Visitor&& visitor) {
       dtype, [&](auto tag) { return gamma == 2 ? visitor(tag, SquareTag<true>{}) : visitor(tag, SquareTag<false>{}); });
 }
 
+// exp(-|x|), from which all else comes.
+template <class U>
+FF_HD U focal_tail(U x) {
+  return exp_(x < U(0) ? x : -x);
+}
+
 // p, n: sigmoid of x and of -x. wrong, missed: their shares where the target is the other one; q is their sum, and
 // their difference is d ce / dx.
 template <class U>
 struct FocalTerms {
-  U p, n, wrong, missed, ce;
+  U p, n, wrong, missed, q, ce;
 };
 
 template <class U>
-FF_HD FocalTerms<U> focal_terms(U x, U t) {
+FF_HD FocalTerms<U> focal_terms(U x, U t, U tail) {
   const bool below = x < U(0);
-  const U distance = below ? -x : x, other = U(1) - t;
-  const U e = exp_(-distance), whole = U(1) + e;
-  const U sure = U(1) / whole, rare = e * sure;
+  const U other = U(1) - t, whole = U(1) + tail;
+  const U sure = U(1) / whole, rare = tail * sure;
   const U p = below ? rare : sure, n = below ? sure : rare;
-  const U against = below ? t : other;
-  // An infinite logit on the right side costs nothing.
-  const U far = FF_MUTANT(focal_certain, against == U(0), false) ? U(0) : distance * against;
-  // log(1 + e): what rounding took from the sum is put back.
-  const U near = log_(whole) + (e - (whole - U(1))) * sure;
-  return {p, n, p * other, n * t, far + near};
+  const U wrong = p * other, missed = n * t;
+  // The logit's distance from 0, times the target's share on the other side: an infinite one on the right side costs
+  // nothing.
+  const U against = below ? t : other, distance = (below ? -x : x) * against;
+  const U far = FF_MUTANT(focal_certain, against == U(0), false) ? U(0) : distance;
+  // log(1 + tail): what rounding took from the sum is put back.
+  const U near = log_(whole) + (tail - (whole - U(1))) * sure;
+  return {p, n, wrong, missed, wrong + missed, far + near};
 }
 
+// q^gamma is q * q, or power_of(gamma * log_(q)); 0^0 is 1. Apart, since a loop that holds an exponential of a
+// logarithm, or the reverse, is not made into vectors: what either gives at its ends is followed into the other.
 template <class U>
-FF_HD U focal_balance(U t, const FocalRule<U>& rule) {
-  return rule.weighted ? rule.alpha * t + rule.rest * (U(1) - t) : U(1);
-}
-
-// q^gamma; 0^0 is 1.
-template <bool kSquare, class U>
-FF_HD U focal_power(U q, U gamma) {
-  if (kSquare) return q * q;
-  const U power = exp_(gamma * log_(q));
+FF_HD U power_of(U exponent, U gamma) {
+  const U power = exp_(exponent);
   return FF_MUTANT(focal_power_0, gamma == U(0), false) ? U(1) : power;
 }
 
-template <bool kSquare, class U>
-FF_HD U focal_element(U x, U t, const FocalRule<U>& rule) {
-  const FocalTerms<U> f = focal_terms(x, t);
-  return focal_balance(t, rule) * (focal_power<kSquare>(f.wrong + f.missed, rule.gamma) * f.ce);
+template <class U>
+FF_HD U focal_balance(U t, FocalRule<U> rule) {
+  return (rule.alpha * t + rule.rest * (U(1) - t)) + rule.always;
 }
 
-// d loss / dx: dq / dx = (1 - 2t) * p * n, d ce / dx = p - t.
+// The loss. power: q^gamma.
+template <class U>
+FF_HD U focal_value(const FocalTerms<U>& f, U t, U power, FocalRule<U> rule) {
+  return focal_balance(t, rule) * (power * f.ce);
+}
+
+// d loss / dx: dq / dx = (1 - 2t) * p * n, d ce / dx = p - t. power as above; where gamma is 2 it is not asked for.
 template <bool kSquare, class U>
-FF_HD U focal_slope(U x, U t, const FocalRule<U>& rule) {
-  const FocalTerms<U> f = focal_terms(x, t);
-  const U q = f.wrong + f.missed, turn = (U(1) - t) - t, both = f.p * f.n;
+FF_HD U focal_slope(const FocalTerms<U>& f, U t, U power, FocalRule<U> rule) {
+  const U turn = (U(1) - t) - t, both = f.p * f.n;
   // p * n is 0 long before: it shall not meet an infinity.
   const U ce = FF_MUTANT(focal_slope_far, f.ce > U(1000), false) ? U(1000) : f.ce;
   U slope;
   if (kSquare) {
-    slope = q * ((U(2) * turn) * (both * ce) + q * (f.wrong - f.missed));
+    slope = f.q * ((U(2) * turn) * (both * ce) + f.q * (f.wrong - f.missed));
   } else {
-    const U ratio = FF_MUTANT(focal_slope_0, q > U(0), true) ? both / q : U(0);
-    slope = focal_power<false>(q, rule.gamma) * (rule.gamma * (turn * (ratio * ce)) + (f.wrong - f.missed));
+    const U quotient = both / f.q;
+    const U ratio = FF_MUTANT(focal_slope_0, f.q > U(0), true) ? quotient : U(0);
+    slope = power * (rule.gamma * (turn * (ratio * ce)) + (f.wrong - f.missed));
   }
   return focal_balance(t, rule) * slope;
 }

@@ -99,7 +99,7 @@ def _with_grad(case: Case, same: bool) -> Case:
 
     def make() -> Args:
         args = case.make()
-        size = () if same else tuple(args["inputs"].shape)
+        size = (1,) if same else tuple(args["inputs"].shape)
         compute = torch.float64 if args["inputs"].dtype == torch.float64 else torch.float32
         return DEFAULTS | args | {"grad": tensor(generator(43).normal(size=size), compute)}
 
