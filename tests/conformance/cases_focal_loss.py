@@ -57,8 +57,9 @@ def _shifted(t: Tensor) -> Tensor:
 
 
 def _element_cases() -> Iterator[Case]:
-    for size in ((0,), (1,), (3,), (4,), (5,), (1023,), (1025,), (2, 0, 3), (3, 4, 5, 7), ()):
-        yield Case("x".join(map(str, size)) or "scalar", lambda s=size: _elements(*s), small=True)
+    for size in ((0,), (1,), (3,), (4,), (5,), (1023,), (1025,), (2, 0, 3), (3, 4, 5, 7)):
+        yield Case("x".join(map(str, size)), lambda s=size: _elements(*s), small=True)
+    yield Case("scalar", lambda: {n: t[0] for n, t in _elements(1).items()}, small=True)
     yield Case("70000", lambda: _elements(70000, soft=True))  # threads
     for name, dtype in DTYPES.items():
         for soft in (False, True):
@@ -99,9 +100,9 @@ def _with_grad(case: Case, same: bool) -> Case:
 
     def make() -> Args:
         args = case.make()
-        size = (1,) if same else tuple(args["inputs"].shape)
+        size = () if same else tuple(args["inputs"].shape)
         compute = torch.float64 if args["inputs"].dtype == torch.float64 else torch.float32
-        return DEFAULTS | args | {"grad": tensor(generator(43).normal(size=size), compute)}
+        return DEFAULTS | args | {"grad": tensor(generator(43).normal(size=size), compute).reshape(size)}
 
     return Case(f"{case.name}{'-same' if same else ''}", make, case.small)
 
