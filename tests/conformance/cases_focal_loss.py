@@ -102,7 +102,7 @@ def _with_grad(case: Case, same: bool) -> Case:
         args = case.make()
         size = () if same else tuple(args["inputs"].shape)
         compute = torch.float64 if args["inputs"].dtype == torch.float64 else torch.float32
-        return DEFAULTS | args | {"grad": tensor(generator(43).normal(size=size), compute).reshape(size)}
+        return DEFAULTS | args | {"grad": tensor(generator(43).normal(size=size or (1,)), compute).reshape(size)}
 
     return Case(f"{case.name}{'-same' if same else ''}", make, case.small)
 
