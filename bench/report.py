@@ -3,7 +3,7 @@
 The tables go into README.md, docs/benchmarks.md and docs/torchvision.md, between <!-- bench:cpu --> and
 <!-- /bench:cpu -->, and likewise bench:cuda, bench:resources (from `python -m bench.resources`), from all files of
 `python -m bench.bccd` together bench:bccd, those of `python -m bench.r50` bench:r50, of `python -m bench.in_place`
-bench:in-place, a choice of all that bench:short, and whole calls of other libraries (from
+bench:in-place, of `python -m bench.cost` bench:cost, a choice of all that bench:short, and whole calls of other libraries (from
 `python -m bench.compat`) bench:callers; the plots beside the files, and the README's into docs/images. Of several files
 of one kind the newest is shown.
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bccd_table, callers_table, in_place_table, plots, resources, schema, short_table
+from bench import bccd_table, callers_table, cost_table, in_place_table, plots, resources, schema, short_table
 from bench.format import backend_of, duration, in_order, plain, times
 from bench.row_timing import COLD, OURS, TRITON, best, ratio
 
@@ -98,6 +98,10 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]], page: Path) 
     inside = newest_named(reports, "in-place")
     if inside:
         bodies["in-place"] = in_place_table.body(_shown(inside[0]), inside[1])
+    predicted = newest_named(reports, "cost")
+    if predicted:
+        on_a_gpu = newest["cuda"]
+        bodies["cost"] = cost_table.body(_shown(predicted[0]), predicted[1], on_a_gpu and on_a_gpu[1])
     compiled = newest_named(reports, "resources")
     if compiled:
         path, report = compiled
