@@ -3,9 +3,9 @@
 The tables go into README.md, docs/benchmarks.md and docs/torchvision.md, between <!-- bench:cpu --> and
 <!-- /bench:cpu -->, and likewise bench:cuda, bench:resources (from `python -m bench.resources`), from all files of
 `python -m bench.bccd` together bench:bccd, those of `python -m bench.r50` bench:r50, of `python -m bench.in_place`
-bench:in-place, of `python -m bench.cost` bench:cost, a choice of all that bench:short, and whole calls of other libraries (from
-`python -m bench.compat`) bench:callers; the plots beside the files, and the README's into docs/images. Of several files
-of one kind the newest is shown.
+bench:in-place, of `python -m bench.cost` bench:cost, a choice of all that bench:short, and whole calls of other
+libraries (from `python -m bench.compat`) bench:callers; the plots beside the files, and the README's into docs/images.
+Of several files of one kind the newest is shown.
 """
 
 from __future__ import annotations

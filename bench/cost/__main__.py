@@ -1,6 +1,6 @@
 """What the CUDA kernels should take on a GPU, predicted without one.
 
-python -m bench.cost --json bench/results/cost-DATE.json     every row, on the machines of machines.py: half an hour
+python -m bench.cost --json bench/results/cost-DATE.json     every row that has a goal on a GPU: a quarter of an hour
 python -m bench.cost --op roi_pool                           rows of one op
 python -m bench.cost --compare bench/results/cost-DATE.json  exit status 1 where a kernel issues 5 % more than there
 
@@ -22,6 +22,7 @@ from bench.cost.machines import MACHINES
 from frcnn_fast._extension import extension
 
 MOST_GROWTH = 0.05
+DEFAULT = ("H200", "B200")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,12 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--op", default="", help="only rows of ops whose name has this in it")
-    parser.add_argument("--machine", action="append", help="H200, A100, B200 (default: all)")
+    parser.add_argument("--machine", action="append", choices=MACHINES, help="may be repeated (default: H200, B200)")
     parser.add_argument("--binary", type=Path, help="instead of the installed one")
     parser.add_argument("--json", type=Path, help="write the report here, row by row")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="say which kernel issues more than in that report")
     args = parser.parse_args(argv)
-    machines = [MACHINES[name] for name in args.machine or MACHINES]
+    machines = [MACHINES[name] for name in args.machine or DEFAULT]
     goals = [goal for goal in model.GOALS if args.op in goal.op]
     report = model.new_report(machines)
     try:

@@ -70,7 +70,7 @@ class _Program:
         self.rows.append(({**terms, len(self.costs) - 2: -1.0, len(self.costs) - 1: 1.0}, value))
 
     def solve(self) -> np.ndarray:
-        i, j, v = [], [], []
+        i, j, v = list[int](), list[int](), list[float]()
         for number, (terms, _) in enumerate(self.rows):
             i += [number] * len(terms)
             j += terms.keys()

@@ -213,7 +213,7 @@ def text(entry: dict[str, Any]) -> list[str]:
 
 def growth(before: dict[str, Any], now: dict[str, Any], most: float) -> list[str]:
     """Kernels that issue more instructions than before, by row and machine."""
-    known = {}
+    known: dict[str, list[int]] = {}
     for report in (before, now):
         for entry in report["steps"]:
             for machine, found in entry["machines"].items():

@@ -87,8 +87,8 @@ struct WarpCounts {
   std::vector<uint32_t> row_of;  // by place: 1 + its row in this stretch, or 0
   std::vector<Row> rows;
   std::vector<Access> accesses;
-  int64_t last[32];                                  // each lane's last access, -1 after a new basic block
-  std::vector<uint32_t> since_barrier;               // by place
+  int64_t last[32];                     // each lane's last access, -1 after a new basic block
+  std::vector<uint32_t> since_barrier;  // by place
   std::vector<uint32_t> touched;
 
   WarpCounts() { std::fill_n(last, 32, -1); }
@@ -273,7 +273,8 @@ class Counter : public Watcher {
               [](const Access& a, const Access& b) { return a.row != b.row ? a.row < b.row : a.nth < b.nth; });
     for (size_t i = 0, end; i < warp.accesses.size(); i = end) {
       const Access& first = warp.accesses[i];
-      for (end = i; end < warp.accesses.size() && warp.accesses[end].row == first.row && warp.accesses[end].nth == first.nth;)
+      for (end = i;
+           end < warp.accesses.size() && warp.accesses[end].row == first.row && warp.accesses[end].nth == first.nth;)
         ++end;
       const uint32_t place = warp.rows[first.row].place;
       request(block, kinds_[place], at(current_->places, place), &warp.accesses[i], end - i);
@@ -407,19 +408,19 @@ void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 void __tsan_read_range(void* p, size_t bytes) { touch(HERE, p, bytes, false); }
 void __tsan_write_range(void* p, size_t bytes) { touch(HERE, p, bytes, true); }
-#define ACCESSES(n)                                                     \
-  void __tsan_read##n(void* p) { touch(HERE, p, n, false); }            \
-  void __tsan_write##n(void* p) { touch(HERE, p, n, true); }            \
-  void __tsan_unaligned_read##n(void* p) { touch(HERE, p, n, false); }  \
+#define ACCESSES(n)                                                    \
+  void __tsan_read##n(void* p) { touch(HERE, p, n, false); }           \
+  void __tsan_write##n(void* p) { touch(HERE, p, n, true); }           \
+  void __tsan_unaligned_read##n(void* p) { touch(HERE, p, n, false); } \
   void __tsan_unaligned_write##n(void* p) { touch(HERE, p, n, true); }
 ACCESSES(1)
 ACCESSES(2)
 ACCESSES(4)
 ACCESSES(8)
 ACCESSES(16)
-#define ATOMICS(bits, T)                                                                                       \
-  T __tsan_atomic##bits##_load(const volatile T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }      \
-  void __tsan_atomic##bits##_store(volatile T* p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }      \
+#define ATOMICS(bits, T)                                                                                            \
+  T __tsan_atomic##bits##_load(const volatile T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }           \
+  void __tsan_atomic##bits##_store(volatile T* p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }           \
   T __tsan_atomic##bits##_fetch_add(volatile T* p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); } \
   T __tsan_atomic##bits##_fetch_sub(volatile T* p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); }
 ATOMICS(8, unsigned char)
