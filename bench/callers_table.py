@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.format import plain, times
+from bench.row_timing import ratio
 
 Report = dict[str, Any]
 
@@ -25,9 +26,9 @@ def body(ops: tuple[Path, Report], measured: Sequence[Report]) -> list[str]:
     rows = {(row["op"], row["workload"]): row for row in ops[1]["rows"]}
     lines = [["torchvision's", "runs on", "of", "times faster"], ["---", "---", "---", "---:"]]
     for theirs, op, workload in STEPS:
-        row = rows[op, workload]
-        if row["ratio"]["over"] == "torchvision":
-            lines.append([f"`{theirs}`", f"`ops.{op}`", workload, times(row["ratio"])])
+        found = ratio(rows[op, workload]["times"], over="torchvision")
+        if found:
+            lines.append([f"`{theirs}`", f"`ops.{op}`", workload, times(found)])
     said = [*_table(lines), ""]
     said += [f"The ops alone, against torchvision's on a CPU (`bench/results/{ops[0].name}`).", ""]
     found = max(

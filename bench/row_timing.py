@@ -183,11 +183,11 @@ def best(times: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     return min(times, key=lambda t: t["p50"], default=None)
 
 
-def ratio(times: list[dict[str, Any]], how: str = "call") -> dict[str, Any] | None:
+def ratio(times: list[dict[str, Any]], how: str = "call", over: str = "") -> dict[str, Any] | None:
     """How many times faster a call is than the best competitor's, each at its best number of threads: of the medians,
-    and the range that the quantiles allow. how: "call", or COLD.
+    and the range that the quantiles allow. how: "call", or COLD. over: that competitor's.
     """
-    counted = {t["who"] for t in times if t["counts"]}
+    counted = {t["who"] for t in times if t["counts"] and over in ("", t["who"])}
     mine = best(t for t in times if t["who"] == OURS and t["how"] == how)
     theirs = best(t for t in times if t["who"] in counted and t["how"] == how)
     if mine is None or theirs is None:

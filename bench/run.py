@@ -35,12 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"missing competitor: {reason}", file=sys.stderr)
     before = {_key(r): r for r in schema.load(args.compare)["rows"]} if args.compare else {}
     report = new_report(args.backend)
+    if args.add:
+        if not (args.json and args.json.exists()):
+            print("bench: --add: name the report that the rows go into by --json", file=sys.stderr)
+            return 2
+        now, report = report, schema.load(args.json)
+        drop(report, chosen, args.backend)
+        try:
+            same_machine(report["environment"], now["environment"])
+        except ValueError as error:
+            print(f"bench: --add: {error}", file=sys.stderr)
+            return 2
+        measured = {key: now["environment"][key] for key in ("date", "commit", "changed")}
     options = Options(args.seconds, tuple(args.against.split(",")))
     for row in _until(args.minutes, chosen, report, args.backend):
         _one(row, args.backend, options, report)
         entry = report["rows"][-1] if report["rows"] else None
         if entry and entry["op"] == row.op and entry["workload"] == row.workload:
             print(line(entry, before.get(_key(entry))), flush=True)
+            if args.add:
+                entry["measured"] = measured
         if args.json:
             schema.save(report, args.json)
     if args.backend == "cuda":
@@ -66,6 +80,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.0, help="about so long for each contender (default 1)")
     parser.add_argument("--minutes", type=float, help="begin no row after that time; those left are named as skipped")
     parser.add_argument("--json", type=Path, help="write the report here, after every row")
+    parser.add_argument(
+        "--add", action="store_true", help="into the report of --json, of this machine: rows that it lacks or has anew"
+    )
     parser.add_argument("--compare", type=Path, help="an earlier report to show changes against")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     return parser.parse_args(argv)
@@ -81,6 +98,26 @@ def new_report(backend: str) -> dict[str, Any]:
         "wrong": [],
         "skipped": [],
     }
+
+
+def same_machine(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """ValueError where rows measured here would not stand beside a report's."""
+    for key in ("system", "cpu", "cores", "build", "python", "torch", "numpy", *competitors.versions()):
+        if there.get(key) != here.get(key):
+            raise ValueError(
+                f"the report's {key} is {there.get(key)!r}, here it is {here.get(key)!r}; write another one"
+            )
+
+
+def drop(report: dict[str, Any], chosen: Sequence[Row], backend: str) -> None:
+    """Takes what a report says of these rows out of it, for it is said anew."""
+    names = {(row.op, row.workload) for row in chosen}
+    for part in ("rows", "wrong", "skipped"):
+        report[part] = [
+            entry
+            for entry in report[part]
+            if (entry["op"], entry["workload"]) not in names or entry.get("backend", backend) != backend
+        ]
 
 
 def _until(minutes: float | None, chosen: Sequence[Row], report: dict[str, Any], backend: str) -> Any:

@@ -34,6 +34,7 @@ ROW = {
     "notes": dict,  # by competitor: why it does not count, or why it is missing
     "ratio": ({"over": str, "p50": NUMBER, "low": NUMBER, "high": NUMBER}, type(None)),
 }
+ADDED_ROW = ROW | {"measured": {"date": str, "commit": str, "changed": bool}}  # to a report that was there
 REFUSED = {"op": str, "workload": str, "why": str}
 ENVIRONMENT = {
     "date": str,
@@ -54,7 +55,7 @@ REPORT = {
     "schema": int,
     "environment": ENVIRONMENT,
     "roofs": {"bytes_per_s": NUMBER, "cache_bytes_per_s": NUMBER, "flops_per_s": NUMBER},
-    "rows": [ROW],
+    "rows": list,
     "wrong": [REFUSED],  # the answer was wrong or the call failed: not timed
     "skipped": [REFUSED],
 }
@@ -254,14 +255,15 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
         return _check_cost(report)
     check(report)
     _check_version(report)
-    if any(row["backend"] == "cuda" for row in report["rows"]):
-        check(report["environment"], GPU_ENVIRONMENT, "report.environment")
     seen = set()
     for i, row in enumerate(report["rows"]):
+        check(row, ADDED_ROW if "measured" in row else ROW, f"report.rows[{i}]")
         key = row["op"], row["workload"], row["backend"]
         if key in seen:
             raise ValueError(f"report.rows[{i}]: {key} is there twice")
         seen.add(key)
+        if row["backend"] == "cuda":
+            check(report["environment"], GPU_ENVIRONMENT, "report.environment")
         for time in row["times"]:
             if not 0 < time["p10"] <= time["p50"] <= time["p90"]:
                 raise ValueError(

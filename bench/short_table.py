@@ -60,7 +60,7 @@ def _words(ops: tuple[Path, Report], inside: tuple[str, Report], timing: Report,
         f"Measured on {cores} processor cores, contenders in turns in one process: read the ratios. Inside R50-FPN, on "
         f"an image of {size} pixels, counts what is neither a convolution nor a fully connected layer: "
         f"{inside[1]['environment']['cpu']} (`{inside[0]}`). The detector, on blood cells: "
-        f"{timing['environment']['cpu']} (`bench/results/r50-time.json`). The steps, while other work ran: "
+        f"{timing['environment']['cpu']} (`bench/results/r50-time.json`). The steps: "
         f"{ops[1]['environment']['cpu']} (`bench/results/{ops[0].name}`). All {len(rows)} headline rows of the steps "
         f"lie between {low} and {high} times."
     ]

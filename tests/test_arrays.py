@@ -208,6 +208,16 @@ def test_lists_grids_and_views_without_torch_on_the_gpu(cupy: Any) -> None:
     check(ops.nms(*(a[:0] for a in backwards), 0.5), ops.nms(box[:0], score[:0], 0.5), FakeArray)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_losses_are_summed_in_the_library_of_the_arrays(cupy: Any, reduction: str) -> None:
+    boxes = torch.from_numpy(BOXES)
+    given = boxes, boxes.flip(0)
+    found: Any = ops.complete_box_iou_loss(*map(fake_array, given), reduction=reduction)
+    assert isinstance(found, FakeArray)
+    assert found.shape == ()
+    assert float(found) == pytest.approx(float(ops.complete_box_iou_loss(*given, reduction=reduction)), rel=1e-6)
+
+
 def test_the_stream_of_cupy_is_used(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled module is told it before the kernel, and forgets it afterwards, even where the call fails."""
     told: list[Any] = []

@@ -70,6 +70,30 @@ def small_report(options: row_timing.Options = QUICK) -> dict[str, Any]:
     return found
 
 
+def test_a_row_is_added_to_the_report_of_the_same_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "rows", lambda *_: [small_row(op="box_iou"), small_row(op="encode")])
+    path = tmp_path / "report.json"
+    arguments = ["--backend", "cpu", "--seconds", "0.01", "--json", str(path)]
+    assert run.main([*arguments, "--add"]) == 2
+    assert "--add: name the report" in capsys.readouterr().err
+    old = small_report()
+    old["rows"][0]["facts"] = {"of": 3}
+    old["skipped"] = [{"op": op, "workload": "2x2", "why": "no time"} for op in ("encode", "decode")]
+    schema.save(old, path)
+    assert run.main([*arguments, "--add"]) == 0
+    found = schema.load(path)
+    assert [(row["op"], row["facts"]) for row in found["rows"]] == [("box_iou", {"of": 2}), ("encode", {"of": 2})]
+    assert all(set(row["measured"]) == {"date", "commit", "changed"} for row in found["rows"])
+    assert [each["op"] for each in found["skipped"]] == ["decode"]
+    assert found["environment"] == old["environment"]
+
+    schema.save({**found, "environment": {**found["environment"], "cpu": "another"}}, path)
+    assert run.main([*arguments, "--add"]) == 2
+    assert "the report's cpu is 'another'" in capsys.readouterr().err
+
+
 def test_every_public_op_has_a_row() -> None:
     timed = {r.op for r in rows()}
     missing = {name for name in ops.__all__ if name.islower()} - timed - UNTIMED

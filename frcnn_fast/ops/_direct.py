@@ -38,6 +38,8 @@ _FILL: dict[Any, Fill] = {
     aten.clone: lambda out, source, **options: _assign(out, source),
     aten._to_copy: lambda out, source, **options: _assign(out, source),
     aten.cat: lambda out, sources, dim=0: _concatenate(out, sources, dim),
+    aten.sum: lambda out, source, **options: _assign(out, source.sum()),
+    aten.div: lambda out, dividend, divisor, **options: _assign(out, dividend / divisor),
     aten.constant_pad_nd: lambda out, source, pad, value=0: _pad(out, source, pad, value),
 }
 
