@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.simt import backend
+from tests.simt.backend import VARIABLE, load_test_module, use_simt
 from tests.simt.build import build
 
 
@@ -149,7 +149,7 @@ def _launch(found: dict[str, Any], lines: Lines, addresses: list[int]) -> dict[s
 
 def by_hand(name: str) -> Callable[[], Any]:
     """A kernel of counting_kernels.cu."""
-    library = ctypes.CDLL(os.environ[backend.VARIABLE])
+    library = ctypes.CDLL(os.environ[VARIABLE])
     arrays = [np.zeros(4096, np.float32) for _ in range(2)]
     aligned = [a[-(a.ctypes.data // 4) % 32 :] for a in arrays]
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in aligned]
@@ -158,8 +158,8 @@ def by_hand(name: str) -> Callable[[], Any]:
 
 def main(device: int, names: Iterable[str]) -> None:
     module = build("simt_counts", output=sys.stderr)
-    os.environ[backend.VARIABLE] = str(module)
-    backend.load_test_module()
+    os.environ[VARIABLE] = str(module)
+    load_test_module()
     from bench.registry import row
     from frcnn_fast import _C  # type: ignore[attr-defined]
 
@@ -167,7 +167,7 @@ def main(device: int, names: Iterable[str]) -> None:
     for name in names:
         with contextlib.redirect_stdout(sys.stderr):
             call = by_hand(name) if name.startswith("kernel ") else row(name).make("cpu").ours
-            with backend.use_simt(device):
+            with use_simt(device):
                 launches = of_call(_C, lines, call)
         print(json.dumps(launches), flush=True)
 

@@ -34,8 +34,11 @@ struct Device {
 };
 // Small ones, with the least shared memory that a device of sm_80 or later offers: what passes here fits everywhere.
 // Then an H200 and an A100, as launchers see them.
-constexpr Device kDevices[] = {{90, 90, 4, 99 << 10},    {80, 80, 4, 99 << 10},    {90, 80, 4, 99 << 10},
-                               {90, 90, 132, 227 << 10}, {80, 80, 108, 163 << 10}};
+constexpr Device kDevices[] = {{90, 90, 4, 99 << 10},
+                               {80, 80, 4, 99 << 10},
+                               {90, 80, 4, 99 << 10},
+                               {90, 90, 132, 227 << 10},
+                               {80, 80, 108, 163 << 10}};
 int chosen_device = 0;
 const Device& device() { return kDevices[chosen_device]; }
 unsigned most_grid_yz = 65535;
