@@ -205,6 +205,21 @@ COMPAT_PARTS = {
             "ratio": NUMBER,  # processor time, theirs over ours, of the whole call
         }
     ],
+    "exported": [
+        {
+            "subject": str,
+            "size": list,  # height and width of the image
+            "runtime": str,
+            "version": str,
+            "exporter": str,
+            "detections": int,
+            "unmatched": int,
+            "boxes": NUMBER,  # largest difference, pixels
+            "scores": NUMBER,
+            "rounds": int,
+            "ratio": NUMBER,  # eager's time over the runtime's
+        }
+    ],
     "tests": [{"file": str, "passed": int, "failed": int, "skipped": int, "failures": list}],
 }
 
