@@ -9,7 +9,7 @@ GPU_OUT ?= runs/gpu
 BENCH_VENV ?= .bench-venv
 BENCH_OUT ?= runs/bench.json
 COMPAT_VENV ?= .compat-venv
-COMPAT_OUT ?= runs/compat.json
+COMPAT_OUT ?= bench/results/compat-$(shell date +%F).json
 DOCS_VENV ?= .docs-venv
 DOCS_OUT ?= build/site
 
@@ -27,7 +27,7 @@ BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 # processes by itself. Each prints when it ends, and none is left out because another failed.
 STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
 
-.PHONY: train test test-long test-aarch64 test-compat compat-bench $(STEPS) check format build wheel bench bench-env gpu-test gpu-bench docs clean
+.PHONY: train test test-long test-aarch64 test-compat compat-tests compat-bench $(STEPS) check format build wheel bench bench-env gpu-test gpu-bench docs clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
@@ -54,13 +54,17 @@ test-long:
 test-aarch64: build $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m tests.run_aarch64
 
-# Other people's libraries with ours under them, and their checkpoints in ours: an environment of its own, several GB.
-test-compat: build $(COMPAT_VENV)/ready
+# Other people's libraries with ours under them, and their checkpoints in ours: the tests, then the report of what runs, what
+# is equal and how fast, with the documents' tables of it. An environment of its own, several GB; three hours on two cores.
+test-compat: compat-tests compat-bench
+
+compat-tests: build $(COMPAT_VENV)/ready
 	$(COMPAT_VENV)/bin/python -m pytest -q tests/compat tests/test_patch.py
 
-# What of other libraries runs, what is equal, and how fast: an hour and more. MMCV_ROOT: sources of mmcv 2.1.0, for its tests.
+# MMCV_ROOT: sources of mmcv 2.1.0, for its own tests.
 compat-bench: build $(COMPAT_VENV)/ready
 	$(COMPAT_VENV)/bin/python -m bench.compat --json $(COMPAT_OUT) $(if $(MMCV_ROOT),--mmcv-root $(MMCV_ROOT))
+	$(COMPAT_VENV)/bin/python -m bench.report --no-plots
 
 # The compiled half serves every torch, so the package is used from where it was built.
 $(COMPAT_VENV)/ready: tests/compat/requirements.txt

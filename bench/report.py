@@ -1,11 +1,11 @@
 """Tables and plots from results files: `python -m bench.report bench/results/*.json`.
 
-The tables go into README.md, docs/benchmarks.md and docs/torchvision.md, between <!-- bench:cpu --> and
+The tables go into README.md and, in docs, benchmarks.md, torchvision.md and export.md, between <!-- bench:cpu --> and
 <!-- /bench:cpu -->, and likewise bench:cuda, bench:resources (from `python -m bench.resources`), from all files of
 `python -m bench.bccd` together bench:bccd, those of `python -m bench.r50` bench:r50, of `python -m bench.in_place`
-bench:in-place, a choice of all that bench:short, and whole calls of other libraries (from
-`python -m bench.compat`) bench:callers; the plots beside the files, and the README's into docs/images. Of several files
-of one kind the newest is shown.
+bench:in-place, of `python -m bench.cost` bench:cost, a choice of all that bench:short, and from
+`python -m bench.compat` whole calls of other libraries bench:callers and exported detectors bench:exported; the plots
+beside the files, and the README's into docs/images. Of several files of one kind the newest is shown.
 """
 
 from __future__ import annotations
@@ -17,13 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bccd_table, callers_table, in_place_table, plots, resources, schema, short_table
+from bench import (
+    bccd_table,
+    callers_table,
+    cost_table,
+    exported_table,
+    in_place_table,
+    plots,
+    resources,
+    schema,
+    short_table,
+)
 from bench.format import backend_of, duration, in_order, plain, times
 from bench.row_timing import COLD, OURS, TRITON, best, ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "torchvision.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("benchmarks.md", "torchvision.md", "export.md")))
 PICTURE = ROOT / "docs" / "images" / "speed.png"
 
 
@@ -33,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="*", type=Path, help="results files (default: all in bench/results)")
-    parser.add_argument("--page", type=Path, nargs="+", dest="pages", metavar="FILE", help="instead of the three")
+    parser.add_argument("--page", type=Path, nargs="+", dest="pages", metavar="FILE", help="instead of these")
     parser.add_argument("--plots", type=Path, help="folder for the plots (default: beside each file)")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     parser.add_argument("--no-pages", action="store_true", help="plots only")
@@ -98,11 +108,19 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]], page: Path) 
     inside = newest_named(reports, "in-place")
     if inside:
         bodies["in-place"] = in_place_table.body(_shown(inside[0]), inside[1])
+    predicted = newest_named(reports, "cost")
+    if predicted:
+        on_a_gpu = newest["cuda"]
+        bodies["cost"] = cost_table.body(_shown(predicted[0]), predicted[1], on_a_gpu and on_a_gpu[1])
     compiled = newest_named(reports, "resources")
     if compiled:
         path, report = compiled
         bodies["resources"] = resources.summary(_shown(path), report)
     others = [report for _, report in reports if report.get("benchmark") == "compat"]
+    files = [(path, report) for path, report in reports if "exported" in report]
+    if files:
+        path, report = max(files, key=lambda pair: pair[1]["environment"]["date"])
+        bodies["exported"] = exported_table.body(_shown(path), report)
     if newest["cpu"] and "<!-- bench:callers -->" in text:
         bodies["callers"] = callers_table.body(newest["cpu"], others)
     if newest["cpu"] and inside and resnets and "<!-- bench:short -->" in text:

@@ -36,6 +36,8 @@ SHARED = {"sm_80": (164 << 10, 163 << 10), "sm_90": (228 << 10, 227 << 10), "sm_
 RESERVED = 1 << 10  # bytes of shared memory that the system keeps for itself in every block
 WARP_REGISTERS, SHARED_UNIT = 256, 128  # registers of a warp and shared memory of a block are given in such portions
 
+Key = tuple[str, str, str]  # architecture, source file, symbol
+
 
 @dataclass(frozen=True)
 class Form:
@@ -95,30 +97,33 @@ def find_cuobjdump() -> Path:
 
 def of_binary(cuobjdump: Path, binary: Path) -> list[Form]:
     """All forms of all kernels in it. RuntimeError where it has no CUDA kernels."""
+    return list(by_symbol(cuobjdump, binary).values())
+
+
+def by_symbol(cuobjdump: Path, binary: Path) -> dict[Key, Form]:
+    """The same, each with its architecture, source and mangled name."""
     usage = parse_usage(_lines(cuobjdump, "-res-usage", binary))
     if not usage:
         raise RuntimeError(f"bench.resources: {binary} has no CUDA kernels; build it where nvcc is found")
     threads = parse_threads(_lines(cuobjdump, "-elf", binary))
     dynamic = with_dynamic_memory()
-    forms = []
+    forms = {}
     for key, found in usage.items():
         architecture, source, symbol = key
         kernel = function_name(symbol)
         # From sm_90 on the binary counts what the system keeps into the static shared memory.
         shared = found["SHARED"] if architecture == "sm_80" else max(found["SHARED"] - RESERVED, 0)
         local = found["STACK"] + found["LOCAL"]
-        forms.append(
-            Form(
-                kernel,
-                source,
-                architecture,
-                threads.get(key),
-                found["REG"],
-                shared,
-                local,
-                found["CONSTANT"],
-                kernel in dynamic,
-            )
+        forms[key] = Form(
+            kernel,
+            source,
+            architecture,
+            threads.get(key),
+            found["REG"],
+            shared,
+            local,
+            found["CONSTANT"],
+            kernel in dynamic,
         )
     return forms
 
@@ -131,9 +136,6 @@ def _lines(cuobjdump: Path, what: str, binary: Path) -> Iterator[str]:
         yield from process.stdout
     if process.returncode:
         raise RuntimeError(f"bench.resources: {cuobjdump} {what} {binary}: exit {process.returncode}")
-
-
-Key = tuple[str, str, str]  # architecture, source file, symbol
 
 
 def parse_usage(lines: Iterable[str]) -> dict[Key, dict[str, int]]:

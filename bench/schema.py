@@ -101,6 +101,48 @@ RESOURCES = {
     ],
 }
 
+# bench.cost; times in microseconds, all of them predicted
+COST_PARTS = {"issue": NUMBER, "bytes": NUMBER, "chain": NUMBER, "node": NUMBER}
+COST = {
+    "schema": int,
+    "benchmark": str,  # cost
+    "environment": ENVIRONMENT,
+    "machines": dict,  # by name: the constants
+    "steps": [
+        {
+            "op": str,
+            "workload": str,
+            "part": str,  # forward, backward, or "": of the call's launches
+            "us": NUMBER,  # the goal
+            "machines": dict,  # by name: COST_TIMES
+        }
+    ],
+}
+COST_TIMES = {
+    **COST_PARTS,
+    "predicted": NUMBER,
+    "launches": [
+        {
+            **COST_PARTS,
+            "kernel": str,
+            "grid": int,
+            "threads": int,  # a block
+            "cluster": int,
+            "resident": int,  # blocks a multiprocessor
+            "instructions": int,  # of warps
+            "bytes_moved": int,  # every sector once
+            "bytes_through_cache": int,
+            "sectors": int,  # as warps ask for them
+            "shared_requests": int,  # of warps
+            "shared_rounds": int,  # of the banks
+            "barriers": int,
+            "lanes": NUMBER,  # of 32 that run on average
+            "chain_cycles": int,
+            "hot": [{"line": str, "issued": NUMBER, "waited": NUMBER}],  # shares
+        }
+    ],
+}
+
 # bench.in_place
 IN_PLACE = {
     "schema": int,
@@ -163,6 +205,21 @@ COMPAT_PARTS = {
             "ratio": NUMBER,  # processor time, theirs over ours, of the whole call
         }
     ],
+    "exported": [
+        {
+            "subject": str,
+            "size": list,  # height and width of the image
+            "runtime": str,
+            "version": str,
+            "exporter": str,
+            "detections": int,
+            "unmatched": int,
+            "boxes": NUMBER,  # largest difference, pixels
+            "scores": NUMBER,
+            "rounds": int,
+            "ratio": NUMBER,  # eager's time over the runtime's
+        }
+    ],
     "tests": [{"file": str, "passed": int, "failed": int, "skipped": int, "failures": list}],
 }
 
@@ -209,6 +266,8 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
         return _check_compat(report)
     if report.get("benchmark") == "in-place":
         return _check_in_place(report)
+    if report.get("benchmark") == "cost":
+        return _check_cost(report)
     check(report)
     _check_version(report)
     seen = set()
@@ -260,6 +319,18 @@ def _check_in_place(report: dict[str, Any]) -> dict[str, Any]:
         for who, times in call["times"].items():
             for stage, time in times.items():
                 check(time, QUANTILES, f"report.calls[{i}].times.{who}.{stage}")
+    return report
+
+
+def _check_cost(report: dict[str, Any]) -> dict[str, Any]:
+    check(report, COST)
+    _check_version(report)
+    for i, step in enumerate(report["steps"]):
+        for machine, found in step["machines"].items():
+            path = f"report.steps[{i}].machines.{machine}"
+            check(found, COST_TIMES, path)
+            if abs(found["predicted"] - sum(found[part] for part in COST_PARTS)) > 1e-6:
+                raise ValueError(f"{path}: what is predicted is not the sum of its parts")
     return report
 
 

@@ -73,7 +73,8 @@ def _caption(results: Sequence[Result]) -> str:
         f"BCCD, test split; iterations of a stage: {', '.join(map(str, lengths))}; {', '.join(precisions)}; "
         f"seeds {', '.join(map(str, seeds))}; "
         f"{'; '.join(machines)}; commit {', '.join(commits)}. Means over the seeds, in brackets each seed's figure. "
-        "Minutes on the clock are those of a machine that had other work too; processor minutes compare.\n"
+        "Minutes on the clock are those of a machine that had other work too; processor minutes compare within one "
+        "commit.\n"
     )
 
 

@@ -9,6 +9,8 @@ python -m bench.compat --only tests --mmcv-root ~/mmcv       mmcv's own tests, f
     equal       models beside the same models over torchvision's operators: detections, loss, gradients, times
     callers     whole calls of torchvision's detectors, ultralytics, sahi, transformers and supervision, patched and
                 not: a quarter of an hour on one idle core; --config chooses by library or call
+    exported    detectors as ONNX files in ONNX Runtime and OpenVINO beside eager: minutes; --run RUN --image FILE: a
+                trained one, too
     tests       mmcv's own tests
 """
 
@@ -24,10 +26,10 @@ import torch
 
 import frcnn_fast
 from bench import environment, schema
-from bench.compat import callers, equality, families, peers, zoo
+from bench.compat import callers, equality, exported, families, peers, zoo
 from frcnn_fast._extras import require
 
-PARTS = ("zoo", "families", "equal", "callers", "tests")
+PARTS = ("zoo", "families", "equal", "callers", "exported", "tests")
 
 
 def new_report() -> dict[str, Any]:
@@ -46,12 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, action="append", help="this part (again for another); default: all")
     parser.add_argument("--config", default="", help="families and models whose config's name contains this")
     parser.add_argument("--mmcv-root", type=Path, help="a source tree of mmcv 2.1.0, for its tests")
+    parser.add_argument("--run", type=Path, help="folder of a training, to export that detector as well")
+    parser.add_argument("--image", type=Path, help="what it looks at")
     parser.add_argument("--size", type=int, nargs=2, default=(192, 256), help="height and width of the images")
     parser.add_argument("--json", type=Path, help="write the report here; parts that are there and not made now stay")
     args = parser.parse_args(argv)
     wanted = args.only or [part for part in PARTS if part != "tests" or args.mmcv_root]
     if "tests" in wanted and not args.mmcv_root:
         parser.error("--only tests: mmcv's tests are in its sources, name them with --mmcv-root")
+    if bool(args.run) != bool(args.image):
+        parser.error("--run and --image: expected both or none")
     torch.set_num_threads(1)
     kept = schema.load(args.json) if args.json and args.json.exists() else {}
     report = {**kept, **new_report()}
@@ -78,6 +84,15 @@ def _made(part: str, args: argparse.Namespace, size: tuple[int, int]) -> Any:
             if args.config in f"{case.library}: {case.what}":
                 rows.append(callers.compare(case))
                 print(rows[-1], flush=True)
+        return rows
+    if part == "exported":
+        subjects = [exported.with_random_weights(name) for name in exported.BACKBONES if args.config in name]
+        subjects += [exported.trained(args.run, args.image)] if args.run else []
+        rows = []
+        for subject in subjects:
+            for row in exported.compare(subject):
+                rows.append(row)
+                print(row, flush=True)
         return rows
     if part == "families":
         entries = families.try_all([name for name in families.FAMILIES if args.config in name], size)

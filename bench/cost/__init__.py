@@ -1,1 +1,1 @@
-"""What kernels cost, read from their machine code."""
+"""What kernels cost, read from their machine code and from counts of what they do."""

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "test"
@@ -14,8 +15,10 @@ BUILD = ROOT / "build" / "test"
 CURRENT_TEST = BUILD / "current_test.txt"
 
 
-def build() -> Path:
-    """Configures when needed, compiles what is stale, and returns the module's path."""
+def build(target: str = "simt_module", output: IO[str] | None = None) -> Path:
+    """Configures when needed, compiles what is stale, and returns the module's path. target: or "simt_counts". output:
+    of the build, instead of standard output.
+    """
     import pybind11
 
     tools = "\n".join(str(shutil.which(name)) for name in ("cmake", "ninja", "c++")) + sys.executable
@@ -32,8 +35,8 @@ def build() -> Path:
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         stamp.write_text(tools)
-    subprocess.check_call(["cmake", "--build", str(BUILD), "--target", "simt_module"])
-    (module,) = (BUILD / "module").glob("_C*.so")
+    subprocess.check_call(["cmake", "--build", str(BUILD), "--target", target], stdout=output)
+    (module,) = (BUILD / target.removeprefix("simt_")).glob("_C*.so")
     return module
 
 

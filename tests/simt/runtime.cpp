@@ -12,8 +12,8 @@
 namespace simt {
 namespace {
 
-// The least that a device of sm_80 or later offers: what passes here fits everywhere.
-constexpr size_t kSharedBytes = 48 << 10, kMaxSharedBytes = 99 << 10;
+// Of every device; the rest is the device's.
+constexpr size_t kSharedBytes = 48 << 10;
 constexpr unsigned kMaxThreads = 1024, kMaxCluster = 8;
 constexpr size_t kInterleaved = 2;  // clusters that run together in the random schedule
 
@@ -29,8 +29,16 @@ unsigned chosen_seed = unsigned(environment("SIMT_SEED", 1));
 
 struct Device {
   int capability, code;  // code: what its kernels were compiled for
+  int multiprocessors;
+  size_t max_shared;
 };
-constexpr Device kDevices[] = {{90, 90}, {80, 80}, {90, 80}};
+// Small ones, with the least shared memory that a device of sm_80 or later offers: what passes here fits everywhere.
+// Then an H200 and an A100, as launchers see them.
+constexpr Device kDevices[] = {{90, 90, 4, 99 << 10},
+                               {80, 80, 4, 99 << 10},
+                               {90, 80, 4, 99 << 10},
+                               {90, 90, 132, 227 << 10},
+                               {80, 80, 108, 163 << 10}};
 int chosen_device = 0;
 const Device& device() { return kDevices[chosen_device]; }
 unsigned most_grid_yz = 65535;
@@ -109,7 +117,7 @@ void require_waited() {
 }
 
 bool cluster_fits(unsigned cluster, size_t dynamic_bytes) {
-  return cluster <= (device().capability >= 90 ? kMaxCluster : 1) && dynamic_bytes <= kMaxSharedBytes;
+  return cluster <= (device().capability >= 90 ? kMaxCluster : 1) && dynamic_bytes <= device().max_shared;
 }
 unsigned cluster_size() { return device().code >= 90 ? gang->launch.cluster : 1; }
 unsigned cluster_rank() { return device().code >= 90 ? me().owner->rank : 0; }
@@ -159,8 +167,9 @@ void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dyn
   if (order == Order::kRandom) std::shuffle(first_blocks.begin(), first_blocks.end(), random);
 
   // What a kernel was allowed is dynamic; the static arrays come on top of it.
-  const size_t all = limit > kSharedBytes ? kMaxSharedBytes : kSharedBytes;
+  const size_t all = limit > kSharedBytes ? device().max_shared : kSharedBytes;
   const Launch launch{&body, grid, block, cluster, dynamic_bytes, all};
+  if (watcher) watcher->launch_begins(kernel, launch);
   const size_t together = order == Order::kRandom ? kInterleaved : 1;
   for (size_t i = 0; i < first_blocks.size(); i += together) {
     const auto begin = first_blocks.begin() + ptrdiff_t(i);
@@ -171,6 +180,7 @@ void run(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t dyn
       throw Error(text("simt: launch at %s:%u: ", where.file_name(), unsigned(where.line())) + error.what());
     }
   }
+  if (watcher) watcher->launch_ends();
 }
 
 void set_order(int order, unsigned seed) {
@@ -198,7 +208,7 @@ cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t)
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  if (value < 0 || size_t(value) > simt::kMaxSharedBytes) return simt::last_error = cudaErrorInvalidValue;
+  if (value < 0 || size_t(value) > simt::device().max_shared) return simt::last_error = cudaErrorInvalidValue;
   const std::lock_guard<std::mutex> lock(simt::allowed_mutex);
   simt::allowed_dynamic[kernel] = size_t(value);
   return cudaSuccess;
@@ -214,14 +224,13 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-// A small device, whichever it is.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
-      *value = 4;
+      *value = simt::device().multiprocessors;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = int(simt::kMaxSharedBytes);
+      *value = int(simt::device().max_shared);
       return cudaSuccess;
   }
   return simt::last_error = cudaErrorInvalidValue;

@@ -86,6 +86,7 @@ void set_order(int order, unsigned seed = 1);
 //   0  of compute capability 9.0
 //   1  of 8.0
 //   2  of 9.0, in a build that carries no code for it but that for 8.0, which the driver compiled
+//   3  an H200, 4 an A100: their multiprocessors and shared memory, not those of a small device
 void set_device(int device);
 // The most blocks that a grid may have in its second and third dimension.
 void set_most_grid_yz(unsigned blocks);

@@ -5,11 +5,13 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <utility>
 
 namespace simt {
 
 SIMT_TLS ThreadIndex* self = nullptr;
 SIMT_TLS Gang* gang = nullptr;
+Watcher* watcher = nullptr;
 
 std::string text(const char* format, ...) {
   char buffer[1024];
@@ -146,7 +148,10 @@ void Gang::open(Barrier& barrier, Block& block, State state) {
 
 void Gang::open_cluster(Cluster& cluster) {
   cluster.in_step = true;
-  for (Block& block : cluster.blocks) open(cluster.barrier, block, State::kInClusterBarrier);
+  for (Block& block : cluster.blocks) {
+    if (watcher) watcher->block_in_step(block);
+    open(cluster.barrier, block, State::kInClusterBarrier);
+  }
   cluster.barrier = {};
 }
 
@@ -155,6 +160,7 @@ void Gang::block_barrier(Thread& me, bool vote) {
   me.state = State::kInBarrier;
   arrive(me, block.barrier, vote);
   if (block.barrier.votes.arrived == block.running) {
+    if (watcher) watcher->block_in_step(block);
     open(block.barrier, block, State::kInBarrier);
     block.barrier = {};
   }
@@ -201,7 +207,10 @@ void Gang::try_collective(Thread& waiting) {
     exchange.values[lane] = lanes[lane].value;
     exchange.arguments[lane] = lanes[lane].argument;
   }
+  Watcher* const watching = std::exchange(watcher, nullptr);  // what combine does, no GPU does
   waiting.combine(exchange);
+  watcher = watching;
+  if (watcher && expected == waiting.warp().running) watcher->warp_in_step(*waiting.owner, waiting.warp());
   for (int lane = 0; lane < 32; ++lane) {
     if (!(expected >> lane & 1u)) continue;
     lanes[lane].result = exchange.results[lane];
@@ -237,6 +246,7 @@ void Gang::finish(Thread& me) {
   Thread* const lanes = &me - me.lane;
   for (int lane = 0; lane < 32; ++lane)
     if (me.warp().in_collective >> lane & 1u) try_collective(lanes[lane]);
+  if (block.running == 0 && watcher) watcher->block_ends(block);
   if (block.running == 0) block.arrays.clear();  // so that a late access by the cluster's other blocks is caught
 }
 

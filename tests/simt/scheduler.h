@@ -20,6 +20,7 @@ enum class State { kReady, kInBarrier, kInClusterBarrier, kInCollective, kFinish
 struct Warp {
   unsigned running = 0;  // has not returned
   unsigned in_barrier = 0, in_collective = 0;
+  void* watched = nullptr;  // the watcher's own
 };
 
 struct Thread : ThreadIndex {
@@ -85,6 +86,19 @@ struct Launch {
   unsigned cluster;
   size_t dynamic_bytes, shared_limit;
 };
+
+// Who counts what a launch does (counting.cpp); most builds have none.
+struct Watcher {
+  virtual void launch_begins(const void* kernel, const Launch& launch) = 0;
+  virtual void warp_in_step(Block& block, Warp& warp) = 0;  // all of its running lanes have met
+  virtual void block_in_step(Block& block) = 0;             // all of its running threads have
+  virtual void block_ends(Block& block) = 0;
+  virtual void launch_ends() = 0;
+
+ protected:
+  ~Watcher() = default;
+};
+extern Watcher* watcher;
 
 inline Warp& Thread::warp() const { return owner->warps[size_t(number) / 32]; }
 
