@@ -8,7 +8,8 @@ python -m bench.compat --only tests --mmcv-root ~/mmcv       mmcv's own tests, f
     families    a model of every family: inference and a training step, random weights: an hour on one core
     equal       models beside the same models over torchvision's operators: detections, loss, gradients, times
     callers     whole calls of torchvision's detectors, ultralytics, sahi, transformers and supervision, patched and
-                not: a quarter of an hour on one idle core; --config chooses by library or call
+                not: a quarter of an hour on one idle core; --config chooses by library or call, and the
+                others stay as they are in the report
     exported    detectors as ONNX files in ONNX Runtime and OpenVINO beside eager: minutes; --run RUN --image FILE: a
                 trained one, too
     tests       mmcv's own tests
@@ -64,13 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = (args.size[0], args.size[1])
     with frcnn_fast.stand_in_for_mmcv():
         for part in wanted:
-            report[part] = _made(part, args, size)
+            report[part] = _made(part, args, size, report.get(part))
             if args.json:
                 schema.save(report, args.json)
     return 0
 
 
-def _made(part: str, args: argparse.Namespace, size: tuple[int, int]) -> Any:
+def _made(part: str, args: argparse.Namespace, size: tuple[int, int], before: Any) -> Any:
+    """before: what the report says of that part."""
     if part == "tests":
         return peers.run(args.mmcv_root)
     if part == "zoo":
@@ -79,21 +81,21 @@ def _made(part: str, args: argparse.Namespace, size: tuple[int, int]) -> Any:
             print(f"{line['and']:<34}{line['inference']:>6} % {line['training']:>6} %")
         return found
     if part == "callers":
-        rows = []
+        rows = {(row["library"], row["subject"]): row for row in before or []}
         for case in callers.CASES:
             if args.config in f"{case.library}: {case.what}":
-                rows.append(callers.compare(case))
-                print(rows[-1], flush=True)
-        return rows
+                rows[case.library, case.what] = row = callers.compare(case)
+                print(row, flush=True)
+        return list(rows.values())
     if part == "exported":
         subjects = [exported.with_random_weights(name) for name in exported.BACKBONES if args.config in name]
         subjects += [exported.trained(args.run, args.image)] if args.run else []
-        rows = []
+        exports = []
         for subject in subjects:
             for row in exported.compare(subject):
-                rows.append(row)
+                exports.append(row)
                 print(row, flush=True)
-        return rows
+        return exports
     if part == "families":
         entries = families.try_all([name for name in families.FAMILIES if args.config in name], size)
         for entry in entries:

@@ -92,9 +92,19 @@ def inference(name: str) -> Call:
     @torch.no_grad()
     def call() -> Any:
         found = model([image])[0]
-        return {key: value for key, value in found.items() if key in ("boxes", "labels", "scores")}
+        order = settled(found)
+        return {key: found[key][order] for key in ("boxes", "labels", "scores")}
 
     return call
+
+
+def settled(found: dict[str, Tensor]) -> Tensor:
+    """An order of detections that does not depend on that of equal scores, which torchvision sorts in any order: by
+    score as long as it falls by more than rounding, else by label and place."""
+    falls = torch.cat([found["scores"].new_zeros(1), -found["scores"].diff()])[: len(found["scores"])]
+    ranks = (falls > 1e-6).cumsum(0)
+    keys = zip(ranks.tolist(), found["labels"].tolist(), found["boxes"].round().tolist())
+    return torch.tensor([i for _, i in sorted((key, i) for i, key in enumerate(keys))], dtype=torch.int64)
 
 
 def training(name: str) -> Call:
