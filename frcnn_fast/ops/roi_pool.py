@@ -18,6 +18,7 @@ from frcnn_fast.ops._rois import (
     empty_maps,
     is_channels_last,
     output_pair,
+    pools_channels_last,
     roi_tensor,
 )
 from frcnn_fast.ops._torch_private import within_functorch
@@ -134,6 +135,11 @@ def roi_pool(
     return _pool(dense(input), rois, height, width, *scalars, backend=backend)[0]
 
 
+def _align_outputs(a: Any) -> tuple[Tensor]:
+    shape = (a.rois.shape[0], a.input.shape[1], a.output_height, a.output_width)
+    return (empty_maps(shape, a.input.dtype, a.input, a.channels_last),)
+
+
 def _align_setup(ctx: Any, a: Any, output: Tensor) -> None:
     ctx.layout = a.input.shape, is_channels_last(a.input)
     ctx.scalars = a.spatial_scale, a.sampling_ratio, a.aligned
@@ -147,8 +153,8 @@ def _align_gradient(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
 
 _align = Operator(
     "roi_align(Tensor input, Tensor rois, SymInt output_height, SymInt output_width, float spatial_scale, "
-    "int sampling_ratio, bool aligned) -> Tensor output",
-    outputs=lambda a: (_pooled(a),),
+    "int sampling_ratio, bool aligned, bool channels_last) -> Tensor output",
+    outputs=_align_outputs,
     workspace=lambda C, a: C.roi_align_workspace(*a),
     oracle=reference.roi_align,
     triton="roi_pool.roi_align_triton:roi_align",
@@ -220,6 +226,7 @@ def roi_align(
     aligned: bool = False,
     *,
     mode: str = "avg",
+    memory_format: torch.memory_format | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Means of bilinear samples over a grid of bins of each region, [R, C, PH, PW] (He et al. 2017, section 3).
@@ -233,6 +240,10 @@ def roi_align(
     a maximum goes to the cells beside its sample, of equal ones the first in row-major order; a bin of NaN alone gives
     NaN. Maxima are the same bits on every backend.
 
+    memory_format: how the output is stored, torch.contiguous_format or torch.channels_last, whatever the input is;
+    None: as the input. The mean is written so at once, which costs less than a copy afterwards (a head that flattens
+    channels_last regions copies them); maxima are copied. Gradients of the output are read in either format.
+
     A sample further than one cell outside the map adds 0 but is counted; one outside by less reads the border. NaN and
     infinity spread to every sample between whose cells they are. A row with image index -1 (padding) and a box with a
     non-finite corner give 0.
@@ -242,7 +253,7 @@ def roi_align(
     CPU and on CUDA; both are within 64 units in the last place of the sum of magnitudes. There is no gradient to the
     boxes and no second derivative. O(C) times the cells that samples touch.
 
-    ValueError and TypeError as `roi_pool`; ValueError for another mode.
+    ValueError and TypeError as `roi_pool`; ValueError for another mode or memory_format.
     """
     _checks.check_float("input", input, "[B, C, H, W]", 4)
     rois = roi_tensor(boxes, input)
@@ -250,7 +261,10 @@ def roi_align(
     scalars = (float(spatial_scale), int(sampling_ratio), bool(aligned))
     if mode not in ("avg", "max"):
         raise ValueError(f"mode: expected 'avg' or 'max', got {mode!r}")
+    input = dense(input)
+    channels_last = pools_channels_last(memory_format, input)
     if mode == "max":
         with_argmax = torch.is_grad_enabled() and (input.requires_grad or within_functorch())
-        return _align_max(dense(input), rois, height, width, *scalars, with_argmax, backend=backend)[0]
-    return _align(dense(input), rois, height, width, *scalars, backend=backend)
+        output = _align_max(input, rois, height, width, *scalars, with_argmax, backend=backend)[0]
+        return output if memory_format is None else output.contiguous(memory_format=memory_format)
+    return _align(input, rois, height, width, *scalars, channels_last, backend=backend)

@@ -191,8 +191,9 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
+    channels_last: bool = False,
 ) -> np.ndarray:
-    """Mean of bilinear samples in each bin, [R, C, PH, PW].
+    """Mean of bilinear samples in each bin, [R, C, PH, PW]. The layout that a kernel writes does not matter here.
 
     The weights of a bin's samples are added up along each axis before they meet the values; NaN and infinity count in
     every cell that a sample touches, even with weight 0.
@@ -371,8 +372,9 @@ def multiscale_roi_align(
     aligned: bool = False,
     canonical_scale: float = 224.0,
     canonical_level: int = 4,
+    channels_last: bool = False,
 ) -> np.ndarray:
-    """roi_align of each RoI [R, 5] on its own pyramid level."""
+    """roi_align of each RoI [R, 5] on its own pyramid level. The layout that a kernel writes does not matter here."""
     levels = roi_levels(rois, spatial_scales, canonical_scale, canonical_level)
     size = output_height, output_width
     output = np.zeros((len(rois), features[0].shape[1], *size), features[0].dtype)

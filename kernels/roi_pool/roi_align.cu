@@ -161,7 +161,8 @@ Status align(const RoiAlignShape& shape, const void* const* features, const void
     FF_LAUNCH(kernel, dim3(unsigned(shape.R * blocks)), dim3(256), 0, stream, s, int32_t(blocks), boxes, weights,
               static_cast<T*>(output));
   };
-  if (shape.output_channels_last)
+  // Lanes follow the maps: a number of the output is written once, and has been read for several times by then.
+  if (shape.levels[0].channels_last)
     launch(&align_kernel<T, true>, BinWork<true>::blocks(shape.C, shape.PH * shape.PW));
   else
     launch(&align_kernel<T, false>, BinWork<false>::blocks(shape.C, shape.PH * shape.PW));

@@ -204,9 +204,11 @@ def align_kernel(
     C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, MAP_LAST: tl.constexpr, LAST: tl.constexpr,
     ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A program owns a bin_tile; its bins step through their cells side by side. H, W: of the largest level."""
+    """A program owns a bin_tile, whose lanes follow the maps: a number of the output is written once, and has been read
+    for several times by then. Its bins step through their cells side by side. H, W: of the largest level. LAST: of the
+    output."""
     T: tl.constexpr = output.dtype.element_ty
-    k, bin, channel = bin_tile(PH * PW, C, LAST, ROIS, BINS, CHANNELS)
+    k, bin, channel = bin_tile(PH * PW, C, MAP_LAST[0], ROIS, BINS, CHANNELS)
     image, x1, y1, x2, y2 = load_roi(rois, k, k < R)
     level = roi_level(x1, y1, x2, y2, thresholds)
     height, width = sides(levels, level)
@@ -242,8 +244,9 @@ def align_kernel(
             j += 1
         i += 1
 
-    step: tl.constexpr = 1 if LAST else PH * PW
-    bin_step: tl.constexpr = C if LAST else 1
+    stored: tl.constexpr = LAST if not mutant("align_output_layout") else MAP_LAST[0]
+    step: tl.constexpr = 1 if stored else PH * PW
+    bin_step: tl.constexpr = C if stored else 1
     target = output + k * (C * PH * PW) + bin * bin_step + channel * step
     tl.store(target, narrow(sums, T), mask=real & (channel < C))
 
@@ -328,7 +331,7 @@ def align_backward(
 
 def roi_align(
     input: Tensor, rois: Tensor, output_height: int, output_width: int, spatial_scale: float, sampling_ratio: int,
-    aligned: bool, output: Tensor,
+    aligned: bool, channels_last: bool, output: Tensor,
 ) -> None:  # fmt: skip
     check_size({"input": input}, output_height, output_width)
     align((input,), rois, (spatial_scale,), (), sampling_ratio, aligned, output)
@@ -344,7 +347,8 @@ def roi_align_backward(
 
 def multiscale_roi_align(
     features: Sequence[Tensor], rois: Tensor, output_height: int, output_width: int, spatial_scales: Sequence[float],
-    sampling_ratio: int, aligned: bool, canonical_scale: float, canonical_level: int, output: Tensor,
+    sampling_ratio: int, aligned: bool, canonical_scale: float, canonical_level: int, channels_last: bool,
+    output: Tensor,
 ) -> None:  # fmt: skip
     check_size(levels_by_name(features), output_height, output_width)
     thresholds = level_thresholds(tuple(spatial_scales), canonical_scale, canonical_level)
