@@ -93,14 +93,18 @@ def _touched(regions: Tensor) -> int:
     return int(sides.prod(1).sum())
 
 
-def _pyramid(K: int, channels: int, channels_last: bool) -> Callable[[str], Case]:
+def _pyramid(
+    K: int, channels: int, channels_last: bool, memory_format: torch.memory_format | None = None
+) -> Callable[[str], Case]:
     def make(device: str) -> Case:
         scales = [1 / s for s in FPN.strides[:4]]
         features = [_features((1, channels, *size), device, channels_last) for size in FPN.maps[:4]]
         regions = rois(K, shape=FPN).to(device)
 
         def run(backend: str | None = None) -> Any:
-            return ops.multiscale_roi_align(features, regions, BINS, scales, 2, backend=backend)
+            return ops.multiscale_roi_align(
+                features, regions, BINS, scales, 2, memory_format=memory_format, backend=backend
+            )
 
         against: dict[str, Competitor] = {}
         if not competitors.torchvision_missing:
@@ -143,6 +147,8 @@ def _rows() -> Iterator[Row]:
             yield Row("roi_align", f"300 rois maxima {work}", make)
     yield Row("multiscale_roi_align", "1000 rois 256 channels", _pyramid(1000, 256, False), headline=True)
     yield Row("multiscale_roi_align", "1000 rois 256 channels channels_last", _pyramid(1000, 256, True))
+    make = _pyramid(1000, 256, True, torch.contiguous_format)
+    yield Row("multiscale_roi_align", "1000 rois 256 channels channels_last to contiguous", make)
 
 
 def _axis(op: str, K: int, channels_last: bool) -> tuple[str, int] | None:
