@@ -197,6 +197,26 @@ void backward(const char* op, const TensorView& grad, const TensorView& rois, co
       });
 }
 
+size_t rois_backward_workspace(const TensorView& grad, const RoiAlignShape& shape) {
+  const DType dtype = grad.dtype("grad");
+  return workspace_bytes(
+      grad, [&] { return roi_align_rois_backward_workspace_cpu(dtype, shape); },
+      [&](auto) { return roi_align_rois_backward_workspace_cuda(dtype, shape); });
+}
+
+void rois_backward(const char* op, const TensorView& grad, const void* map, const TensorView& rois,
+                   const RoiAlignShape& shape, const OptionalTensor& workspace, const TensorView& grad_rois) {
+  const DType dtype = grad.dtype("grad");
+  const void *from = grad.raw("grad"), *boxes = rois_data(rois, dtype);
+  const Workspace memory(workspace);
+  void* to = grad_rois.raw("grad_rois");
+  run(
+      op, grad, [&] { return roi_align_rois_backward_cpu(dtype, shape, from, map, boxes, memory.data(), to); },
+      [&](auto stream) {
+        return roi_align_rois_backward_cuda(dtype, shape, from, map, boxes, memory.data(), to, stream);
+      });
+}
+
 size_t roi_align_workspace(const TensorView& input, const TensorView& rois, int64_t output_height, int64_t output_width,
                            double spatial_scale, int64_t sampling_ratio, bool aligned, bool channels_last) {
   const RoiAlignLevel level = level_of(input, "input");
@@ -233,6 +253,26 @@ void roi_align_backward(const TensorView& grad, const TensorView& rois, const In
       align_shape(grad_input.size(0), grad_input.size(1), {level_of(grad_input, "grad_input")}, rois.size(0),
                   grad.size(2), grad.size(3), is_channels_last(grad, "grad"), options);
   backward("roi_align_backward", grad, rois, shape, workspace, &map);
+}
+
+RoiAlignShape rois_backward_shape(const TensorView& grad, const TensorView& input, const TensorView& rois,
+                                  double spatial_scale, int64_t sampling_ratio, bool aligned) {
+  const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
+  return align_shape(input.size(0), input.size(1), {level_of(input, "input")}, rois.size(0), grad.size(2), grad.size(3),
+                     is_channels_last(grad, "grad"), options);
+}
+
+size_t roi_align_rois_backward_workspace(const TensorView& grad, const TensorView& input, const TensorView& rois,
+                                         double spatial_scale, int64_t sampling_ratio, bool aligned) {
+  return rois_backward_workspace(grad,
+                                 rois_backward_shape(grad, input, rois, spatial_scale, sampling_ratio, aligned));
+}
+
+void roi_align_rois_backward(const TensorView& grad, const TensorView& input, const TensorView& rois,
+                             double spatial_scale, int64_t sampling_ratio, bool aligned,
+                             const OptionalTensor& workspace, const TensorView& grad_rois) {
+  rois_backward("roi_align_rois_backward", grad, input.raw("input"), rois,
+                rois_backward_shape(grad, input, rois, spatial_scale, sampling_ratio, aligned), workspace, grad_rois);
 }
 
 size_t roi_align_max_workspace(const TensorView& input, const TensorView& rois, int64_t output_height,
@@ -343,34 +383,21 @@ void prroi_pool_backward(const TensorView& grad, const TensorView& rois, const I
   backward("prroi_pool_backward", grad, rois, shape, workspace, &map);
 }
 
-RoiAlignShape rois_backward_shape(const TensorView& grad, const TensorView& features, const TensorView& rois,
-                                  double spatial_scale) {
+RoiAlignShape precise_rois_shape(const TensorView& grad, const TensorView& features, const TensorView& rois,
+                                 double spatial_scale) {
   return precise_shape(features.size(0), features.size(1), level_of(features, "features"), rois, grad.size(2),
                        grad.size(3), is_channels_last(grad, "grad"), spatial_scale);
 }
 
 size_t prroi_pool_rois_backward_workspace(const TensorView& grad, const TensorView& features, const TensorView& rois,
                                           double spatial_scale) {
-  const DType dtype = grad.dtype("grad");
-  const RoiAlignShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
-  return workspace_bytes(
-      grad, [&] { return prroi_pool_rois_backward_workspace_cpu(dtype, shape); },
-      [&](auto) { return prroi_pool_rois_backward_workspace_cuda(dtype, shape); });
+  return rois_backward_workspace(grad, precise_rois_shape(grad, features, rois, spatial_scale));
 }
 
 void prroi_pool_rois_backward(const TensorView& grad, const TensorView& features, const TensorView& rois,
                               double spatial_scale, const OptionalTensor& workspace, const TensorView& grad_rois) {
-  const DType dtype = grad.dtype("grad");
-  const RoiAlignShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
-  const void *from = grad.raw("grad"), *map = features.raw("features"), *boxes = rois_data(rois, dtype);
-  const Workspace memory(workspace);
-  void* to = grad_rois.raw("grad_rois");
-  run(
-      "prroi_pool_rois_backward", grad,
-      [&] { return prroi_pool_rois_backward_cpu(dtype, shape, from, map, boxes, memory.data(), to); },
-      [&](auto stream) {
-        return prroi_pool_rois_backward_cuda(dtype, shape, from, map, boxes, memory.data(), to, stream);
-      });
+  rois_backward("prroi_pool_rois_backward", grad, features.raw("features"), rois,
+                precise_rois_shape(grad, features, rois, spatial_scale), workspace, grad_rois);
 }
 
 void check_scales(const Numbers& spatial_scales, size_t L) {
@@ -453,6 +480,10 @@ const Registrar registrar([](py::module_& m) {
         "channels_last"_a, "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
   m.def("roi_align_backward", &roi_align_backward, "grad"_a, "rois"_a, "input_shape"_a, "channels_last"_a,
         "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a, "workspace"_a, "grad_input"_a);
+  m.def("roi_align_rois_backward_workspace", &roi_align_rois_backward_workspace, "grad"_a, "input"_a, "rois"_a,
+        "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
+  m.def("roi_align_rois_backward", &roi_align_rois_backward, "grad"_a, "input"_a, "rois"_a, "spatial_scale"_a,
+        "sampling_ratio"_a, "aligned"_a, "workspace"_a, "grad_rois"_a);
   m.def("prroi_pool_workspace", &prroi_pool_workspace, "features"_a, "rois"_a, "output_height"_a, "output_width"_a,
         "spatial_scale"_a);
   m.def("prroi_pool", &prroi_pool, "features"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a,

@@ -102,7 +102,7 @@ DOORS: dict[str, dict[str, tuple[str, ...]]] = {
     "rpn_proposals": {"filter_order": ("filter_before_top_n",)},
     "detections": {"background": ("background_last",)},
     "roi_pool": SIZES,
-    "roi_align": SIZES | {"mode": (), "memory_format": ("channels_last",)},
+    "roi_align": SIZES | {"mode": (), "box_gradients": (), "memory_format": ("channels_last",)},
     "multiscale_roi_align": SIZES | {"memory_format": ("channels_last",)},
     "prroi_pool": SIZES,
     **{f"{kind}_box_iou_loss": {"reduction": ()} for kind in ("generalized", "distance", "complete")},

@@ -107,7 +107,7 @@ class RoIAlign(nn.Module):
 
     def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         if torch.jit.is_scripting():
-            rows, (height, width) = _scripted_rois(rois, input), _scripted_pair(self.output_size)
+            rows, (height, width) = _scripted_rois(rois, input).detach(), _scripted_pair(self.output_size)
             scalars = float(self.spatial_scale), self.sampling_ratio, self.aligned
             dense = _scripted_dense(input)
             return torch.ops.frcnn_fast.roi_align(

@@ -4,9 +4,6 @@
 namespace frcnn_fast::roi_pool {
 namespace {
 
-// How many cells of a run cost as much as one cell by itself.
-constexpr int64_t kSparse = 8;
-
 template <class T>
 class Align {
   using U = Compute<T>;
@@ -198,15 +195,8 @@ class Align {
       do {
         Tile<const U> tile{scratch.tile, width * lanes, lanes, y, std::min(scratch.rows.count, y + rows), 0};
         for (int32_t i = y; i < tile.row1; ++i) {
-          U* target = scratch.tile + (i - y) * width * lanes;
           const T* row = map + c * strides.channel + scratch.rows.cells[i] * level.W * strides.cell;
-          if (scratch.columns.contiguous)
-            FF_ISA_CALL(load_lanes, dtype_, row + scratch.columns.cells[0] * strides.cell, strides, channels,
-                        int(lanes), width, target);
-          else
-            for (int64_t j = 0; j < width; ++j)
-              FF_ISA_CALL(load_lanes, dtype_, row + scratch.columns.cells[j] * strides.cell, strides, channels,
-                          int(lanes), 1, target + j * lanes);
+          scratch.columns.load(dtype_, row, strides, channels, lanes, scratch.tile + (i - y) * width * lanes);
         }
         sum(tile, scratch, lanes, y == 0);
         y = tile.row1;

@@ -71,6 +71,20 @@ struct Weights {
   }
 };
 
+// Slopes of the weights of an AxisTable, each in its weight's place.
+template <class U>
+struct Slopes {
+  Slope<U>*rows, *columns;
+
+  static Slopes take(WorkspaceArena& arena, const RoiAlignShape& s) {
+    Slope<U>* rows = arena.take<Slope<U>>(s.R * s.PH * s.max_height());
+    return {rows, arena.take<Slope<U>>(s.R * s.PW * s.max_width())};
+  }
+};
+
+// What the weights are for: with kGather there are tables to fill, with kSlopes slopes.
+enum class Weighs { kForward, kGather, kSlopes };
+
 // The list of the RoIs of one image of one level, group = level * B + image. The whole block.
 template <class U>
 __device__ __forceinline__ void list_group(const DeviceShape<U>& s, const U* rois, int64_t group,
