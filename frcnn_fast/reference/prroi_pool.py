@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .roi_pool import gradient_of_corners, image_of, sum_in_order
+from .roi_pool import TouchedCells, gradient_of_corners, image_of, sum_in_order
 
 
 def _hat(t: np.floating) -> np.floating:
@@ -153,5 +153,6 @@ def prroi_pool_rois_backward(
             bins = _bins(roi, (height, width), grad.shape[2:], spatial_scale)
             if image < 0 or bins is None or channels == 0:
                 continue
-            grad_rois[k, 1:] = gradient_of_corners(grad[k], features[image], *bins) * grad.dtype.type(spatial_scale)
-    return grad_rois
+            rows, columns = ([TouchedCells(b.cells, b.weights, b.slopes) for b in along] for along in bins)
+            grad_rois[k, 1:] = gradient_of_corners(grad[k], features[image], rows, columns)
+    return grad_rois * grad.dtype.type(spatial_scale)

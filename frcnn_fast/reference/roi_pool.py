@@ -354,8 +354,8 @@ def roi_align_rois_backward(
             rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)
             share = number(1) / number(max(rows.count * columns.count, 1))
             bins = rows.bins(height, share), columns.bins(width, number(1))
-            grad_rois[k, 1:] = gradient_of_corners(grad[k], input[image], *bins) * grad.dtype.type(spatial_scale)
-    return grad_rois
+            grad_rois[k, 1:] = gradient_of_corners(grad[k], input[image], *bins)
+    return grad_rois * grad.dtype.type(spatial_scale)
 
 
 def roi_align_max(
