@@ -264,8 +264,7 @@ RoiAlignShape rois_backward_shape(const TensorView& grad, const TensorView& inpu
 
 size_t roi_align_rois_backward_workspace(const TensorView& grad, const TensorView& input, const TensorView& rois,
                                          double spatial_scale, int64_t sampling_ratio, bool aligned) {
-  return rois_backward_workspace(grad,
-                                 rois_backward_shape(grad, input, rois, spatial_scale, sampling_ratio, aligned));
+  return rois_backward_workspace(grad, rois_backward_shape(grad, input, rois, spatial_scale, sampling_ratio, aligned));
 }
 
 void roi_align_rois_backward(const TensorView& grad, const TensorView& input, const TensorView& rois,

@@ -155,4 +155,5 @@ def prroi_pool_rois_backward(
                 continue
             rows, columns = ([TouchedCells(b.cells, b.weights, b.slopes) for b in along] for along in bins)
             grad_rois[k, 1:] = gradient_of_corners(grad[k], features[image], rows, columns)
-    return grad_rois * grad.dtype.type(spatial_scale)
+        grad_rois *= grad.dtype.type(spatial_scale)
+    return grad_rois

@@ -355,7 +355,8 @@ def roi_align_rois_backward(
             share = number(1) / number(max(rows.count * columns.count, 1))
             bins = rows.bins(height, share), columns.bins(width, number(1))
             grad_rois[k, 1:] = gradient_of_corners(grad[k], input[image], *bins)
-    return grad_rois * grad.dtype.type(spatial_scale)
+        grad_rois *= grad.dtype.type(spatial_scale)
+    return grad_rois
 
 
 def roi_align_max(

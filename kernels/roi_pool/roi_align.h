@@ -15,14 +15,14 @@
 //
 // The gradient of a RoI is made of the weights' slopes, their derivatives in the RoI's ends. Of sample i of bin p the
 // high end moves a share of (p * count + (i + 0.5)) / (count * bins) and the low end the rest; all of it where the
-// length is held at 1. Where it moves between two cells, by d, the upper one gets d and the lower one -d: so to the right
-// of a cell that it lies on; a sample that was moved to the first or the last cell does not move. The slopes are added
-// up, and multiplied, as the weights are; the number of samples is taken for fixed. For an output number, over the
-// touched rows, ascending: along the row the sums over the columns, ascending, of weight * value and of (low, high)
+// length is held at 1. Where it moves between two cells, by d, the upper one gets d and the lower one -d: so to the
+// right of a cell that it lies on; a sample that was moved to the first or the last cell does not move. The slopes are
+// added up, and multiplied, as the weights are; the number of samples is taken for fixed. For an output number, over
+// the touched rows, ascending: along the row the sums over the columns, ascending, of weight * value and of (low, high)
 // slope * value; then row weight * (sums of slopes) is added up for x1 and x2, row slope * (sum of weights) for y1 and
 // y2. These four times the gradient are added up along a row of bins, channel by channel. 32 neighbouring channels (a
-// slice; absent ones are 0) are folded: the upper half added to the lower one until one is left. Their sums are added up
-// in the order of slices, then rows of bins, and multiplied by the scale. These are the same bits on every backend.
+// slice; absent ones are 0) are folded: the upper half added to the lower one until one is left. Their sums are added
+// up in the order of slices, then rows of bins, and multiplied by the scale. These are the same bits on every backend.
 #pragma once
 #include "roi.h"
 

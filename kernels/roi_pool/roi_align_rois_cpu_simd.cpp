@@ -1,6 +1,5 @@
-#include "roi_align_rois_cpu.h"
-
 #include "lanes.h"
+#include "roi_align_rois_cpu.h"
 
 namespace frcnn_fast::roi_pool {
 namespace FF_ISA {

@@ -183,8 +183,6 @@ def roi_align_rois_backward(
     check_size({"input": input}, PH, PW)
 
     def weigh(slopes: Slopes, spans: Tensor) -> tuple[Tensor, Tensor]:
-        return write_weights(
-            (input,), rois, (spatial_scale,), (), sampling_ratio, aligned, PH, PW, spans, None, slopes
-        )
+        return write_weights((input,), rois, (spatial_scale,), (), sampling_ratio, aligned, PH, PW, spans, None, slopes)
 
     sum_parts(grad, input, rois, spatial_scale, weigh, totals_kernel, grad_rois)

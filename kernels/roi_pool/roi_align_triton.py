@@ -150,7 +150,7 @@ def slope_of_sample(axis, bin, bins, i, x, low):
     amount = count.to(x.dtype)
     share = divide(bin.to(x.dtype) * amount + (index.to(x.dtype) + 0.5), amount * bins)
     high = tl.where(held, 0.0, share) if not mutant("align_slope_held") else share
-    moves = (x > 0.0 if not mutant("align_slope_first") else x > -2.0)
+    moves = x > 0.0 if not mutant("align_slope_first") else x > -2.0
     moves &= low < limit - 1 if not mutant("align_slope_last") else low < limit
     return tl.where(moves, 1.0 - high, 0.0), tl.where(moves, high, 0.0)
 

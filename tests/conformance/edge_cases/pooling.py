@@ -241,7 +241,8 @@ ROI_ALIGN = (
     edge(
         "roi_align_rois_backward",
         "two-samples",
-        _pool(RAMP + 10 * RAMP.mT, [[0, 0, 0, 1, 1]], 1, spatial_scale=2, sampling_ratio=2) | {"grad": tensor([[[[1]]]])},
+        _pool(RAMP + 10 * RAMP.mT, [[0, 0, 0, 1, 1]], 1, spatial_scale=2, sampling_ratio=2)
+        | {"grad": tensor([[[[1]]]])},
         f32([[0, 1, 10, 1, 10]]),
     ),
     # Level 4 (stride 16) for a side of exactly 224, one level a factor of two, within the levels that there are.
