@@ -132,9 +132,9 @@ def precise_weights_kernel(
             i += CELLS
 
 
-@triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
+@triton.jit(do_not_specialize=["scale", "B", "R"])
 def precise_totals_kernel(
-    rois, scale, B, R, H, W, parts, grad_rois, SLICES: tl.constexpr, PH: tl.constexpr, BLOCK: tl.constexpr
+    rois, scale, B, R, parts, grad_rois, SLICES: tl.constexpr, PH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """See roi_align_rois_triton.add_totals."""
     k = totals_item(BLOCK)[0]

@@ -133,14 +133,14 @@ def add_totals(pools, factor, R, parts, grad_rois, SLICES: tl.constexpr, PH: tl.
     tl.store(target, tl.zeros([BLOCK], total.dtype), mask=(k < R) & (corner == 0))
 
 
-@triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
+@triton.jit(do_not_specialize=["scale", "B", "R"])
 def totals_kernel(
-    rois, scale, B, R, H, W, parts, grad_rois, SLICES: tl.constexpr, PH: tl.constexpr, BLOCK: tl.constexpr
+    rois, scale, B, R, parts, grad_rois, SLICES: tl.constexpr, PH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A lane owns one corner of one RoI."""
     k = totals_item(BLOCK)[0]
     image, x1, y1, x2, y2 = load_roi(rois, k, k < R)
-    pools = (roi_image(image, B) >= 0) & (H > 0) & (W > 0)
+    pools = roi_image(image, B) >= 0
     pools = pools & is_finite_box(x1, y1, x2, y2) if not mutant("align_totals") else pools
     add_totals(pools, scalar(scale, rois.dtype.element_ty), R, parts, grad_rois, SLICES, PH, BLOCK)
 
@@ -170,7 +170,7 @@ def sum_parts(
         GRAD_LAST=is_channels_last(grad), ROIS=at_once, BINS=bins, LANES=LANES,
     )  # fmt: skip
     launch(
-        totals, (blocks_for(4 * R, BLOCK),), rois, double_bits(scale), B, R, H, W, parts, grad_rois, like=rois,
+        totals, (blocks_for(4 * R, BLOCK),), rois, double_bits(scale), B, R, parts, grad_rois, like=rois,
         SLICES=slices, PH=PH, BLOCK=BLOCK,
     )  # fmt: skip
 
