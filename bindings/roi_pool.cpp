@@ -27,8 +27,19 @@ bool output_is_channels_last(const TensorView& map, const char* name, int64_t ou
   return is_channels_last(map, name) && output_height * output_width != 1;
 }
 
-// In the compute type of dtype.
+// Where pooled maps go that are to be stored so. One channel, or one bin, is the same memory either way.
+void* pooled_data(const TensorView& output, bool channels_last) {
+  const bool either = output.numel() == 0 || output.size(1) == 1 || output.size(2) * output.size(3) == 1;
+  if (output.is_contiguous() ? channels_last && !either : !channels_last || !output.is_channels_last())
+    throw py::value_error(std::string("output: expected a ") + (channels_last ? "channels_last" : "contiguous") +
+                          " tensor, as channels_last says, got other strides");
+  return output.raw("output");
+}
+
+// In the compute type of dtype. Scripted modules ask nobody else.
 const void* rois_data(const TensorView& rois, DType dtype) {
+  if (rois.ndim() != 2 || rois.size(1) != kRoiFields)
+    throw py::value_error("rois: expected [R, 5] rows of (image, x1, y1, x2, y2), got " + rois.describe());
   if (dtype == DType::kFloat64) return rois.data<double>("rois");
   return rois.data<float>("rois");
 }
@@ -161,7 +172,7 @@ void forward(const char* op, const TensorView& first, const void* const* feature
   const DType dtype = first.dtype("features");
   const void* boxes = rois_data(rois, dtype);
   const Workspace memory(workspace);
-  void* to = output.raw("output");
+  void* to = pooled_data(output, shape.output_channels_last);
   run(
       op, first, [&] { return roi_align_cpu(dtype, shape, features, boxes, memory.data(), to); },
       [&](auto stream) { return roi_align_cuda(dtype, shape, features, boxes, memory.data(), to, stream); });
@@ -186,22 +197,41 @@ void backward(const char* op, const TensorView& grad, const TensorView& rois, co
       });
 }
 
+size_t rois_backward_workspace(const TensorView& grad, const RoiAlignShape& shape) {
+  const DType dtype = grad.dtype("grad");
+  return workspace_bytes(
+      grad, [&] { return roi_align_rois_backward_workspace_cpu(dtype, shape); },
+      [&](auto) { return roi_align_rois_backward_workspace_cuda(dtype, shape); });
+}
+
+void rois_backward(const char* op, const TensorView& grad, const void* map, const TensorView& rois,
+                   const RoiAlignShape& shape, const OptionalTensor& workspace, const TensorView& grad_rois) {
+  const DType dtype = grad.dtype("grad");
+  const void *from = grad.raw("grad"), *boxes = rois_data(rois, dtype);
+  const Workspace memory(workspace);
+  void* to = grad_rois.raw("grad_rois");
+  run(
+      op, grad, [&] { return roi_align_rois_backward_cpu(dtype, shape, from, map, boxes, memory.data(), to); },
+      [&](auto stream) {
+        return roi_align_rois_backward_cuda(dtype, shape, from, map, boxes, memory.data(), to, stream);
+      });
+}
+
 size_t roi_align_workspace(const TensorView& input, const TensorView& rois, int64_t output_height, int64_t output_width,
-                           double spatial_scale, int64_t sampling_ratio, bool aligned) {
+                           double spatial_scale, int64_t sampling_ratio, bool aligned, bool channels_last) {
   const RoiAlignLevel level = level_of(input, "input");
   const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
-  return forward_workspace(input,
-                           align_shape(input.size(0), input.size(1), {level}, rois.size(0), output_height, output_width,
-                                       output_is_channels_last(input, "input", output_height, output_width), options));
+  return forward_workspace(input, align_shape(input.size(0), input.size(1), {level}, rois.size(0), output_height,
+                                              output_width, channels_last, options));
 }
 
 void roi_align(const TensorView& input, const TensorView& rois, int64_t output_height, int64_t output_width,
-               double spatial_scale, int64_t sampling_ratio, bool aligned, const OptionalTensor& workspace,
-               const TensorView& output) {
+               double spatial_scale, int64_t sampling_ratio, bool aligned, bool channels_last,
+               const OptionalTensor& workspace, const TensorView& output) {
   const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
   const void* map = input.raw("input");
   const RoiAlignShape shape = align_shape(input.size(0), input.size(1), {level_of(input, "input")}, rois.size(0),
-                                          output_height, output_width, is_channels_last(output, "output"), options);
+                                          output_height, output_width, channels_last, options);
   forward("roi_align", input, &map, rois, shape, workspace, output);
 }
 
@@ -223,6 +253,25 @@ void roi_align_backward(const TensorView& grad, const TensorView& rois, const In
       align_shape(grad_input.size(0), grad_input.size(1), {level_of(grad_input, "grad_input")}, rois.size(0),
                   grad.size(2), grad.size(3), is_channels_last(grad, "grad"), options);
   backward("roi_align_backward", grad, rois, shape, workspace, &map);
+}
+
+RoiAlignShape rois_backward_shape(const TensorView& grad, const TensorView& input, const TensorView& rois,
+                                  double spatial_scale, int64_t sampling_ratio, bool aligned) {
+  const AlignOptions options = {&spatial_scale, sampling_ratio, aligned, 0.0, 0};
+  return align_shape(input.size(0), input.size(1), {level_of(input, "input")}, rois.size(0), grad.size(2), grad.size(3),
+                     is_channels_last(grad, "grad"), options);
+}
+
+size_t roi_align_rois_backward_workspace(const TensorView& grad, const TensorView& input, const TensorView& rois,
+                                         double spatial_scale, int64_t sampling_ratio, bool aligned) {
+  return rois_backward_workspace(grad, rois_backward_shape(grad, input, rois, spatial_scale, sampling_ratio, aligned));
+}
+
+void roi_align_rois_backward(const TensorView& grad, const TensorView& input, const TensorView& rois,
+                             double spatial_scale, int64_t sampling_ratio, bool aligned,
+                             const OptionalTensor& workspace, const TensorView& grad_rois) {
+  rois_backward("roi_align_rois_backward", grad, input.raw("input"), rois,
+                rois_backward_shape(grad, input, rois, spatial_scale, sampling_ratio, aligned), workspace, grad_rois);
 }
 
 size_t roi_align_max_workspace(const TensorView& input, const TensorView& rois, int64_t output_height,
@@ -333,34 +382,21 @@ void prroi_pool_backward(const TensorView& grad, const TensorView& rois, const I
   backward("prroi_pool_backward", grad, rois, shape, workspace, &map);
 }
 
-RoiAlignShape rois_backward_shape(const TensorView& grad, const TensorView& features, const TensorView& rois,
-                                  double spatial_scale) {
+RoiAlignShape precise_rois_shape(const TensorView& grad, const TensorView& features, const TensorView& rois,
+                                 double spatial_scale) {
   return precise_shape(features.size(0), features.size(1), level_of(features, "features"), rois, grad.size(2),
                        grad.size(3), is_channels_last(grad, "grad"), spatial_scale);
 }
 
 size_t prroi_pool_rois_backward_workspace(const TensorView& grad, const TensorView& features, const TensorView& rois,
                                           double spatial_scale) {
-  const DType dtype = grad.dtype("grad");
-  const RoiAlignShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
-  return workspace_bytes(
-      grad, [&] { return prroi_pool_rois_backward_workspace_cpu(dtype, shape); },
-      [&](auto) { return prroi_pool_rois_backward_workspace_cuda(dtype, shape); });
+  return rois_backward_workspace(grad, precise_rois_shape(grad, features, rois, spatial_scale));
 }
 
 void prroi_pool_rois_backward(const TensorView& grad, const TensorView& features, const TensorView& rois,
                               double spatial_scale, const OptionalTensor& workspace, const TensorView& grad_rois) {
-  const DType dtype = grad.dtype("grad");
-  const RoiAlignShape shape = rois_backward_shape(grad, features, rois, spatial_scale);
-  const void *from = grad.raw("grad"), *map = features.raw("features"), *boxes = rois_data(rois, dtype);
-  const Workspace memory(workspace);
-  void* to = grad_rois.raw("grad_rois");
-  run(
-      "prroi_pool_rois_backward", grad,
-      [&] { return prroi_pool_rois_backward_cpu(dtype, shape, from, map, boxes, memory.data(), to); },
-      [&](auto stream) {
-        return prroi_pool_rois_backward_cuda(dtype, shape, from, map, boxes, memory.data(), to, stream);
-      });
+  rois_backward("prroi_pool_rois_backward", grad, features.raw("features"), rois,
+                precise_rois_shape(grad, features, rois, spatial_scale), workspace, grad_rois);
 }
 
 void check_scales(const Numbers& spatial_scales, size_t L) {
@@ -384,20 +420,21 @@ RoiAlignShape pyramid_shape(const Maps& maps, const TensorView& rois, int64_t ou
 
 size_t multiscale_roi_align_workspace(const py::sequence& features, const TensorView& rois, int64_t output_height,
                                       int64_t output_width, const Numbers& spatial_scales, int64_t sampling_ratio,
-                                      bool aligned, double canonical_scale, int64_t canonical_level) {
+                                      bool aligned, double canonical_scale, int64_t canonical_level,
+                                      bool channels_last) {
   const Maps maps(features, "features");
-  const bool last = output_is_channels_last(maps.views[0], "features", output_height, output_width);
-  return forward_workspace(maps.views[0], pyramid_shape(maps, rois, output_height, output_width, last, spatial_scales,
-                                                        sampling_ratio, aligned, canonical_scale, canonical_level));
+  return forward_workspace(maps.views[0],
+                           pyramid_shape(maps, rois, output_height, output_width, channels_last, spatial_scales,
+                                         sampling_ratio, aligned, canonical_scale, canonical_level));
 }
 
 void multiscale_roi_align(const py::sequence& features, const TensorView& rois, int64_t output_height,
                           int64_t output_width, const Numbers& spatial_scales, int64_t sampling_ratio, bool aligned,
-                          double canonical_scale, int64_t canonical_level, const OptionalTensor& workspace,
-                          const TensorView& output) {
+                          double canonical_scale, int64_t canonical_level, bool channels_last,
+                          const OptionalTensor& workspace, const TensorView& output) {
   const Maps maps(features, "features");
-  const RoiAlignShape shape = pyramid_shape(maps, rois, output_height, output_width, is_channels_last(output, "output"),
-                                            spatial_scales, sampling_ratio, aligned, canonical_scale, canonical_level);
+  const RoiAlignShape shape = pyramid_shape(maps, rois, output_height, output_width, channels_last, spatial_scales,
+                                            sampling_ratio, aligned, canonical_scale, canonical_level);
   forward("multiscale_roi_align", maps.views[0], maps.data, rois, shape, workspace, output);
 }
 
@@ -435,13 +472,17 @@ const Registrar registrar([](py::module_& m) {
   m.def("roi_pool_backward", &roi_pool_backward, "grad"_a, "argmax"_a, "rois"_a, "input_shape"_a, "channels_last"_a,
         "spatial_scale"_a, "rounded"_a, "workspace"_a, "grad_input"_a);
   m.def("roi_align_workspace", &roi_align_workspace, "input"_a, "rois"_a, "output_height"_a, "output_width"_a,
-        "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
+        "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a, "channels_last"_a);
   m.def("roi_align", &roi_align, "input"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a,
-        "sampling_ratio"_a, "aligned"_a, "workspace"_a, "output"_a);
+        "sampling_ratio"_a, "aligned"_a, "channels_last"_a, "workspace"_a, "output"_a);
   m.def("roi_align_backward_workspace", &roi_align_backward_workspace, "grad"_a, "rois"_a, "input_shape"_a,
         "channels_last"_a, "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
   m.def("roi_align_backward", &roi_align_backward, "grad"_a, "rois"_a, "input_shape"_a, "channels_last"_a,
         "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a, "workspace"_a, "grad_input"_a);
+  m.def("roi_align_rois_backward_workspace", &roi_align_rois_backward_workspace, "grad"_a, "input"_a, "rois"_a,
+        "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a);
+  m.def("roi_align_rois_backward", &roi_align_rois_backward, "grad"_a, "input"_a, "rois"_a, "spatial_scale"_a,
+        "sampling_ratio"_a, "aligned"_a, "workspace"_a, "grad_rois"_a);
   m.def("prroi_pool_workspace", &prroi_pool_workspace, "features"_a, "rois"_a, "output_height"_a, "output_width"_a,
         "spatial_scale"_a);
   m.def("prroi_pool", &prroi_pool, "features"_a, "rois"_a, "output_height"_a, "output_width"_a, "spatial_scale"_a,
@@ -464,11 +505,11 @@ const Registrar registrar([](py::module_& m) {
         "input_shape"_a, "channels_last"_a, "spatial_scale"_a, "sampling_ratio"_a, "aligned"_a, "workspace"_a,
         "grad_input"_a);
   m.def("multiscale_roi_align_workspace", &multiscale_roi_align_workspace, "features"_a, "rois"_a, "output_height"_a,
-        "output_width"_a, "spatial_scales"_a, "sampling_ratio"_a, "aligned"_a, "canonical_scale"_a,
-        "canonical_level"_a);
+        "output_width"_a, "spatial_scales"_a, "sampling_ratio"_a, "aligned"_a, "canonical_scale"_a, "canonical_level"_a,
+        "channels_last"_a);
   m.def("multiscale_roi_align", &multiscale_roi_align, "features"_a, "rois"_a, "output_height"_a, "output_width"_a,
-        "spatial_scales"_a, "sampling_ratio"_a, "aligned"_a, "canonical_scale"_a, "canonical_level"_a, "workspace"_a,
-        "output"_a);
+        "spatial_scales"_a, "sampling_ratio"_a, "aligned"_a, "canonical_scale"_a, "canonical_level"_a,
+        "channels_last"_a, "workspace"_a, "output"_a);
   m.def("multiscale_roi_align_backward_workspace", &multiscale_roi_align_backward_workspace, "grad"_a, "rois"_a,
         "input_shapes"_a, "channels_last"_a, "spatial_scales"_a, "sampling_ratio"_a, "aligned"_a, "canonical_scale"_a,
         "canonical_level"_a);

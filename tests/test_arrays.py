@@ -193,6 +193,12 @@ def test_lists_grids_and_views_without_torch_on_the_gpu(cupy: Any) -> None:
         found: Any = ops.roi_align(fake_array(maps), [fake_array(boxes[0]), fake_array(boxes[1, ::2])], 2, 0.25)
         check(found, wanted, FakeArray)
         assert found.strides == wanted.numpy().strides  # the layout of the maps
+        for layout in (torch.contiguous_format, torch.channels_last):
+            asked: Any = ops.roi_align(
+                fake_array(maps), [fake_array(boxes[0]), fake_array(boxes[1, ::2])], 2, 0.25, memory_format=layout
+            )
+            check(asked, wanted, FakeArray)
+            assert asked.strides == wanted.contiguous(memory_format=layout).numpy().strides
     grids = ops.AnchorGrids([(fake_array(ops.generate_anchors((8,), (0.5, 1.0))), (2, 3), 16)])
     logits, deltas = torch.randn(1, 12, generator=g), torch.zeros(1, 12, 4)
     settings: dict[str, Any] = {"image_sizes": [(40, 60)], "pre_nms_top_n": 10, "post_nms_top_n": 5}

@@ -184,6 +184,21 @@ class TestBackboneOfOnesOwn:
         assert gradient is not None
         assert gradient.abs().sum() > 0
 
+    @pytest.mark.parametrize("pooled_levels", [(0,), (0, 1)])
+    @pytest.mark.parametrize(
+        ("changes", "contiguous"),
+        [({"head": "fc"}, True), ({"head": "conv"}, False), ({"head": "fc", "pool_levels": (2, 3)}, True)],
+        ids=["fc", "conv", "pyramid"],
+    )
+    def test_regions_are_stored_as_the_head_reads_them(self, changes, contiguous, pooled_levels):
+        """The maps are channels_last; what is flattened is pooled contiguous, so that flattening copies nothing."""
+        backbone = Pyramid((8, 16)[: len(pooled_levels)], roi_levels=pooled_levels)
+        head = strangers(backbone, pooling="roi_align", **changes).roi_head
+        maps = [m.contiguous(memory_format=torch.channels_last) for m in backbone(batch()["images"])]
+        pooled = head._pooled(maps, torch.tensor([[0.0, 4, 6, 60, 50], [1.0, 1, 2, 90, 80]]), 3)
+        assert pooled.is_contiguous() == contiguous
+        assert pooled.is_contiguous(memory_format=torch.channels_last) != contiguous
+
     def test_the_pooled_level_keeps_its_stride(self):
         both = strangers(Pyramid((8, 16), roi_levels=(1,)))
         one = strangers(Pyramid((16,)))

@@ -518,10 +518,12 @@ class TestFunctions:
         assert served == {"roi_pool" if "ool" in name else "roi_align"}
         torch.testing.assert_close(ours, theirs)
 
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
     @pytest.mark.parametrize("n", [0, 40])
-    def test_multiscale_roi_align(self, n: int, served: set[str]) -> None:
+    def test_multiscale_roi_align(self, n: int, layout: torch.memory_format, served: set[str]) -> None:
         g = torch.Generator().manual_seed(3)
-        maps = {str(i): torch.rand(2, 4, 64 >> i, 80 >> i, generator=g, requires_grad=True) for i in range(4)}
+        maps = {str(i): torch.rand(2, 4, 64 >> i, 80 >> i, generator=g) for i in range(4)}
+        maps = {name: x.contiguous(memory_format=layout).requires_grad_() for name, x in maps.items()}
         boxes = [some_boxes(n, side=s) for s in (250.0, 60.0)]
         with torch.no_grad():
             for b in boxes:
@@ -530,6 +532,7 @@ class TestFunctions:
         def run() -> tuple[Tensor, ...]:
             pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 3, 2, canonical_scale=200)
             pooled = pool(maps, boxes, [(250, 310), (256, 320)])
+            assert pooled.is_contiguous()
             return pooled.detach(), *torch.autograd.grad(pooled.square().sum(), tuple(maps.values()))
 
         theirs = run()

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCHED_BY = {"nms": "nms_padded", "batched_nms": "nms_padded", "multiscale_roi_align": "roi_align"}
 LAUNCHED_BY |= {"multiscale_roi_align_backward": "roi_align_backward"}
 LAUNCHED_BY |= {"prroi_pool": "roi_align", "prroi_pool_backward": "roi_align_backward"}
+LAUNCHED_BY |= {"prroi_pool_rois_backward": "roi_align_rois_backward"}
 LAUNCHED_BY |= samples.OPERATOR_OF
 
 # A few numbers made on the host, once a model.

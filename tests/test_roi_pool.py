@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frcnn_fast import ops, use_backend
 from frcnn_fast.kernels.roi_pool.roi_levels import level_thresholds
+from frcnn_fast.ops._operator import Operator
 
 OPS = ("roi_pool", "roi_align", "roi_align_max", "multiscale_roi_align")
 LAST = torch.channels_last
@@ -139,16 +140,16 @@ def test_maps_larger_than_a_tile(layout: torch.memory_format) -> None:
         torch.testing.assert_close((output, grad), wanted, **exact)
 
 
+def refuse_to_copy(*_: Any, **__: Any) -> Tensor:
+    raise AssertionError("copied")
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_channels_last_is_not_copied(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, rois = example(C=16)
     features = features.contiguous(memory_format=LAST)
     half = torch.nn.functional.avg_pool2d(features, 2).contiguous(memory_format=LAST)
-
-    def refuse(*_: Any, **__: Any) -> Tensor:
-        raise AssertionError("copied")
-
-    monkeypatch.setattr(Tensor, "contiguous", refuse)
+    monkeypatch.setattr(Tensor, "contiguous", refuse_to_copy)
     if op == "multiscale_roi_align":
         output = ops.multiscale_roi_align([features, half], rois, 7, (0.25, 0.125), 2)
     else:
@@ -207,18 +208,18 @@ def test_boxes_get_no_gradient(op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck_with_gradients(op: str) -> None:
     features, rois = example()
-    for layout in (torch.contiguous_format, LAST):
+    for layout, last in ((a, b) for a in (torch.contiguous_format, LAST) for b in (False, True)):
         f = features.contiguous(memory_format=layout).requires_grad_()
         if op == "roi_pool":
             torch.library.opcheck(torch.ops.frcnn_fast.roi_pool.default, (f, rois, 2, 2, 0.25, True, True, None))
         elif op == "roi_align":
-            torch.library.opcheck(torch.ops.frcnn_fast.roi_align.default, (f, rois, 2, 2, 0.25, 2, False, None))
+            torch.library.opcheck(torch.ops.frcnn_fast.roi_align.default, (f, rois, 2, 2, 0.25, 2, False, last, None))
         elif op == "roi_align_max":
             function = torch.ops.frcnn_fast.roi_align_max.default
             torch.library.opcheck(function, (f, rois, 2, 2, 0.25, 2, False, True, None))
         else:
             maps = [f, features[:, :, ::2, ::2].contiguous().requires_grad_()]
-            scalars = ((0.25, 0.125), 2, False, 64.0, 4, None)
+            scalars = ((0.25, 0.125), 2, False, 64.0, 4, last, None)
             torch.library.opcheck(torch.ops.frcnn_fast.multiscale_roi_align.default, (maps, rois, 2, 2, *scalars))
 
 
@@ -238,6 +239,69 @@ def test_compiled_training_step(op: str, layout: torch.memory_format) -> None:
         function(leaf, rois).backward()
         gradients.append(leaf.grad)
     assert torch.equal(*gradients)
+
+
+STORED = ("roi_align", "roi_align_max", "multiscale_roi_align")
+
+
+@pytest.mark.parametrize("op", STORED)
+@pytest.mark.parametrize("wanted", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize("given", [torch.contiguous_format, LAST])
+def test_the_caller_chooses_how_the_output_is_stored(
+    op: str, given: torch.memory_format, wanted: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers in either format, and gradients in either are read where they lie."""
+    features, rois = example(C=16)
+    features = features.contiguous(memory_format=given)
+    plain, plain_grad = results(op, features, rois)
+    leaf = features.detach().requires_grad_()
+    output = call(op, leaf, rois, 7, memory_format=wanted)
+    assert torch.equal(output, plain)
+    assert output.is_contiguous(memory_format=wanted)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+    for layout in (torch.contiguous_format, LAST):
+        (found,) = torch.autograd.grad(output, leaf, grad.contiguous(memory_format=layout), retain_graph=True)
+        assert torch.equal(found, plain_grad)
+        assert found.is_contiguous(memory_format=given)
+    if op == "roi_align":  # nothing is copied behind the kernel's back
+        monkeypatch.setattr(Tensor, "contiguous", refuse_to_copy)
+        assert torch.equal(call(op, features, rois, 7, memory_format=wanted), plain)
+
+
+@pytest.mark.parametrize("op", STORED)
+@pytest.mark.parametrize("wanted", [torch.contiguous_format, LAST])
+def test_compiled_code_knows_how_the_output_is_stored(op: str, wanted: torch.memory_format) -> None:
+    """A compiler that took the output for contiguous would view what it must copy, and the other way round."""
+    features, rois = example(C=16)
+    features = features.contiguous(memory_format=LAST if wanted == torch.contiguous_format else torch.contiguous_format)
+    torch._dynamo.reset()
+    strides = []
+
+    def flattened(f: Tensor, r: Tensor) -> Tensor:
+        output = call(op, f, r, 3, memory_format=wanted)
+        strides.append(output.stride())
+        return output.flatten(1) * 2
+
+    eager = flattened(features, rois)
+    compiled = torch.compile(flattened, fullgraph=True, backend="aot_eager")(features, rois)
+    assert torch.equal(eager, compiled)
+    assert strides[0] == strides[1]
+
+
+@pytest.mark.parametrize("op", STORED)
+@pytest.mark.parametrize("wrong", [torch.preserve_format, torch.channels_last_3d, "channels_last"], ids=str)
+def test_other_memory_formats_are_refused(op: str, wrong: Any) -> None:
+    features, rois = example()
+    with pytest.raises(ValueError, match=r"memory_format: expected torch\.contiguous_format, torch\.channels_last or"):
+        call(op, features, rois, memory_format=wrong)
+
+
+def test_the_binding_refuses_an_output_that_is_stored_otherwise() -> None:
+    features, rois = example()
+    output = torch.empty(9, 5, 2, 2)
+    for last, given in ((True, output), (False, output.contiguous(memory_format=LAST))):
+        with pytest.raises(ValueError, match=r"output: expected a \w+ tensor, as channels_last says"):
+            Operator.named["roi_align"].run(None, features, rois, 2, 2, 0.25, 2, False, last, into=(given,))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -328,6 +392,9 @@ def test_modules() -> None:
     assert repr(ops.RoIAlign(7, 0.5, 2, True)) == (
         "RoIAlign(output_size=7, spatial_scale=0.5, sampling_ratio=2, aligned=True)"
     )
+    stored = ops.RoIAlign(7, 0.5, 2, memory_format=LAST)
+    assert stored(features, rois).is_contiguous(memory_format=LAST)
+    assert "memory_format=torch.channels_last" in repr(stored)
     assert repr(ops.RoIPool(7, 0.5)) == "RoIPool(output_size=7, spatial_scale=0.5)"
 
 
@@ -341,6 +408,9 @@ def test_multi_scale_module_works_out_the_scales() -> None:
     wanted = ops.multiscale_roi_align([maps["a"], maps["b"]], boxes, 3, (0.25, 0.125), 2, canonical_scale=40)
     assert torch.equal(output, wanted)
     assert repr(module) == "MultiScaleRoIAlign(featmap_names=['a', 'b'], output_size=(3, 3), sampling_ratio=2)"
+    stored = ops.MultiScaleRoIAlign(["a", "b"], 3, 2, canonical_scale=40, memory_format=LAST)
+    assert torch.equal(stored(maps, boxes, sizes), wanted)
+    assert stored(maps, boxes, sizes).is_contiguous(memory_format=LAST)
     single = ops.MultiScaleRoIAlign(["b"], 3, 2)
     assert torch.equal(single(maps, boxes, sizes), ops.roi_align(maps["b"], boxes, 3, 0.125, 2))
     with pytest.raises(ValueError, match="x: expected some of the maps"):

@@ -16,6 +16,7 @@ MODULES: list[nn.Module] = [
     ops.RoIPool((3, 2), 0.25),
     ops.RoIAlign(3, 0.25, 2),
     ops.RoIAlign((2, 3), 0.25, -1, True),
+    ops.RoIAlign(3, 0.25, 2, memory_format=torch.channels_last),
     ops.PrRoIPool(3, 0.25),
 ]
 ROIS = torch.tensor([[0, 1, 1, 40, 50.0], [1, 3, 3, 20, 60], [1, 0, 9, 44, 30]])
@@ -42,6 +43,7 @@ def test_scripted(module: nn.Module, listed: bool) -> None:
     x = maps(2, 8, 12, 12)
     for given in (x, x.to(memory_format=torch.channels_last), x[:, :, ::2], x.half(), x.double()):
         assert torch.equal(scripted(given, rois), module(given, rois))
+        assert scripted(given, rois).stride() == module(given, rois).stride()
 
     def gradient(function: Any) -> Tensor:
         leaf = x.clone().requires_grad_()
@@ -56,7 +58,7 @@ def test_scripted_modules_check_their_arguments() -> None:
     scripted = torch.jit.script(ops.RoIAlign(3, 0.25, 2))
     with pytest.raises(Exception, match=r"image index|names image"):
         scripted(maps(1, 8, 12, 12), ROIS)
-    with pytest.raises(Exception, match="rois"):
+    with pytest.raises(Exception, match=r"rois: expected \[R, 5\]"):
         scripted(maps(2, 8, 12, 12), ROIS[:, 1:])
 
 

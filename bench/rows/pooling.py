@@ -31,9 +31,9 @@ def _features(shape: tuple[int, ...], device: str, channels_last: bool) -> Tenso
 
 
 def _single_level(
-    op: str, K: int, B: int, backward: bool, channels_last: bool, *, largest: bool = False
+    op: str, K: int, B: int, backward: bool, channels_last: bool, *, largest: bool = False, boxes: bool = False
 ) -> Callable[[str], Case]:
-    """largest: RoIAlign's maxima, which torchvision does not have."""
+    """largest: RoIAlign's maxima, boxes: its gradient of the boxes as well; torchvision has neither."""
 
     def make(device: str) -> Case:
         height, width = VGG.maps[0]
@@ -42,12 +42,13 @@ def _single_level(
         gradient = _features((K, CHANNELS, BINS, BINS), device, False)
         options: dict[str, Any] = {"sampling_ratio": 2} if op == "roi_align" else {}
         options |= {"mode": "max"} if largest else {}
+        options |= {"box_gradients": True} if boxes else {}
 
         def forward(function: Any, x: Tensor, regions: Tensor) -> Tensor:
             return function(x, regions, BINS, spatial_scale=SCALE, **options)
 
         def both(function: Any, x: Tensor, regions: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-            leaves = [x.detach().requires_grad_(), regions.detach().requires_grad_(op == "prroi_pool")]
+            leaves = [x.detach().requires_grad_(), regions.detach().requires_grad_(boxes or op == "prroi_pool")]
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             return torch.autograd.grad(forward(function, *leaves), wanted, gradient)
 
@@ -66,7 +67,7 @@ def _single_level(
         exact = op == "prroi_pool" or ((op == "roi_pool" or largest) and not backward)
         check = equal_to_reference(lambda _: wanted()) if exact else close_to(wanted)
         against: dict[str, Competitor] = {}
-        if not competitors.torchvision_missing and op != "prroi_pool" and not largest:
+        if not competitors.torchvision_missing and op != "prroi_pool" and not largest and not boxes:
             import torchvision.ops as tv
 
             against["torchvision"] = Competitor(call_of(getattr(tv, op)))
@@ -75,7 +76,7 @@ def _single_level(
         moved = 4 * (x.numel() + K * CHANNELS * BINS * BINS) * (2 if backward else 1)
         each = {"roi_pool": _cells(regions), "roi_align": K * BINS * BINS * 4 * 8, "prroi_pool": 2 * _touched(regions)}
         # The gradient of the RoIs takes three sums of a cell.
-        flops = CHANNELS * each[op] * ((5 if op == "prroi_pool" else 2) if backward else 1)
+        flops = CHANNELS * each[op] * ((5 if op == "prroi_pool" or boxes else 2) if backward else 1)
         return Case(call_of(getattr(ops, op)), check, against, moved, flops, fixed_shape=not backward)
 
     return make
@@ -93,14 +94,18 @@ def _touched(regions: Tensor) -> int:
     return int(sides.prod(1).sum())
 
 
-def _pyramid(K: int, channels: int, channels_last: bool) -> Callable[[str], Case]:
+def _pyramid(
+    K: int, channels: int, channels_last: bool, memory_format: torch.memory_format | None = None
+) -> Callable[[str], Case]:
     def make(device: str) -> Case:
         scales = [1 / s for s in FPN.strides[:4]]
         features = [_features((1, channels, *size), device, channels_last) for size in FPN.maps[:4]]
         regions = rois(K, shape=FPN).to(device)
 
         def run(backend: str | None = None) -> Any:
-            return ops.multiscale_roi_align(features, regions, BINS, scales, 2, backend=backend)
+            return ops.multiscale_roi_align(
+                features, regions, BINS, scales, 2, memory_format=memory_format, backend=backend
+            )
 
         against: dict[str, Competitor] = {}
         if not competitors.torchvision_missing:
@@ -141,8 +146,12 @@ def _rows() -> Iterator[Row]:
             yield Row("prroi_pool", f"300 rois {work}", _single_level("prroi_pool", 300, 1, backward, last))
             make = _single_level("roi_align", 300, 1, backward, last, largest=True)
             yield Row("roi_align", f"300 rois maxima {work}", make)
+        make = _single_level("roi_align", 300, 1, True, last, boxes=True)
+        yield Row("roi_align", f"300 rois forward+backward with boxes{layout}", make)
     yield Row("multiscale_roi_align", "1000 rois 256 channels", _pyramid(1000, 256, False), headline=True)
     yield Row("multiscale_roi_align", "1000 rois 256 channels channels_last", _pyramid(1000, 256, True))
+    make = _pyramid(1000, 256, True, torch.contiguous_format)
+    yield Row("multiscale_roi_align", "1000 rois 256 channels channels_last to contiguous", make)
 
 
 def _axis(op: str, K: int, channels_last: bool) -> tuple[str, int] | None:

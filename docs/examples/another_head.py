@@ -24,7 +24,13 @@ class ParityHead(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...], rois: Tensor) -> Tensor:
         pooled = ops.multiscale_roi_align(
-            features, rois, output_size=5, spatial_scales=self.scales, sampling_ratio=2, canonical_scale=32
+            features,
+            rois,
+            output_size=5,
+            spatial_scales=self.scales,
+            sampling_ratio=2,
+            canonical_scale=32,
+            memory_format=torch.contiguous_format,  # what nn.Flatten need not copy; the maps are channels_last
         )
         return self.layers(pooled)
 

@@ -124,7 +124,7 @@ def _aligned_pool(op: Any, input: Any, boxes: Any, image: Any, size: tuple[int, 
 
 def _roi_align(op: Any, input: Any, rois: Any, height: int, width: int, *scalars: Any) -> Any:
     image, boxes = _image_and_boxes(op, rois)
-    return _aligned_pool(op, input, boxes, image, (height, width), *scalars)
+    return _aligned_pool(op, input, boxes, image, (height, width), *scalars[:-1])  # ONNX knows no layouts
 
 
 def _roi_pool(
@@ -152,6 +152,7 @@ def _multiscale_roi_align(
     aligned: bool,
     canonical_scale: float,
     canonical_level: int,
+    channels_last: bool,
 ) -> Any:
     """Every box is pooled from its level alone, then rows are put back in their order."""
     image, boxes = _image_and_boxes(op, rois)
@@ -216,8 +217,8 @@ _LEAVES = (
     _Leaf(f"{NAMESPACE}::keep_mask", "v v v f i", _keep_mask),
     _Leaf(f"{NAMESPACE}::ranked_rows", "v v v f", _ranked_rows),
     _Leaf("frcnn_fast::roi_pool", "v v i i f b b", _roi_pool),
-    _Leaf("frcnn_fast::roi_align", "v v i i f i b", _roi_align),
-    _Leaf("frcnn_fast::multiscale_roi_align", "L v i i fs i b f i", _multiscale_roi_align),
+    _Leaf("frcnn_fast::roi_align", "v v i i f i b b", _roi_align),
+    _Leaf("frcnn_fast::multiscale_roi_align", "L v i i fs i b f i b", _multiscale_roi_align),
 )
 
 

@@ -43,10 +43,10 @@ def roi_align_forward(
         output.copy_(found.masked_fill_(nothing, _LOWEST))
         argmax_y.copy_(y.masked_fill_(nothing, NOWHERE))
         argmax_x.copy_(x.masked_fill_(nothing, NOWHERE))
-    elif output.is_contiguous() and not is_channels_last(input):
-        _align.run(None, input, rois, *scalars, into=(output,))
+    elif dense(output) is output:
+        _align.run(None, input, rois, *scalars, is_channels_last(output), into=(output,))
     else:
-        output.copy_(_align.run(None, input, rois, *scalars))
+        output.copy_(_align.run(None, input, rois, *scalars, False))
 
 
 def roi_align_backward(

@@ -55,7 +55,7 @@ class FasterRCNN(nn.Module):
         num_classes: classes including the background, K + 1.
         config: settings; the defaults are the paper's.
         head: module from pooled features [R, C, pool, pool] to [R, head.out_features]; default: what config.head
-            names.
+            names. `flattens = True` on it says that it begins by flattening them.
         class_names: label k is class_names[k - 1]; default: the label itself.
 
     In training mode `forward` returns the four losses, at test `Detections`. `rng` (int64 [2]: seed, step) drives the

@@ -32,6 +32,8 @@ def build_head(backbone: nn.Module, channels: int, config: DetectorConfig) -> nn
 class TwoLayerHead(nn.Module):
     """fc6 and fc7 of any width, with torchvision's names; He initialisation."""
 
+    flattens = True  # see RoIHead
+
     def __init__(self, in_features: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.out_features = width
@@ -83,7 +85,9 @@ class RoIHead(nn.Module):
     the bins of all sizes are one vector. One size is the paper's pooling.
 
     Args:
-        body: module from [R, C, pool, pool] to [R, body.out_features]; from [R, C * bins] with a pyramid.
+        body: module from [R, C, pool, pool] to [R, body.out_features]; from [R, C * bins] with a pyramid. One whose
+            `flattens` is true begins by flattening its input, which is then pooled contiguous; any other gets it in
+            the maps' memory format.
         shape: of the backbone's maps; those at its `roi_levels` are pooled.
         num_classes: K + 1, the background included.
         config: pooling and predictor settings.
@@ -97,6 +101,8 @@ class RoIHead(nn.Module):
                 "use 'roi_align'"
             )
         self.body = body
+        flattens = bool(config.pool_levels) or getattr(body, "flattens", False)
+        self.memory_format = torch.contiguous_format if flattens else None
         self.levels = shape.roi_levels
         self.level_areas: Tensor
         self.scales = [1.0 / stride for stride in shape.roi_strides]
@@ -129,7 +135,15 @@ class RoIHead(nn.Module):
         if config.pooling == "prroi_pool":
             return self._precise(features, rois, size)
         if len(features) == 1:
-            return ops.roi_align(features[0], rois, size, self.scales[0], config.sampling_ratio, config.aligned)
+            return ops.roi_align(
+                features[0],
+                rois,
+                size,
+                self.scales[0],
+                config.sampling_ratio,
+                config.aligned,
+                memory_format=self.memory_format,
+            )
         return ops.multiscale_roi_align(
             features,
             rois,
@@ -139,6 +153,7 @@ class RoIHead(nn.Module):
             aligned=config.aligned,
             canonical_scale=config.canonical_scale,
             canonical_level=config.canonical_level,
+            memory_format=self.memory_format,
         )
 
     def _precise(self, features: Sequence[Tensor], rois: Tensor, size: int) -> Tensor:

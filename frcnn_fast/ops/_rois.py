@@ -82,6 +82,18 @@ def dense(maps: Tensor) -> Tensor:
     return maps.contiguous()
 
 
+def pools_channels_last(memory_format: torch.memory_format | None, features: Tensor) -> bool:
+    """Whether what is pooled from the (dense) features is to be channels_last; None: as they are."""
+    if memory_format is None:
+        return is_channels_last(features)
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            "memory_format: expected torch.contiguous_format, torch.channels_last or None (as the features), "
+            f"got {memory_format!r}"
+        )
+    return memory_format == torch.channels_last
+
+
 def empty_maps(shape: Sequence[int], dtype: torch.dtype, like: Tensor, channels_last: bool) -> Tensor:
     """Uninitialised [n, C, h, w] on the device of `like`."""
     if not channels_last:

@@ -37,6 +37,20 @@ def _scripted_dense(maps: Tensor) -> Tensor:
     return maps if maps.is_contiguous(memory_format=torch.channels_last) else maps.contiguous()
 
 
+def _scripted_layout(channels_last: bool | None, maps: Tensor) -> bool:
+    """`pools_channels_last`."""
+    return not maps.is_contiguous() if channels_last is None else channels_last
+
+
+def _as_asked(memory_format: torch.memory_format | None) -> bool | None:
+    """Whether the output is to be channels_last; None: as the features are. (torch.jit has no memory formats.)"""
+    return None if memory_format is None else memory_format == torch.channels_last
+
+
+def _said(memory_format: torch.memory_format | None) -> str:
+    return "" if memory_format is None else f", memory_format={memory_format}"
+
+
 def _scripted_pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     """`output_pair`."""
     if isinstance(size, int):
@@ -72,29 +86,44 @@ class RoIPool(nn.Module):
 class RoIAlign(nn.Module):
     """See `roi_align`."""
 
+    channels_last: Optional[bool]  # noqa: UP045
+
     def __init__(
-        self, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool = False
+        self,
+        output_size: int | tuple[int, int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool = False,
+        *,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
+        self.memory_format = memory_format
+        self.channels_last = _as_asked(memory_format)
 
     def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         if torch.jit.is_scripting():
-            rows, (height, width) = _scripted_rois(rois, input), _scripted_pair(self.output_size)
+            rows, (height, width) = _scripted_rois(rois, input).detach(), _scripted_pair(self.output_size)
             scalars = float(self.spatial_scale), self.sampling_ratio, self.aligned
+            dense = _scripted_dense(input)
             return torch.ops.frcnn_fast.roi_align(
-                _scripted_dense(input), rows, height, width, scalars[0], scalars[1], scalars[2], None
-            )
+                dense, rows, height, width, scalars[0], scalars[1], scalars[2],
+                _scripted_layout(self.channels_last, dense), None,
+            )  # fmt: skip
         else:
-            return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
+            return roi_align(
+                input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned,
+                memory_format=self.memory_format,
+            )  # fmt: skip
 
     def extra_repr(self) -> str:
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}{_said(self.memory_format)}"
         )
 
 
@@ -147,6 +176,7 @@ class MultiScaleRoIAlign(nn.Module):
 
     # What torch.jit reads: no string, so that this module postpones no annotations, and no new style of union.
     scales: Optional[list[float]]  # noqa: UP045
+    channels_last: Optional[bool]  # noqa: UP045
 
     def __init__(
         self,
@@ -156,6 +186,7 @@ class MultiScaleRoIAlign(nn.Module):
         *,
         canonical_scale: int = 224,
         canonical_level: int = 4,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         super().__init__()
         self.featmap_names = list(featmap_names)
@@ -164,6 +195,8 @@ class MultiScaleRoIAlign(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
+        self.memory_format = memory_format
+        self.channels_last = _as_asked(memory_format)
         self.scales = None
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
@@ -181,15 +214,18 @@ class MultiScaleRoIAlign(nn.Module):
             dense = [_scripted_dense(feature) for feature in features]
             return torch.ops.frcnn_fast.multiscale_roi_align(
                 dense, _scripted_rois(boxes, dense[0]), self.output_size[0], self.output_size[1], scales,
-                self.sampling_ratio, False, float(self.canonical_scale), self.canonical_level, None,
+                self.sampling_ratio, False, float(self.canonical_scale), self.canonical_level,
+                _scripted_layout(self.channels_last, dense[0]), None,
             )  # fmt: skip
         else:
             return multiscale_roi_align(
                 features, boxes, self.output_size, scales, self.sampling_ratio,
                 canonical_scale=self.canonical_scale, canonical_level=self.canonical_level,
+                memory_format=self.memory_format,
             )  # fmt: skip
 
     def extra_repr(self) -> str:
         return (
-            f"featmap_names={self.featmap_names}, output_size={self.output_size}, sampling_ratio={self.sampling_ratio}"
+            f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
+            f"sampling_ratio={self.sampling_ratio}{_said(self.memory_format)}"
         )

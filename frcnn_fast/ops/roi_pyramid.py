@@ -19,6 +19,7 @@ from frcnn_fast.ops._rois import (
     empty_maps,
     is_channels_last,
     output_pair,
+    pools_channels_last,
     roi_tensor,
 )
 
@@ -26,7 +27,7 @@ from frcnn_fast.ops._rois import (
 def _outputs(a: Any) -> tuple[Tensor]:
     first = a.features[0]
     shape = (a.rois.shape[0], first.shape[1], a.output_height, a.output_width)
-    return (empty_maps(shape, first.dtype, first, is_channels_last(first)),)
+    return (empty_maps(shape, first.dtype, first, a.channels_last),)
 
 
 def _setup(ctx: Any, a: Any, output: Tensor) -> None:
@@ -43,8 +44,8 @@ def _gradient(ctx: Any, grad: Tensor) -> dict[str, list[Tensor]]:
 
 _multiscale = Operator(
     "multiscale_roi_align(Tensor[] features, Tensor rois, SymInt output_height, SymInt output_width, "
-    "float[] spatial_scales, int sampling_ratio, bool aligned, float canonical_scale, int canonical_level) "
-    "-> Tensor output",
+    "float[] spatial_scales, int sampling_ratio, bool aligned, float canonical_scale, int canonical_level, "
+    "bool channels_last) -> Tensor output",
     outputs=_outputs,
     workspace=lambda C, a: C.multiscale_roi_align_workspace(*a),
     oracle=reference.multiscale_roi_align,
@@ -82,14 +83,15 @@ def multiscale_roi_align(
     aligned: bool = False,
     canonical_scale: float = 224.0,
     canonical_level: int = 4,
+    memory_format: torch.memory_format | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """RoIAlign of each region on its own level of a pyramid, [R, C, PH, PW] (Lin et al. 2017, equation 1).
 
-    features: up to 8 maps [B, C, H_l, W_l] of one dtype, each contiguous or channels_last (the output is stored as the
-    first one), finest first; spatial_scales: cells a pixel of each, neighbouring powers of two. boxes, output_size,
-    sampling_ratio, aligned, the order of the sums, errors and the treatment of padding and of odd values as in
-    `roi_align`.
+    features: up to 8 maps [B, C, H_l, W_l] of one dtype, each contiguous or channels_last, finest first;
+    spatial_scales: cells a pixel of each, neighbouring powers of two. boxes, output_size, sampling_ratio, aligned,
+    memory_format (None: as the first of the features), the order of the sums, errors and the treatment of padding and
+    of odd values as in `roi_align`.
 
     Level: floor(canonical_level + log2(sqrt(area) / canonical_scale) + 1e-6), at least the finest and at most the
     coarsest one, found by comparing the area with thresholds, which every backend does alike. A NaN area belongs to the
@@ -119,6 +121,6 @@ def multiscale_roi_align(
     height, width = output_pair(output_size)
     rois = roi_tensor(boxes, first)
     maps = [dense(f) for f in features]
-    return _multiscale(
-        maps, rois, height, width, scales, int(sampling_ratio), bool(aligned), *canonical, backend=backend
-    )
+    channels_last = pools_channels_last(memory_format, maps[0])
+    scalars = (scales, int(sampling_ratio), bool(aligned), *canonical, channels_last)
+    return _multiscale(maps, rois, height, width, *scalars, backend=backend)

@@ -167,7 +167,8 @@ def _pool(self: Any, x: list[Tensor], box_lists: Any) -> Any:
         aligned=poolers[0].aligned,
         canonical_scale=self.canonical_box_size,
         canonical_level=self.canonical_level,
-    ).contiguous()
+        memory_format=torch.contiguous_format,
+    )
 
 
 def _inference(self: Any, predictions: Any, proposals: Any) -> Any:

@@ -340,7 +340,7 @@ def _extract(self: Any, feats: Any, rois: Tensor, roi_scale_factor: float | None
     finest = int(strides[0]).bit_length() - 1
     if strides != [2 ** (finest + level) for level in range(len(strides))]:
         return NotImplemented
-    pooled = ops.multiscale_roi_align(
+    return ops.multiscale_roi_align(
         list(feats),
         rois,
         first.output_size,
@@ -349,8 +349,8 @@ def _extract(self: Any, feats: Any, rois: Tensor, roi_scale_factor: float | None
         aligned=first.aligned,
         canonical_scale=self.finest_scale,
         canonical_level=finest,
+        memory_format=torch.contiguous_format,
     )
-    return pooled.contiguous()
 
 
 _INSTEAD_OF: dict[str, Callable[..., Any]] = {

@@ -281,7 +281,7 @@ def _as_autocast_pooling(input: Any, boxes: Any) -> tuple[Any, Any]:
     return maps, boxes
 
 
-# torchvision's results are contiguous; ours are stored as the features are.
+# torchvision's results are contiguous, ours are stored as the features are unless asked otherwise.
 
 
 def _roi_pool(input: Tensor, boxes: Any, output_size: Any, spatial_scale: float = 1.0) -> Any:
@@ -304,8 +304,10 @@ def _roi_align(
     maps, rois = _as_autocast_pooling(input, boxes)
     if not _served_rois(maps, rois):
         return NotImplemented
-    pooled = ops.roi_align(maps, rois, output_size, spatial_scale, sampling_ratio, aligned)
-    return pooled.contiguous().to(input.dtype)
+    pooled = ops.roi_align(
+        maps, rois, output_size, spatial_scale, sampling_ratio, aligned, memory_format=torch.contiguous_format
+    )
+    return pooled.to(input.dtype)
 
 
 def _multiscale_roi_align(
@@ -331,9 +333,16 @@ def _multiscale_roi_align(
     ):
         return NotImplemented
     pooled = ops.multiscale_roi_align(
-        x_filtered, boxes, output_size, scales, sampling_ratio, canonical_scale=mapper.s0, canonical_level=mapper.lvl0
+        x_filtered,
+        boxes,
+        output_size,
+        scales,
+        sampling_ratio,
+        canonical_scale=mapper.s0,
+        canonical_level=mapper.lvl0,
+        memory_format=torch.contiguous_format,
     )
-    return pooled.contiguous().to(dtype)
+    return pooled.to(dtype)
 
 
 # RegionProposalNetwork

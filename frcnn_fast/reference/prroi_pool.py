@@ -16,9 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .roi_pool import image_of
-
-SLICE = 32  # channels whose gradients are folded together
+from .roi_pool import TouchedCells, gradient_of_corners, image_of, sum_in_order
 
 
 def _hat(t: np.floating) -> np.floating:
@@ -95,13 +93,6 @@ def _bins(
     return axes[0], axes[1]
 
 
-def _sum(terms: np.ndarray) -> np.ndarray:
-    """Over the last axis, one after the other, from 0 on."""
-    if terms.shape[-1] == 0:
-        return np.zeros(terms.shape[:-1], terms.dtype)
-    return np.add.accumulate(terms, axis=-1)[..., -1] + terms.dtype.type(0)
-
-
 def prroi_pool(
     features: np.ndarray, rois: np.ndarray, output_height: int, output_width: int, spatial_scale: float = 1.0
 ) -> np.ndarray:
@@ -122,7 +113,7 @@ def prroi_pool(
                 for q, column in enumerate(bins[1]):
                     weights = row.weights[:, None] * column.weights[None, :]
                     cells = weights.astype(features.dtype) * features[image, :, row.cells, column.cells]
-                    output[k, :, p, q] = _sum(cells.reshape(channels, weights.size))
+                    output[k, :, p, q] = sum_in_order(cells.reshape(channels, weights.size))
     return output
 
 
@@ -153,17 +144,8 @@ def prroi_pool_backward(
 def prroi_pool_rois_backward(
     grad: np.ndarray, features: np.ndarray, rois: np.ndarray, spatial_scale: float = 1.0
 ) -> np.ndarray:
-    """Gradient of prroi_pool in its RoIs, [R, 5], 0 in the image's place.
-
-    The derivative of an output number in a corner: along each touched row the sums over the columns, ascending, of
-    weight * value and of slope * value (low, high); then over the rows, ascending, the sums of row weight * (sum of
-    slopes) for x1 and x2, of row slope * (sum of weights) for y1 and y2. These times the gradient are added up along a
-    row of bins, channel by channel; 32 neighbouring channels are folded, the upper half added to the lower one until
-    one is left (absent channels are 0); their sums are added up in the order of channels, then rows of bins, and
-    multiplied by the scale.
-    """
+    """Gradient of prroi_pool in its RoIs, [R, 5], 0 in the image's place. The sums' order: see gradient_of_corners."""
     batch, channels, height, width = features.shape
-    dtype, slices = grad.dtype.type, -(-channels // SLICE)
     grad_rois = np.zeros(rois.shape, grad.dtype)
     with np.errstate(all="ignore"):
         for k, roi in enumerate(rois):
@@ -171,22 +153,7 @@ def prroi_pool_rois_backward(
             bins = _bins(roi, (height, width), grad.shape[2:], spatial_scale)
             if image < 0 or bins is None or channels == 0:
                 continue
-            parts = np.zeros((4, slices, len(bins[0])), grad.dtype)
-            for p, row in enumerate(bins[0]):
-                lanes = np.zeros((4, slices * SLICE), grad.dtype)
-                for q, column in enumerate(bins[1]):
-                    cells = features[image, :, row.cells, column.cells]
-                    mean, low, high = (
-                        _sum(cells * along.astype(grad.dtype)) for along in (column.weights, *column.slopes)
-                    )
-                    weight, row_low, row_high = (along.astype(grad.dtype) for along in (row.weights, *row.slopes))
-                    products = (weight * low, row_low * mean, weight * high, row_high * mean)
-                    slopes = np.stack([_sum(product) for product in products])
-                    lanes[:, :channels] += grad[k, :, p, q] * slopes
-                folded = lanes.reshape(4, slices, SLICE)
-                while folded.shape[-1] > 1:
-                    half = folded.shape[-1] // 2
-                    folded = folded[..., :half] + folded[..., half:]
-                parts[:, :, p] = folded[..., 0]
-            grad_rois[k, 1:] = _sum(parts.reshape(4, -1)) * dtype(spatial_scale)
+            rows, columns = ([TouchedCells(b.cells, b.weights, b.slopes) for b in along] for along in bins)
+            grad_rois[k, 1:] = gradient_of_corners(grad[k], features[image], rows, columns)
+        grad_rois *= grad.dtype.type(spatial_scale)
     return grad_rois

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +50,15 @@ def _bins(start: np.floating, end: np.floating, rounded: bool, count: int, limit
     else:
         edges = [(np.floor(dtype(p) * size + start), np.ceil(dtype(p + 1) * size + start)) for p in range(count)]
     return [(clamped(begin), clamped(end)) for begin, end in edges]
+
+
+class TouchedCells(NamedTuple):
+    """Of a bin along one axis: the cells that it touches, ascending, the weight of each, and (slopes) [2, cells] the
+    derivatives of the weights in the low and in the high end of the RoI, in cells."""
+
+    cells: np.ndarray | slice
+    weights: np.ndarray
+    slopes: np.ndarray
 
 
 def roi_pool(
@@ -128,18 +138,20 @@ def roi_pool_backward(
 
 
 class _Samples:
-    """Bilinear sample positions of one RoI along one axis, [bins, per_bin]: two cells and their weights."""
+    """Bilinear sample positions of one RoI along one axis, [bins, per_bin]: two cells and their weights, and (moves)
+    how far the low and the high end of the RoI move each sample between them."""
 
     def __init__(self, low: np.floating, high: np.floating, bins: int, ratio: int, aligned: bool, limit: int):
         dtype = type(low)
         length = high - low
-        if not aligned and not length > 1:
+        held = not aligned and not length > 1
+        if held:
             length = dtype(1)
         size = length / dtype(bins)
         count = ratio if ratio > 0 else max(int(np.ceil(size)), 0)
         steps = (np.arange(count).astype(dtype) + dtype(0.5)) * size / dtype(max(count, 1))
         position = low + np.arange(bins).astype(dtype)[:, None] * size + steps[None, :]
-        self.count, self.place = count, position
+        self.count, self.place, self.reversed = count, position, size < 0
         self.inside = (position >= -1) & (position <= limit)
         position = np.where(self.inside & (position > 0), position, dtype(0))
         cell = position.astype(np.int64)
@@ -148,16 +160,37 @@ class _Samples:
         self.high = np.where(last, limit - 1, cell + 1)
         self.weight_high = np.where(last, dtype(0), position - cell.astype(dtype))
         self.weight_low = dtype(1) - self.weight_high
+        # Of p * count + (i + 0.5) out of count * bins parts the high end's; what was moved onto a cell stays there.
+        index = np.arange(bins).astype(dtype)[:, None] * dtype(count) + (np.arange(count).astype(dtype) + dtype(0.5))
+        share = np.zeros_like(index) if held else index / (dtype(max(count, 1)) * dtype(bins))
+        free = self.inside & (self.place > 0) & ~last
+        self.moves = [np.where(free, part, dtype(0)) for part in (dtype(1) - share, share)]
 
     def by_cell(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the samples of a bin added up cell by cell, [bins, limit], and which cells a sample touches."""
-        weights = np.zeros((len(self.low), limit), self.weight_low.dtype)
-        touched = np.zeros(weights.shape, bool)
-        bins = np.argwhere(self.inside)[:, :1]
-        cells = np.stack([self.low, self.high], axis=-1)[self.inside]
-        np.add.at(weights, (bins, cells), np.stack([self.weight_low, self.weight_high], axis=-1)[self.inside])
-        touched[bins, cells] = True
+        weights, touched = self._summed(limit, self.weight_low, self.weight_high)
         return weights, touched
+
+    def bins(self, limit: int, factor: np.floating) -> list[TouchedCells]:
+        """What each bin touches; weights and slopes times factor."""
+        weights, touched = self.by_cell(limit)
+        slopes = np.stack([self._summed(limit, -move, move)[0] for move in self.moves])
+        return [
+            TouchedCells(np.flatnonzero(here), weights[p, here] * factor, slopes[:, p, here] * factor)
+            for p, here in enumerate(touched)
+        ]
+
+    def _summed(self, limit: int, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What samples give their two cells, added up in the order of their positions, and which cells they touch."""
+        sums = np.zeros((len(self.low), limit), low.dtype)
+        touched = np.zeros(sums.shape, bool)
+        step = -1 if self.reversed else 1
+        inside = self.inside[:, ::step]
+        bins = np.argwhere(inside)[:, :1]
+        cells = np.stack([self.low, self.high], axis=-1)[:, ::step][inside]
+        np.add.at(sums, (bins, cells), np.stack([low, high], axis=-1)[:, ::step][inside])
+        touched[bins, cells] = True
+        return sums, touched
 
 
 def _sample_grid(
@@ -191,8 +224,9 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
+    channels_last: bool = False,
 ) -> np.ndarray:
-    """Mean of bilinear samples in each bin, [R, C, PH, PW].
+    """Mean of bilinear samples in each bin, [R, C, PH, PW]. The layout that a kernel writes does not matter here.
 
     The weights of a bin's samples are added up along each axis before they meet the values; NaN and infinity count in
     every cell that a sample touches, even with weight 0.
@@ -250,6 +284,79 @@ def roi_align_backward(
                 for c in range(channels):
                     np.add.at(grad_input[image, c], cell, (weight.astype(grad.dtype) * share[c])[inside])
     return grad_input.reshape(input_shape)
+
+
+SLICE = 32  # channels whose gradients are folded together
+
+
+def sum_in_order(terms: np.ndarray) -> np.ndarray:
+    """Over the last axis, one after the other, from 0 on."""
+    if terms.shape[-1] == 0:
+        return np.zeros(terms.shape[:-1], terms.dtype)
+    return np.add.accumulate(terms, axis=-1)[..., -1] + terms.dtype.type(0)
+
+
+def gradient_of_corners(
+    grad: np.ndarray, image: np.ndarray, rows: Sequence[TouchedCells], columns: Sequence[TouchedCells]
+) -> np.ndarray:
+    """The gradient of one RoI in (x1, y1, x2, y2), in cells: grad [C, PH, PW], image [C, H, W], C > 0.
+
+    The derivative of an output number in a corner: along each touched row the sums over the columns, ascending, of
+    weight * value and of slope * value (low, high); then over the rows, ascending, the sums of row weight * (sum of
+    slopes) for x1 and x2, of row slope * (sum of weights) for y1 and y2. These times the gradient are added up along a
+    row of bins, channel by channel; 32 neighbouring channels are folded, the upper half added to the lower one until
+    one is left (absent channels are 0); their sums are added up in the order of channels, then rows of bins.
+    """
+    channels = len(grad)
+    slices = -(-channels // SLICE)
+    parts = np.zeros((4, slices, len(rows)), grad.dtype)
+    for p, row in enumerate(rows):
+        weight, row_low, row_high = (along.astype(grad.dtype) for along in (row.weights, *row.slopes))
+        lanes = np.zeros((4, slices * SLICE), grad.dtype)
+        for q, column in enumerate(columns):
+            cells = image[:, row.cells][:, :, column.cells]
+            mean, low, high = (
+                sum_in_order(cells * along.astype(grad.dtype)) for along in (column.weights, *column.slopes)
+            )
+            products = (weight * low, row_low * mean, weight * high, row_high * mean)
+            lanes[:, :channels] += grad[:, p, q] * np.stack([sum_in_order(product) for product in products])
+        folded = lanes.reshape(4, slices, SLICE)
+        while folded.shape[-1] > 1:
+            half = folded.shape[-1] // 2
+            folded = folded[..., :half] + folded[..., half:]
+        parts[:, :, p] = folded[..., 0]
+    return sum_in_order(parts.reshape(4, -1))
+
+
+def roi_align_rois_backward(
+    grad: np.ndarray,
+    input: np.ndarray,
+    rois: np.ndarray,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> np.ndarray:
+    """Gradient of roi_align in its RoIs, [R, 5], 0 in the image's place; the number of samples is taken for fixed.
+
+    A sample between two cells moves with the RoI's ends, each by its share, and the value there changes by the
+    difference of the cells; one that was moved to the first or the last cell, and one outside the map, does not. Where
+    the length is held at 1 the low end alone moves the samples. The sums' order: see gradient_of_corners.
+    """
+    size = grad.shape[2], grad.shape[3]
+    batch, channels, height, width = input.shape
+    grad_rois = np.zeros(rois.shape, grad.dtype)
+    number = rois.dtype.type
+    with np.errstate(all="ignore"):
+        for k, roi in enumerate(rois):
+            image = image_of(roi, batch)
+            if image < 0 or not np.isfinite(roi).all() or channels * height * width == 0:
+                continue
+            rows, columns = _sample_grid(roi, (height, width), size, spatial_scale, sampling_ratio, aligned)
+            share = number(1) / number(max(rows.count * columns.count, 1))
+            bins = rows.bins(height, share), columns.bins(width, number(1))
+            grad_rois[k, 1:] = gradient_of_corners(grad[k], input[image], *bins)
+        grad_rois *= grad.dtype.type(spatial_scale)
+    return grad_rois
 
 
 def roi_align_max(
@@ -371,8 +478,9 @@ def multiscale_roi_align(
     aligned: bool = False,
     canonical_scale: float = 224.0,
     canonical_level: int = 4,
+    channels_last: bool = False,
 ) -> np.ndarray:
-    """roi_align of each RoI [R, 5] on its own pyramid level."""
+    """roi_align of each RoI [R, 5] on its own pyramid level. The layout that a kernel writes does not matter here."""
     levels = roi_levels(rois, spatial_scales, canonical_scale, canonical_level)
     size = output_height, output_width
     output = np.zeros((len(rois), features[0].shape[1], *size), features[0].dtype)

@@ -5,20 +5,6 @@
 
 namespace frcnn_fast::roi_pool {
 
-// Slopes of the weights of an AxisTable, each in its weight's place.
-template <class U>
-struct Slopes {
-  Slope<U>*rows, *columns;
-
-  static Slopes take(WorkspaceArena& arena, const RoiAlignShape& s) {
-    Slope<U>* rows = arena.take<Slope<U>>(s.R * s.PH * s.max_height());
-    return {rows, arena.take<Slope<U>>(s.R * s.PW * s.max_width())};
-  }
-};
-
-// What the weights are for: with kGather there are tables to fill, with kSlopes slopes.
-enum class Weighs { kForward, kGather, kSlopes };
-
 // With kGather the first L * B blocks list the RoIs of each image and level. Then each warp has one axis of one RoI and
 // takes its bins one after the other, a lane a cell; with kGather then a lane a cell of all that the RoI touches. No
 // thread reads what another one writes.

@@ -3,37 +3,21 @@
 //
 // Between its cells the map is interpolated bilinearly, beyond them it is 0: every cell stands under a hat, max(0, 1 -
 // |t|) along each axis. So a bin's mean is separable as RoIAlign's is, and runs through the same kernels (roi_align.h,
-// RoiAlignShape::precise) with the weights below in the place of the samples'. Here besides: the weights' derivatives,
-// their slopes, and the gradient of the RoIs made of them.
+// RoiAlignShape::precise), forward and backward, with the weights below and their slopes in the place of the samples'.
 //
 // Along each axis, in the compute type, every operation rounded by itself: start = low * scale, length = high * scale -
 // start, size = length / bins; bin p reaches from start + p * size to start + (p + 1) * size. A RoI whose length is not
 // positive and finite along both axes pools nothing.
-//
-// The gradient of a RoI. For an output number, over the touched rows, ascending: along the row the sums over the
-// columns, ascending, of weight * value and of (low, high) slope * value; then row weight * (sums of slopes) is added
-// up for x1 and x2, row slope * (sum of weights) for y1 and y2. These four times the gradient are added up along a row
-// of bins, channel by channel. 32 neighbouring channels (a slice; absent ones are 0) are folded: the upper half added
-// to the lower one until one is left. Their sums are added up in the order of slices, then rows of bins, and multiplied
-// by the scale. These are the same bits on every backend.
 #pragma once
 #include "roi_align.h"
 
 namespace frcnn_fast::roi_pool {
-
-constexpr int kSliceLanes = 32;  // channels of a slice
 
 template <class U>
 FF_HD U hat(U t) {
   const U below = U(1) - (t < U(0) ? -t : t);
   return below > U(0) ? below : FF_MUTANT(precise_hat, U(0), below);
 }
-
-// The derivatives of a cell's weight in the low and in the high end of the RoI, in cells.
-template <class U>
-struct Slope {
-  U low, high;
-};
 
 // One bin along one axis: it touches the cells whose hats reach into it and that are on the map, first ... last; none:
 // last < first.
@@ -114,15 +98,5 @@ FF_HD PreciseAxes<U> make_axes(const U* roi, U scale, int64_t PH, int64_t PW, in
   if (axes.rows.limit == 0 || axes.columns.limit == 0) axes.rows.limit = axes.columns.limit = 0;
   return axes;
 }
-
-// shape: precise, of one level. grad_output [R, C, PH, PW] as output_channels_last says, features [B, C, H, W], rois
-// [R, 5] in the compute type; output: grad_rois [R, 5].
-size_t prroi_pool_rois_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape);
-Status prroi_pool_rois_backward_cpu(DType dtype, const RoiAlignShape& shape, const void* grad_output,
-                                    const void* features, const void* rois, void* workspace, void* grad_rois);
-size_t prroi_pool_rois_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape);
-Status prroi_pool_rois_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output,
-                                     const void* features, const void* rois, void* workspace, void* grad_rois,
-                                     Stream stream);
 
 }  // namespace frcnn_fast::roi_pool

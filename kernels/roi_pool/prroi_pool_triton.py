@@ -1,8 +1,6 @@
 """prroi_pool.h in Triton. One launch writes each RoI's weights along both axes, cell by cell, in the form that
-RoIAlign's kernels read (roi_align_triton.py), which then sum up or gather.
-
-The gradient of the RoIs takes three launches: weights and slopes; parts, a slice of channels of some rows of bins; and
-the sums of the parts.
+RoIAlign's kernels read (roi_align_triton.py and, with their slopes, roi_align_rois_triton.py), which then sum up or
+gather.
 """
 
 from collections.abc import Sequence
@@ -11,17 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.launch_triton import blocks_for, double_bits, launch
+from ..common.launch_triton import double_bits, launch
 from ..common.mutant_triton import mutant
-from ..common.numeric_triton import compute_type, divide, folded, is_finite, scalar, widen
+from ..common.numeric_triton import divide, is_finite, scalar
+from .roi_align_rois_triton import Slopes, add_totals, sum_parts, totals_item
 from .roi_align_triton import empty_spans, owed_by_weight, sum_cells, weights_of_roi
 from .roi_gather_triton import MEMBERS, Tables, gather, list_members, store_bins
-from .roi_triton import AxisTile, axis_tile, check_size, is_channels_last, load_roi, roi_image
-
-LANES = 32  # channels of a slice
-BINS = 8  # rows of bins of a part's program
-ROIS = 32 if triton.knobs.runtime.interpret else 1  # of a part's program; the interpreter pays per program
-BLOCK = 128
+from .roi_triton import AxisTile, axis_tile, check_size, load_roi, roi_image
 
 
 @triton.jit
@@ -138,111 +132,19 @@ def precise_weights_kernel(
             i += CELLS
 
 
-@triton.jit(do_not_specialize=["B", "R", "H", "W"])
-def parts_kernel(
-    features, grad, rois, B, R, H, W, row_weights, column_weights, slopes, spans, parts,
-    C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
-    ROIS: tl.constexpr, BINS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """A program owns LANES channels of BINS rows of bins of ROIS RoIs, side by side; it takes the bins of a row one
-    after the other. parts: [R, slices, PH, corners]."""
-    U: tl.constexpr = compute_type(features.dtype.element_ty)
-    slices: tl.constexpr = tl.cdiv(C, LANES)
-    blocks: tl.constexpr = tl.cdiv(PH, BINS)
-    program = tl.program_id(0)
-    item = tl.arange(0, ROIS * BINS)
-    k = (program // (slices * blocks)).to(tl.int64) * ROIS + item // BINS
-    p = program % blocks * BINS + item % BINS
-    slice = program // blocks % slices
-    real = (k < R) & (p < PH)
-    target = parts + ((k * slices + slice) * PH + p) * 4
-    stored = real
-    k, p, real = k[:, None], p[:, None], real[:, None]
-    channel = slice * LANES + tl.arange(0, LANES)[None, :]
-    present = channel < C
-    image = roi_image(tl.load(rois + k * 5, mask=k < R, other=-1.0), B)  # where there is none, no cell is touched
-
-    spans += 2 * k * (PH + PW)
-    top, bottom = tl.load(spans + 2 * p, mask=real, other=0), tl.load(spans + 2 * p + 1, mask=real, other=-1)
-    height = tl.max(bottom - top) + 1
-    row_place = (k * PH + p) * H + top
-    spans += 2 * PH
-    step: tl.constexpr = C if LAST else 1
-    cells = features + image * C * H * W + channel.to(tl.int64) * (1 if LAST else H.to(tl.int64) * W)
-    grad += k * (C * PH * PW) + channel * (1 if GRAD_LAST else PH * PW)
-
-    x1_sum = tl.zeros([ROIS * BINS, LANES], U)
-    y1_sum = tl.zeros([ROIS * BINS, LANES], U)
-    x2_sum = tl.zeros([ROIS * BINS, LANES], U)
-    y2_sum = tl.zeros([ROIS * BINS, LANES], U)
-    q = 0
-    while q < PW:
-        left = tl.load(spans + 2 * q, mask=real, other=0)
-        right = tl.load(spans + 2 * q + 1, mask=real, other=-1)
-        width = tl.max(right - left) + 1
-        column_place = (k * PW + q) * W + left
-        x1 = tl.zeros([ROIS * BINS, LANES], U)
-        y1 = tl.zeros([ROIS * BINS, LANES], U)
-        x2 = tl.zeros([ROIS * BINS, LANES], U)
-        y2 = tl.zeros([ROIS * BINS, LANES], U)
-        i = 0
-        while i < height:
-            here = top + i <= bottom
-            mean = tl.zeros([ROIS * BINS, LANES], U)
-            low = tl.zeros([ROIS * BINS, LANES], U)
-            high = tl.zeros([ROIS * BINS, LANES], U)
-            j = 0
-            while j < width:
-                within = left + j <= right
-                cell = ((top + i).to(tl.int64) * W + left + j) * step
-                value = widen(tl.load(cells + cell, mask=here & within & present, other=0.0))
-                mean += tl.load(column_weights + column_place + j, mask=within, other=0.0) * value
-                low += tl.load(slopes[2] + column_place + j, mask=within, other=0.0) * value
-                high += tl.load(slopes[3] + column_place + j, mask=within, other=0.0) * value
-                j += 1
-            weight = tl.load(row_weights + row_place + i, mask=here, other=0.0)
-            x1 += tl.where(here, weight * low, 0.0)
-            y1 += tl.where(here, tl.load(slopes[0] + row_place + i, mask=here, other=0.0) * mean, 0.0)
-            x2 += tl.where(here, weight * high, 0.0)
-            y2 += tl.where(here, tl.load(slopes[1] + row_place + i, mask=here, other=0.0) * mean, 0.0)
-            i += 1
-        bin = (p * PW + q) * (C if GRAD_LAST else 1)
-        value = widen(tl.load(grad + bin, mask=real & present, other=0.0))
-        x1_sum += value * x1
-        y1_sum += value * y1
-        x2_sum += value * x2
-        y2_sum += value * y2
-        q += 1
-
-    kept = present if not mutant("precise_channels") else channel < C - 1
-    tl.store(target, folded(tl.where(kept, x1_sum, 0.0), LANES), mask=stored)
-    tl.store(target + 1, folded(tl.where(kept, y1_sum, 0.0), LANES), mask=stored)
-    tl.store(target + 2, folded(tl.where(kept, x2_sum, 0.0), LANES), mask=stored)
-    tl.store(target + 3, folded(tl.where(kept, y2_sum, 0.0), LANES), mask=stored)
-
-
 @triton.jit(do_not_specialize=["scale", "B", "R"])
-def totals_kernel(
+def precise_totals_kernel(
     rois, scale, B, R, parts, grad_rois, SLICES: tl.constexpr, PH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """A lane owns one corner of one RoI."""
-    item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    k, corner = item // 4, item % 4
+    """See roi_align_rois_triton.add_totals."""
+    k = totals_item(BLOCK)[0]
     factor = scalar(scale, rois.dtype.element_ty)
     _rows, _columns, pools = axes_of(load_roi(rois, k, k < R), factor, B)
-    pools = (k < R) & pools if not mutant("precise_totals") else k < R
-    total = tl.zeros([BLOCK], grad_rois.dtype.element_ty)
-    i = 0
-    while i < SLICES * PH:
-        total += tl.load(parts + (k * (SLICES * PH) + i) * 4 + corner, mask=pools, other=0.0)
-        i += 1
-    target = grad_rois + k * 5
-    tl.store(target + 1 + corner, tl.where(pools, total * factor, 0.0), mask=k < R)
-    tl.store(target, tl.zeros([BLOCK], total.dtype), mask=(k < R) & (corner == 0))
+    add_totals(pools if not mutant("precise_totals") else k >= 0, factor, R, parts, grad_rois, SLICES, PH, BLOCK)
 
 
 def write_weights(
-    map: Tensor, rois: Tensor, scale: float, PH: int, PW: int, slopes: tuple[Tensor, ...] | None, spans: Tensor | None,
+    map: Tensor, rois: Tensor, scale: float, PH: int, PW: int, slopes: Slopes | None, spans: Tensor | None,
     tables: Tables | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The row and column weights of all RoIs; fills slopes, and spans (forward) or tables (to gather)."""
@@ -286,25 +188,10 @@ def prroi_pool_backward(
 def prroi_pool_rois_backward(
     grad: Tensor, features: Tensor, rois: Tensor, spatial_scale: float, grad_rois: Tensor
 ) -> None:
-    R, C, PH, PW = grad.shape
-    B, _, H, W = features.shape
+    PH, PW = grad.shape[2:]
     check_size({"features": features}, PH, PW)
-    if R * features.numel() == 0:
-        grad_rois.zero_()
-        return
-    spans = empty_spans(grad)
-    slopes = tuple(rois.new_empty(n) for n in (R * PH * H, R * PH * H, R * PW * W, R * PW * W))
-    weights = write_weights(features, rois, spatial_scale, PH, PW, slopes, spans, None)
-    rows = ROIS * BINS * 4 // rois.element_size()  # float64 takes twice the registers
-    slices, bins = blocks_for(C, LANES), min(BINS, rows, triton.next_power_of_2(PH))
-    at_once = rows // bins
-    parts = rois.new_empty(R * slices * PH * 4)
-    launch(
-        parts_kernel, (blocks_for(R, at_once) * slices * blocks_for(PH, bins),), features, grad, rois, B, R, H, W,
-        *weights, slopes, spans, parts, like=features, warps=2, C=C, PH=PH, PW=PW, LAST=is_channels_last(features),
-        GRAD_LAST=is_channels_last(grad), ROIS=at_once, BINS=bins, LANES=LANES,
-    )  # fmt: skip
-    launch(
-        totals_kernel, (blocks_for(4 * R, BLOCK),), rois, double_bits(spatial_scale), B, R, parts, grad_rois,
-        like=rois, SLICES=slices, PH=PH, BLOCK=BLOCK,
-    )  # fmt: skip
+
+    def weigh(slopes: Slopes, spans: Tensor) -> tuple[Tensor, Tensor]:
+        return write_weights(features, rois, spatial_scale, PH, PW, slopes, spans, None)
+
+    sum_parts(grad, features, rois, spatial_scale, weigh, precise_totals_kernel, grad_rois)

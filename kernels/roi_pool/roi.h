@@ -25,6 +25,12 @@ FF_HD CellStrides cell_strides(int64_t channels, int64_t cells, bool channels_la
   return channels_last ? CellStrides{1, channels} : CellStrides{cells, 1};
 }
 
+// The derivatives of a cell's weight in the low and in the high end of the RoI along an axis, in cells.
+template <class U>
+struct Slope {
+  U low, high;
+};
+
 FF_HD float floor_(float x) { return floorf(x); }
 FF_HD double floor_(double x) { return floor(x); }
 FF_HD float ceil_(float x) { return ceilf(x); }

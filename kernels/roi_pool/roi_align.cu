@@ -2,75 +2,10 @@
 // (forward, see BinWork) or gathers (backward, one launch a level, see roi_gather.cuh). Both multiply and add in the
 // order of roi_align.h. Precise RoI pooling has other weights and is the same otherwise.
 #include "precise_weights.cuh"
+#include "sample_weights.cuh"
 
 namespace frcnn_fast::roi_pool {
 namespace {
-
-// One bin's weights, by one thread; the row is filled with -1. Returns the touched span.
-template <class U>
-__device__ __forceinline__ void add_samples(const SampleAxis<U>& axis, int32_t bin, U factor, U* weights, int32_t* low,
-                                            int32_t* high) {
-  int32_t least = axis.limit, most = -1;
-  Sample<U> sample;
-  for (int32_t i = axis.first(bin); i < axis.count && axis.at(bin, i, &sample); ++i) {
-    const U before = weights[sample.low];
-    weights[sample.low] = (before < U(0) ? U(0) : before) + (U(1) - sample.fraction);
-    const U next = weights[sample.high];  // it may be the same cell
-    weights[sample.high] = (next < U(0) ? U(0) : next) + sample.fraction;
-    least = minimum(least, sample.low);
-    most = maximum(most, sample.high);
-  }
-  for (int32_t cell = least; cell <= most; ++cell)
-    if (weights[cell] >= U(0)) weights[cell] *= factor;
-  *low = most < 0 ? 0 : least;
-  *high = most;
-}
-
-// With kBackward the first L * B blocks list the RoIs of each image and level. Then each warp has one axis of one RoI:
-// the lanes clear the weights, then take a bin each, and (kBackward) then a cell each.
-template <class U, bool kBackward>
-__global__ void __launch_bounds__(128)
-    weights_kernel(DeviceShape<U> s, const U* __restrict__ rois, Weights<U> out, RoiTables tables) {
-  const int64_t groups = kBackward ? s.L * s.B : 0;
-  if (kBackward && blockIdx.x < groups) {
-    list_group(s, rois, int64_t(blockIdx.x), tables);
-    return;
-  }
-  const int64_t item = (int64_t(blockIdx.x) - groups) * warps_per_block() + warp_id();
-  const int64_t k = item / 2;
-  if (k >= s.R) return;  // the whole warp
-  const bool of_rows = item % 2 == 0;
-  const U* roi = rois + k * kRoiFields;
-  const DeviceLevel<U>& level = s.levels[s.level(roi)];
-  const auto rows =
-      make_samples(roi[2], roi[4], level.scale, s.aligned, int64_t(s.PH), s.sampling_ratio, int64_t(level.H));
-  const auto columns =
-      make_samples(roi[1], roi[3], level.scale, s.aligned, int64_t(s.PW), s.sampling_ratio, int64_t(level.W));
-  SampleAxis<U> axis = of_rows ? rows : columns;
-  const U factor = of_rows ? sample_share(rows, columns) : U(1);
-  if (roi_image(roi, s.B) < 0 || !roi_is_finite(roi) || level.H == 0 || level.W == 0) axis.count = 0;
-  const AxisTable<U> table = of_rows ? out.rows : out.columns;  // a copy: a reference would put both into local memory
-
-  if (axis.count > 0)
-    for (int32_t bin = 0; bin < table.bins; ++bin)
-      for (int32_t cell = lane_id(); cell < axis.limit; cell += kWarp) table.of(k, bin)[cell] = U(-1);
-  __syncwarp();  // cleared before they grow
-  int32_t least = axis.limit, most = -1;
-  for (int32_t bin = lane_id(); bin < table.bins; bin += kWarp) {
-    int32_t* span = table.span(k, bin);
-    add_samples(axis, bin, factor, table.of(k, bin), &span[0], &span[1]);
-    if (span[1] >= 0) {
-      least = minimum(least, span[0]);
-      most = maximum(most, span[1]);
-    }
-  }
-  if (!kBackward) return;
-  __syncwarp();  // weights complete before the cells look
-  least = warp_reduce(least, Smaller());
-  most = warp_reduce(most, Larger());
-  write_window(tables, k, of_rows, least, most, table.bins,
-               [&](int32_t bin, int32_t cell) { return table.of(k, bin)[cell] >= U(0); });
-}
 
 template <class T, bool kLast>
 __global__ void __launch_bounds__(256)
@@ -155,13 +90,14 @@ Status align(const RoiAlignShape& shape, const void* const* features, const void
     FF_LAUNCH((precise_weights_kernel<U, Weighs::kForward>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes,
               weights, Slopes<U>{}, RoiTables{});
   else
-    FF_LAUNCH((weights_kernel<U, false>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes, weights,
-              RoiTables{});
+    FF_LAUNCH((sample_weights_kernel<U, Weighs::kForward>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes,
+              weights, Slopes<U>{}, RoiTables{});
   const auto launch = [&](auto kernel, int64_t blocks) {
     FF_LAUNCH(kernel, dim3(unsigned(shape.R * blocks)), dim3(256), 0, stream, s, int32_t(blocks), boxes, weights,
               static_cast<T*>(output));
   };
-  if (shape.output_channels_last)
+  // Lanes follow the maps: a number of the output is written once, and has been read for several times by then.
+  if (shape.levels[0].channels_last)
     launch(&align_kernel<T, true>, BinWork<true>::blocks(shape.C, shape.PH * shape.PW));
   else
     launch(&align_kernel<T, false>, BinWork<false>::blocks(shape.C, shape.PH * shape.PW));
@@ -182,7 +118,8 @@ Status align_backward(const RoiAlignShape& shape, const void* grad_output, const
     FF_LAUNCH((precise_weights_kernel<U, Weighs::kGather>), blocks, dim3(128), 0, stream, s, boxes, weights,
               Slopes<U>{}, tables);
   else
-    FF_LAUNCH((weights_kernel<U, true>), blocks, dim3(128), 0, stream, s, boxes, weights, tables);
+    FF_LAUNCH((sample_weights_kernel<U, Weighs::kGather>), blocks, dim3(128), 0, stream, s, boxes, weights, Slopes<U>{},
+              tables);
   const WeightSource<T> source{s.C, s.PH, s.PW, s.out, tables, weights, static_cast<const T*>(grad_output)};
   for (int64_t l = 0; l < shape.L; ++l) {
     GatherShape g{};

@@ -12,12 +12,24 @@
 // bin, at least 1). output = the sum over the touched cells in row-major order of (row weight * column weight) * value;
 // the gradient of a cell is the sum of (row weight * column weight) * gradient in ascending order of RoI, then bin.
 // These are the same bits on every backend. NaN and infinity in a touched cell count even where its weight is 0.
+//
+// The gradient of a RoI is made of the weights' slopes, their derivatives in the RoI's ends. Of sample i of bin p the
+// high end moves a share of (p * count + (i + 0.5)) / (count * bins) and the low end the rest; all of it where the
+// length is held at 1. Where it moves between two cells, by d, the upper one gets d and the lower one -d: so to the
+// right of a cell that it lies on; a sample that was moved to the first or the last cell does not move. The slopes are
+// added up, and multiplied, as the weights are; the number of samples is taken for fixed. For an output number, over
+// the touched rows, ascending: along the row the sums over the columns, ascending, of weight * value and of (low, high)
+// slope * value; then row weight * (sums of slopes) is added up for x1 and x2, row slope * (sum of weights) for y1 and
+// y2. These four times the gradient are added up along a row of bins, channel by channel. 32 neighbouring channels (a
+// slice; absent ones are 0) are folded: the upper half added to the lower one until one is left. Their sums are added
+// up in the order of slices, then rows of bins, and multiplied by the scale. These are the same bits on every backend.
 #pragma once
 #include "roi.h"
 
 namespace frcnn_fast::roi_pool {
 
 constexpr int32_t kMaxSamples = 1 << 20;
+constexpr int kSliceLanes = 32;  // channels of a slice
 
 struct RoiAlignLevel {
   int64_t H, W;
@@ -49,11 +61,12 @@ struct RoiAlignShape {
   }
 };
 
-// A sample between two cells; the second has weight `fraction`.
+// A sample between two cells; the second has weight `fraction`. moves: as the RoI does; it was not put where it is.
 template <class U>
 struct Sample {
   int32_t low, high;
   U fraction;
+  bool moves;
 };
 
 template <class U>
@@ -71,6 +84,7 @@ FF_HD bool sample_at(U x, int32_t limit, Sample<U>* out) {
   out->low = last ? limit - 1 : cell;
   out->high = last ? limit - 1 : cell + 1;
   out->fraction = last ? U(0) : x - U(cell);
+  out->moves = FF_MUTANT(align_slope_first, x > U(0), true) && !last;
   return true;
 }
 
@@ -79,13 +93,24 @@ FF_HD bool sample_at(U x, int32_t limit, Sample<U>* out) {
 template <class U>
 struct SampleAxis {
   U start, size;
+  int32_t bins;
   int32_t count;  // samples a bin
   int32_t limit;  // cells
+  bool held;      // the length is 1, wherever the high end is
 
   FF_HD U place(int32_t bin, int32_t index) const {
     return (start + U(bin) * size) + ((U(index) + U(0.5)) * size) / U(count);
   }
   FF_HD U position(int32_t bin, int32_t i) const { return place(bin, size < U(0) ? count - 1 - i : i); }
+
+  // How the weight of the upper of its two cells changes with sample i of the bin; that of the lower one: less so much.
+  FF_HD Slope<U> slope(int32_t bin, int32_t i, const Sample<U>& sample) const {
+    if (!sample.moves) return {U(0), U(0)};
+    const int32_t index = FF_MUTANT(align_slope_reversed, size < U(0), false) ? count - 1 - i : i;
+    const U share = (U(bin) * U(count) + (U(index) + U(0.5))) / (U(count) * U(bins));
+    const U high = FF_MUTANT(align_slope_held, held, false) ? U(0) : share;
+    return {U(1) - high, high};
+  }
 
   // The first sample of the bin that is not below the map. Positions do not descend.
   FF_HD int32_t first(int32_t bin) const {
@@ -110,9 +135,11 @@ FF_HD SampleAxis<U> make_samples(U low, U high, U scale, bool aligned, int64_t b
   const U shift = aligned ? U(0.5) : U(0);
   const U start = low * scale - shift;
   U length = (high * scale - shift) - start;
-  if (FF_MUTANT(align_min_side, !aligned, false) && !(length > U(1))) length = U(1);
   SampleAxis<U> axis;
+  axis.held = FF_MUTANT(align_min_side, !aligned, false) && !(length > U(1));
+  if (axis.held) length = U(1);
   axis.start = start;
+  axis.bins = int32_t(bins);
   axis.size = length / U(bins);
   axis.limit = int32_t(limit);
   const U wanted = FF_MUTANT(align_adaptive, ceil_(axis.size), floor_(axis.size) + U(1));
@@ -149,5 +176,15 @@ Status roi_align_backward_cpu(DType dtype, const RoiAlignShape& shape, const voi
 size_t roi_align_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape);
 Status roi_align_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output, const void* rois,
                                void* workspace, void* const* grads, Stream stream);
+
+// The gradient of the RoIs. shape: of one level. grad_output as above, features [B, C, H, W]; output: grad_rois [R, 5],
+// 0 in the image's place and for a RoI that pools nothing.
+size_t roi_align_rois_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape);
+Status roi_align_rois_backward_cpu(DType dtype, const RoiAlignShape& shape, const void* grad_output,
+                                   const void* features, const void* rois, void* workspace, void* grad_rois);
+size_t roi_align_rois_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape);
+Status roi_align_rois_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output,
+                                    const void* features, const void* rois, void* workspace, void* grad_rois,
+                                    Stream stream);
 
 }  // namespace frcnn_fast::roi_pool

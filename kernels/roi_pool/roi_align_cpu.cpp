@@ -4,9 +4,6 @@
 namespace frcnn_fast::roi_pool {
 namespace {
 
-// How many cells of a run cost as much as one cell by itself.
-constexpr int64_t kSparse = 8;
-
 template <class T>
 class Align {
   using U = Compute<T>;
@@ -23,7 +20,8 @@ class Align {
         output_(static_cast<T*>(output)) {
     WorkspaceArena arena(memory);
     cut(arena);
-    out_ = cell_strides(s_.C, bins_, s_.output_channels_last);
+    const bool last = FF_MUTANT(align_output_layout, s_.output_channels_last, s_.levels[0].channels_last);
+    out_ = cell_strides(s_.C, bins_, last);
   }
 
   // Also tells how much the workspace must hold.
@@ -85,7 +83,7 @@ class Align {
 
   Plan plan(const RoiAlignLevel& level) const {
     Plan plan{};
-    plan.direct = level.channels_last && s_.output_channels_last && !kConverted && s_.C % kBlockLanes == 0;
+    plan.direct = level.channels_last && !kConverted && s_.C % kBlockLanes == 0;
     if (plan.direct) return plan;
     const int64_t bytes = sizeof(U), cells = level.H * level.W;
     plan.map_lanes = block_lanes(s_.C, cells, bytes, s_.B);
@@ -169,8 +167,18 @@ class Align {
     const T* map = image(l, int64_t(geometry_.roi(k)[0]));
     if (plans_[l].direct) {
       const Tile<const U> tile{reinterpret_cast<const U*>(map), level.W * s_.C, s_.C, 0, int32_t(level.H), 0};
-      FF_ISA_CALL(align_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.PH), int32_t(s_.PW), s_.C,
-                  true, reinterpret_cast<U*>(output(k, 0)), s_.C);
+      if (s_.output_channels_last) {
+        FF_ISA_CALL(align_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.PH), int32_t(s_.PW),
+                    s_.C, true, reinterpret_cast<U*>(output(k, 0)), s_.C);
+        return;
+      }
+      for (int64_t c = 0; c < s_.C; c += window_lanes()) {
+        const int64_t lanes = std::min(window_lanes(), s_.C - c);
+        Tile<const U> block = tile;
+        block.data += c;
+        sum(block, scratch, lanes, true);
+        store(k, c, int(lanes), lanes, scratch);
+      }
       return;
     }
     // Only the rows and columns that a sample touches are brought in; the weights then name their places.
@@ -187,15 +195,8 @@ class Align {
       do {
         Tile<const U> tile{scratch.tile, width * lanes, lanes, y, std::min(scratch.rows.count, y + rows), 0};
         for (int32_t i = y; i < tile.row1; ++i) {
-          U* target = scratch.tile + (i - y) * width * lanes;
           const T* row = map + c * strides.channel + scratch.rows.cells[i] * level.W * strides.cell;
-          if (scratch.columns.contiguous)
-            FF_ISA_CALL(load_lanes, dtype_, row + scratch.columns.cells[0] * strides.cell, strides, channels,
-                        int(lanes), width, target);
-          else
-            for (int64_t j = 0; j < width; ++j)
-              FF_ISA_CALL(load_lanes, dtype_, row + scratch.columns.cells[j] * strides.cell, strides, channels,
-                          int(lanes), 1, target + j * lanes);
+          scratch.columns.load(dtype_, row, strides, channels, lanes, scratch.tile + (i - y) * width * lanes);
         }
         sum(tile, scratch, lanes, y == 0);
         y = tile.row1;

@@ -11,6 +11,9 @@ struct RoiWeights {
   int32_t first_row, last_row;  // touched; last < first: none
 };
 
+// How many cells of a run cost as much as one cell by itself.
+constexpr int64_t kSparse = 8;
+
 // The distinct cells along one axis that weights name, in ascending order.
 struct TouchedCells {
   int32_t* cells;
@@ -45,6 +48,19 @@ struct TouchedCells {
       if (contiguous || places[cell]) places[cell] = count, cells[count++] = cell;
     for (int32_t i = 0; i < total; ++i) axis.cells[i] = places[axis.cells[i]];
   }
+
+  // Of a row of the map these cells' channels into target [count][lanes].
+  template <class T, class U>
+  void load(DType dtype, const T* row, CellStrides strides, int channels, int64_t lanes, U* target) const {
+    if (contiguous) {
+      if (count)
+        FF_ISA_CALL(load_lanes, dtype, row + cells[0] * strides.cell, strides, channels, int(lanes), count, target);
+      return;
+    }
+    for (int64_t j = 0; j < count; ++j)
+      FF_ISA_CALL(load_lanes, dtype, row + cells[j] * strides.cell, strides, channels, int(lanes), 1,
+                  target + j * lanes);
+  }
 };
 
 template <class U>
@@ -62,9 +78,9 @@ class RoiGeometry {
         [this](const U* roi) { return roi_level(roi, thresholds_, s_.num_thresholds); }, groups);
   }
 
-  // Memory for find().
-  RoiWeights<U> take(WorkspaceArena& arena) const {
-    return {take_axis(arena, s_.PH, s_.max_height()), take_axis(arena, s_.PW, s_.max_width()), 0, -1};
+  // Memory for find(). slopes: it is to find them as well.
+  RoiWeights<U> take(WorkspaceArena& arena, bool slopes = false) const {
+    return {take_axis(arena, s_.PH, s_.max_height(), slopes), take_axis(arena, s_.PW, s_.max_width(), slopes), 0, -1};
   }
 
   // False where the RoI pools nothing at all.
@@ -75,6 +91,7 @@ class RoiGeometry {
     const U scale = U(level.scale);
     if (s_.precise) {
       const auto axes = make_axes(box, scale, s_.PH, s_.PW, level.H, level.W);
+      if (axes.rows.limit == 0) return false;
       fill(axes.rows, out.rows);
       fill(axes.columns, out.columns);
       return true;
@@ -98,10 +115,11 @@ class RoiGeometry {
   }
 
  private:
-  AxisWeights<U> take_axis(WorkspaceArena& arena, int64_t bins, int64_t limit) const {
+  AxisWeights<U> take_axis(WorkspaceArena& arena, int64_t bins, int64_t limit, bool slopes) const {
     // Two cells a sample, and no cell twice in a bin.
     const int64_t most = s_.sampling_ratio > 0 ? std::min<int64_t>(limit, 2 * int64_t(s_.sampling_ratio)) : limit;
-    return {arena.take<int32_t>(bins + 1), arena.take<int32_t>(bins * most), arena.take<U>(bins * most)};
+    return {arena.take<int32_t>(bins + 1), arena.take<int32_t>(bins * most), arena.take<U>(bins * most),
+            slopes ? arena.take<Slope<U>>(bins * most) : nullptr};
   }
 
   void fill(const SampleAxis<U>& axis, int64_t bins, U factor, AxisWeights<U>& out) const {
@@ -109,22 +127,31 @@ class RoiGeometry {
     for (int32_t bin = 0; bin < bins; ++bin) {
       const int32_t begin = out.begin[bin] = n;
       // Positions ascend, so a cell already listed is the last or the one before.
-      const auto add = [&](int32_t cell, U weight) {
+      const auto place_of = [&](int32_t cell) {
         int32_t i = n - 1;
         while (i >= begin && i >= n - 2 && out.cells[i] != cell) --i;
         if (i < begin || i < n - 2) {
           i = n++;
           out.cells[i] = cell;
           out.weights[i] = U(0);
+          if (out.slopes) out.slopes[i] = {U(0), U(0)};
         }
-        out.weights[i] += weight;
+        return i;
       };
       Sample<U> sample;
       for (int32_t i = axis.first(bin); i < axis.count && axis.at(bin, i, &sample); ++i) {
-        add(sample.low, U(1) - sample.fraction);
-        add(sample.high, sample.fraction);
+        const int32_t low = place_of(sample.low);
+        out.weights[low] += U(1) - sample.fraction;
+        const int32_t high = place_of(sample.high);
+        out.weights[high] += sample.fraction;
+        if (!out.slopes) continue;
+        const Slope<U> slope = axis.slope(bin, i, sample);
+        out.slopes[low] = {out.slopes[low].low - slope.low, out.slopes[low].high - slope.high};
+        out.slopes[high] = {out.slopes[high].low + slope.low, out.slopes[high].high + slope.high};
       }
       for (int32_t i = begin; i < n; ++i) out.weights[i] *= factor;
+      if (out.slopes)
+        for (int32_t i = begin; i < n; ++i) out.slopes[i] = {out.slopes[i].low * factor, out.slopes[i].high * factor};
     }
     out.begin[bins] = n;
   }
@@ -136,7 +163,9 @@ class RoiGeometry {
       const auto bin = axis.bin(p);
       for (int32_t cell = bin.first; cell <= bin.last; ++cell) {
         out.cells[n] = cell;
-        out.weights[n++] = bin.weight(cell);
+        out.weights[n] = bin.weight(cell);
+        if (out.slopes) out.slopes[n] = bin.slope(cell, out.weights[n]);
+        ++n;
       }
     }
     out.begin[axis.bins] = n;

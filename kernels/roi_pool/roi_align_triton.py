@@ -43,14 +43,17 @@ MAX_SAMPLES = tl.constexpr(1 << 20)
 
 @triton.jit
 def make_samples(low, high, scale, bins: tl.constexpr, limit, RATIO: tl.constexpr, ALIGNED: tl.constexpr):
-    """(start, size, count, limit) of the samples along one axis; count: in a bin; limit: cells."""
+    """(start, size, count, limit, held) of the samples along one axis; count: in a bin; limit: cells; held: the length
+    is 1, wherever the high end is."""
     if ALIGNED:
         start = low * scale - 0.5
         length = (high * scale - 0.5) - start
+        held = length < length  # False
     else:
         start = low * scale
         length = high * scale - start
-        length = tl.where(length > 1.0, length, 1.0) if not mutant("align_min_side") else length
+        held = (length > 1.0) == 0 if not mutant("align_min_side") else length < length
+        length = tl.where(held, 1.0, length)
     size = divide(length, tl.full((), bins, length.dtype))
     if RATIO > 0:
         count = tl.where(limit > 0, min(RATIO, MAX_SAMPLES), 0)
@@ -58,13 +61,13 @@ def make_samples(low, high, scale, bins: tl.constexpr, limit, RATIO: tl.constexp
         wanted = tl.ceil(size) if not mutant("align_adaptive") else tl.floor(size) + 1.0
         wanted = tl.where(wanted < MAX_SAMPLES, wanted, MAX_SAMPLES)
         count = tl.where((wanted >= 1.0) & (limit > 0), wanted, 0.0).to(tl.int32)  # NaN: 0
-    return start, size, count, limit
+    return start, size, count, limit, held
 
 
 @triton.jit
 def place(axis, bin, index):
     """Where the bin's sample of that index lies."""
-    start, size, count, _limit = axis
+    start, size, count, _limit, _held = axis
     return (start + bin.to(size.dtype) * size) + divide((index.to(size.dtype) + 0.5) * size, count.to(size.dtype))
 
 
@@ -139,6 +142,40 @@ def cell_weight(axis, bin, begin, end, cell, factor):
 
 
 @triton.jit
+def slope_of_sample(axis, bin, bins, i, x, low):
+    """(low, high): how the weight of the upper of its two cells changes with sample i of the bin, at x, whose first
+    cell is `low`."""
+    _start, size, count, limit, held = axis
+    index = tl.where(size < 0.0, count - 1 - i, i) if not mutant("align_slope_reversed") else i
+    amount = count.to(x.dtype)
+    share = divide(bin.to(x.dtype) * amount + (index.to(x.dtype) + 0.5), amount * bins)
+    high = tl.where(held, 0.0, share) if not mutant("align_slope_held") else share
+    moves = x > 0.0 if not mutant("align_slope_first") else x > -2.0
+    moves &= low < limit - 1 if not mutant("align_slope_last") else low < limit
+    return tl.where(moves, 1.0 - high, 0.0), tl.where(moves, high, 0.0)
+
+
+@triton.jit
+def cell_slopes(axis, bin, bins, begin, end, cell, factor):
+    """The sums of the slopes that the bin's samples give the weight of the cell, in their order, times factor."""
+    limit = axis[3]
+    low_slope = tl.zeros(cell.shape, factor.dtype)
+    high_slope = tl.zeros(cell.shape, factor.dtype)
+    most = tl.max(end - begin)
+    i = 0
+    while i < most:
+        x = position(axis, bin, begin + i)
+        low = first_cell(x, limit)
+        by_low, by_high = slope_of_sample(axis, bin, bins, begin + i, x, low)
+        low = tl.where(begin + i < end, low, limit)
+        is_low, is_high = low == cell, low + 1 == cell
+        low_slope += tl.where(is_low, -by_low, tl.where(is_high, by_low, 0.0))
+        high_slope += tl.where(is_low, -by_high, tl.where(is_high, by_high, 0.0))
+        i += 1
+    return low_slope * factor, high_slope * factor
+
+
+@triton.jit
 def axis_of(
     roi, of_rows, levels, scales, thresholds, B, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -156,20 +193,22 @@ def axis_of(
     columns = make_samples(x1, x2, scale, PW, tl.where(pools, W, 0), RATIO, ALIGNED)
     start, size = tl.where(of_rows, rows[0], columns[0]), tl.where(of_rows, rows[1], columns[1])
     count, limit = tl.where(of_rows, rows[2], columns[2]), tl.where(of_rows, rows[3], columns[3])
+    held = tl.where(of_rows, rows[4], columns[4])
     samples = rows[2].to(tl.int64) * columns[2]
     samples = tl.where(of_rows & (samples > 1), samples, 1).to(x1.dtype)
-    return (start, size, count, limit), divide(tl.full(samples.shape, 1.0, x1.dtype), samples)
+    return (start, size, count, limit, held), divide(tl.full(samples.shape, 1.0, x1.dtype), samples)
 
 
 @triton.jit(do_not_specialize=["B", "R", "H", "W"])
 def weights_kernel(
-    rois, levels, scales, thresholds, B, R, H, W, row_weights, column_weights, spans, windows, cell_bins, members,
-    counts, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
-    BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
+    rois, levels, scales, thresholds, B, R, H, W, row_weights, column_weights, slopes, spans, windows, cell_bins,
+    members, counts, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr,
+    ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
     """A program owns the rows, or the columns, of ROIS RoIs; backward, the first ones list the RoIs of an image and
-    level each. H, W: of the largest level. spans: forward, [R, PH + PW, 2] the first and the last cell that a bin
-    touches, or 0, -1. windows ... counts: backward, see Tables."""
+    level each. H, W: of the largest level. slopes: (low, high) of the rows, (low, high) of the columns, in the
+    weights' places, or None. spans: forward, [R, PH + PW, 2] the first and the last cell that a bin touches, or 0, -1.
+    windows ... counts: backward, see Tables."""
     program = tl.program_id(0)
     lists = 0 if members is None else len(levels[0]) * B
     if program < lists:
@@ -188,13 +227,19 @@ def weights_kernel(
         else:
             store_bins(k, bin, first, last, of_rows, R, H, W, windows, cell_bins, CELLS)
         target = tl.where(of_rows, row_weights, column_weights)  # scalar: Triton 3.6 for AMD selects no other pointers
-        target += tl.where(of_rows, (k * PH + bin) * H, (k * PW + bin) * W)
+        place_of_bin = tl.where(of_rows, (k * PH + bin) * H, (k * PW + bin) * W)
         cells = tl.max(last - first) + 1
         i = 0
         while i < cells:
             cell = first + i + tl.arange(0, CELLS)[None, None, :]
             weight = cell_weight(axis, bin, begin, end, cell, factor)
-            tl.store(target + cell, weight, mask=cell <= last)
+            tl.store(target + place_of_bin + cell, weight, mask=cell <= last)
+            if slopes is not None:
+                bins = tl.where(of_rows, PH, PW).to(factor.dtype)
+                by_low, by_high = cell_slopes(axis, bin, bins, begin, end, cell, factor)
+                at = place_of_bin + cell
+                tl.store(tl.where(of_rows, slopes[0], slopes[2]) + at, by_low, mask=cell <= last)
+                tl.store(tl.where(of_rows, slopes[1], slopes[3]) + at, by_high, mask=cell <= last)
             i += CELLS
 
 
@@ -204,9 +249,11 @@ def align_kernel(
     C: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, MAP_LAST: tl.constexpr, LAST: tl.constexpr,
     ROIS: tl.constexpr, BINS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A program owns a bin_tile; its bins step through their cells side by side. H, W: of the largest level."""
+    """A program owns a bin_tile, whose lanes follow the maps: a number of the output is written once, and has been read
+    for several times by then. Its bins step through their cells side by side. H, W: of the largest level. LAST: of the
+    output."""
     T: tl.constexpr = output.dtype.element_ty
-    k, bin, channel = bin_tile(PH * PW, C, LAST, ROIS, BINS, CHANNELS)
+    k, bin, channel = bin_tile(PH * PW, C, MAP_LAST[0], ROIS, BINS, CHANNELS)
     image, x1, y1, x2, y2 = load_roi(rois, k, k < R)
     level = roi_level(x1, y1, x2, y2, thresholds)
     height, width = sides(levels, level)
@@ -242,8 +289,9 @@ def align_kernel(
             j += 1
         i += 1
 
-    step: tl.constexpr = 1 if LAST else PH * PW
-    bin_step: tl.constexpr = C if LAST else 1
+    stored: tl.constexpr = LAST if not mutant("align_output_layout") else MAP_LAST[0]
+    step: tl.constexpr = 1 if stored else PH * PW
+    bin_step: tl.constexpr = C if stored else 1
     target = output + k * (C * PH * PW) + bin * bin_step + channel * step
     tl.store(target, narrow(sums, T), mask=real & (channel < C))
 
@@ -269,15 +317,17 @@ def owed_by_weight(
 def write_weights(
     maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int,
     aligned: bool, PH: int, PW: int, spans: Tensor | None, tables: Tables | None,
+    slopes: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The row and column weights of all RoIs; fills spans (forward) or tables (backward)."""
+    """The row and column weights of all RoIs; fills spans (forward, and where there are slopes to fill) or tables
+    (backward)."""
     B, R, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
     weights = rois.new_empty(R * PH * H), rois.new_empty(R * PW * W)
     tile = AxisTile.of(rois, PH, PW)
     lists, lists_and_bins = (len(maps) * B, tables[3:]) if tables else (0, (None,) * 4)
     launch(
         weights_kernel, (lists + tile.programs(R),), rois, level_sides(maps), tuple(map(double_bits, scales)),
-        tuple(map(double_bits, thresholds)), B, R, H, W, *weights, spans, *lists_and_bins, like=rois,
+        tuple(map(double_bits, thresholds)), B, R, H, W, *weights, slopes, spans, *lists_and_bins, like=rois,
         PH=PH, PW=PW, RATIO=ratio, ALIGNED=aligned, MEMBERS=MEMBERS, **tile._asdict(),
     )  # fmt: skip
     return weights
@@ -328,7 +378,7 @@ def align_backward(
 
 def roi_align(
     input: Tensor, rois: Tensor, output_height: int, output_width: int, spatial_scale: float, sampling_ratio: int,
-    aligned: bool, output: Tensor,
+    aligned: bool, channels_last: bool, output: Tensor,
 ) -> None:  # fmt: skip
     check_size({"input": input}, output_height, output_width)
     align((input,), rois, (spatial_scale,), (), sampling_ratio, aligned, output)
@@ -344,7 +394,8 @@ def roi_align_backward(
 
 def multiscale_roi_align(
     features: Sequence[Tensor], rois: Tensor, output_height: int, output_width: int, spatial_scales: Sequence[float],
-    sampling_ratio: int, aligned: bool, canonical_scale: float, canonical_level: int, output: Tensor,
+    sampling_ratio: int, aligned: bool, canonical_scale: float, canonical_level: int, channels_last: bool,
+    output: Tensor,
 ) -> None:  # fmt: skip
     check_size(levels_by_name(features), output_height, output_width)
     thresholds = level_thresholds(tuple(spatial_scales), canonical_scale, canonical_level)

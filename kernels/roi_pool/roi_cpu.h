@@ -27,12 +27,13 @@ struct BinEdges {
 };
 
 // RoIAlign's weights along one axis: bin b touches cells[i] with weights[i], i from begin[b] to begin[b + 1], cells
-// ascending.
+// ascending. slopes: of the weights, or null.
 template <class U>
 struct AxisWeights {
   int32_t* begin;
   int32_t* cells;
   U* weights;
+  Slope<U>* slopes;
 };
 
 // Folds the tile's rows into the maxima: best and argmax (or null) hold bin b's lanes at b * stride. fresh: they hold

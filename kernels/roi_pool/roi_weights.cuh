@@ -33,7 +33,8 @@ DeviceShape<U> device_shape(const RoiAlignShape& s, const void* const* maps) {
   d.B = s.B, d.C = s.C, d.R = s.R;
   d.PH = int32_t(s.PH), d.PW = int32_t(s.PW), d.L = int32_t(s.L);
   d.sampling_ratio = s.sampling_ratio, d.num_thresholds = s.num_thresholds, d.aligned = s.aligned;
-  d.out = cell_strides(s.C, s.PH * s.PW, s.output_channels_last);
+  const bool last = FF_MUTANT(align_output_layout, s.output_channels_last, s.levels[0].channels_last);
+  d.out = cell_strides(s.C, s.PH * s.PW, last);
   for (int i = 0; i < s.num_thresholds; ++i) d.thresholds[i] = U(s.thresholds[i]);
   for (int64_t l = 0; l < s.L; ++l) {
     const RoiAlignLevel& level = s.levels[l];
@@ -69,6 +70,20 @@ struct Weights {
     return {rows, AxisTable<U>::take(arena, s.R, s.PW, s.max_width())};
   }
 };
+
+// Slopes of the weights of an AxisTable, each in its weight's place.
+template <class U>
+struct Slopes {
+  Slope<U>*rows, *columns;
+
+  static Slopes take(WorkspaceArena& arena, const RoiAlignShape& s) {
+    Slope<U>* rows = arena.take<Slope<U>>(s.R * s.PH * s.max_height());
+    return {rows, arena.take<Slope<U>>(s.R * s.PW * s.max_width())};
+  }
+};
+
+// What the weights are for: with kGather there are tables to fill, with kSlopes slopes.
+enum class Weighs { kForward, kGather, kSlopes };
 
 // The list of the RoIs of one image of one level, group = level * B + image. The whole block.
 template <class U>

@@ -188,10 +188,43 @@ def _sideless() -> Args:
 
 
 def not_finite() -> Args:
-    args = pooling(K=10, size=2)
+    return _without_corners(pooling(K=10, size=2))
+
+
+def _without_corners(args: Args) -> Args:
     rois = args["boxes"].clone()
     rois[0, 1], rois[1, 4], rois[2, 3], rois[3, 2] = float("nan"), float("inf"), float("-inf"), float("nan")
     return args | {"boxes": rois}
+
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def _layout_cases(
+    make: Callable[[Args], Args], of: Callable[[str], Iterator[tuple[str, Callable[[], Args], bool]]]
+) -> Iterator[Case]:
+    """Maps of either layout, results (and their gradients) of either. of(layout): name, what is pooled, small."""
+    for given in FORMATS:
+        for name, args, small in of(given):
+            for wanted, memory_format in FORMATS.items():
+
+                def stored(args: Callable[[], Args] = args, kind: torch.memory_format = memory_format) -> Args:
+                    made = make(args() | {"memory_format": kind})
+                    return made | {"grad": made["grad"].contiguous(memory_format=kind)} if "grad" in made else made
+
+                yield Case(f"{name}-{wanted}-of-{given}", stored, small)
+
+
+def _maps(layout: str) -> Iterator[tuple[str, Callable[[], Args], bool]]:
+    """Channels for the kernels that read channels_last maps in place, and others."""
+    for C in (19, 32, 80):
+        yield f"C{C}", lambda C=C: pooling((2, C, 7, 9), 6, (3, 2), layout=layout, sampling_ratio=2), C < 80
+    yield "C32-f16", lambda: pooling((1, 32, 7, 9), 5, 3, layout=layout, dtype=torch.float16), False
+    yield "one-bin", lambda: pooling((1, 32, 7, 9), 5, 1, layout=layout), True
+    yield "one-channel", lambda: pooling((1, 1, 7, 9), 5, 3, layout=layout), False
+    # Enough of them for the map to be loaded as a whole.
+    yield "many", lambda: pooling((1, 32, 6, 7), 60, 2, layout=layout, rois="odd", sampling_ratio=2), False
+    yield "C32-not-finite", lambda: _without_corners(pooling((2, 32, 7, 9), 10, 2, layout=layout)), False
 
 
 def _align_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Case]:
@@ -212,6 +245,7 @@ def _align_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[C
                 small=True,
             )
     yield wrong_images(make)
+    yield from _layout_cases(make, _maps)
     yield Case("adaptive-K100", lambda: make(pooling((2, 16, 38, 50), 100)))
     yield Case("infinite-values", lambda: make(pooling(values="odd", sampling_ratio=2, size=2)), small=True)
 
@@ -266,6 +300,16 @@ def _pyramid(
     } | scalars
 
 
+def _pyramids(layout: str) -> Iterator[tuple[str, Callable[[], Args], bool]]:
+    def first() -> Args:
+        args = _pyramid(15)
+        one, *others = args["features"]
+        return args | {"features": [one.contiguous(memory_format=FORMATS[layout]), *others]}
+
+    yield "all", lambda: _pyramid(15, channels_last=layout == "channels_last"), True
+    yield "first", first, False
+
+
 def _exact_levels() -> Args:
     """Squares whose side is exactly a level's, one pixel less and one more; and RoIs whose area is exactly the least of
     a level (a power of two wide, so that the product is exact), and the float below it."""
@@ -288,6 +332,7 @@ def _pyramid_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator
     yield Case("odd-rois", lambda: make(_pyramid(rois="odd")), small=True)
     yield Case("exact-levels", lambda: make(_exact_levels()), small=True)
     yield Case("canonical", lambda: make(_pyramid(canonical_scale=64, canonical_level=3)), small=True)
+    yield from _layout_cases(make, _pyramids)
     yield Case("K500", lambda: make(_pyramid(500, output_size=7)))
 
 
@@ -319,6 +364,19 @@ def _through(op: str) -> Callable[[Args], Any]:
     return call
 
 
+def _stored_as_asked(op: str) -> Callable[[Args], Tensor]:
+    def call(args: Args) -> Tensor:
+        output = getattr(frcnn_fast.ops, op)(**args)
+        lead = args["input"] if "input" in args else args["features"][0]
+        as_lead = torch.contiguous_format if lead.is_contiguous() else torch.channels_last
+        wanted = args.get("memory_format", as_lead)
+        if lead.is_contiguous(memory_format=as_lead):  # neither: unsaid
+            assert output.is_contiguous(memory_format=wanted), f"{op}: expected {wanted}, got {output.stride()}"
+        return output
+
+    return call
+
+
 def _wide(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
         return [v.astype(np.float64) for v in value]
@@ -326,8 +384,9 @@ def _wide(value: Any) -> Any:
 
 
 def _for_oracle(args: Args) -> Args:
-    """The arguments as the oracle takes them: boxes as rows, two sizes."""
+    """The arguments as the oracle takes them: boxes as rows, two sizes, no layout."""
     args = dict(args)
+    args.pop("memory_format", None)
     args["rois"] = reference.rois_of(args.pop("boxes"))
     size = args.pop("output_size")
     args["output_height"], args["output_width"] = (size, size) if isinstance(size, int) else size
@@ -388,7 +447,7 @@ def _op(name: str, cases: Iterator[Case], *, backward: bool, lead: str = "input"
         ("grad:input*",) if backward else ("output:input",),
         tuple(cases),
         lead,
-        call=_through(name) if backward else lambda args: getattr(frcnn_fast.ops, name)(**args),
+        call=_through(name) if backward else _stored_as_asked(name),
         oracle=_backward_oracle(name) if backward else _forward_oracle(name),
         precise=True,
     )

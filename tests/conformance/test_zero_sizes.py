@@ -92,6 +92,7 @@ SIZES: dict[str, tuple[str, dict[str, str]]] = {
     "roi_pool_backward": ("K33", {"input": "B C H W", "boxes": "R@B 5", "grad": "R C 7 7"}),
     "roi_align": ("K33", {"input": "B C H W", "boxes": "R@B 5", "output_size": "P"}),
     "roi_align_backward": ("K33", {"input": "B C H W", "boxes": "R@B 5", "grad": "R C 7 7"}),
+    "roi_align_rois_backward": ("f16", {"input": "B C H W", "boxes": "R@B 5", "grad": "R C 7 7"}),
     "roi_align_max": ("K33", {"input": "B C H W", "boxes": "R@B 5", "output_size": "P"}),
     "roi_align_max_backward": ("K33", {"input": "B C H W", "boxes": "R@B 5", "grad": "R C 7 7"}),
     "prroi_pool": ("f16", {"features": "B C H W", "rois": "R@B 5", "output_size": "P"}),

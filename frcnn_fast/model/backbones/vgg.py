@@ -34,6 +34,7 @@ class VGG16Head(nn.Module):
     """fc6 and fc7 of VGG-16 under torchvision's names, `classifier.0` and `classifier.3`."""
 
     out_features = 4096
+    flattens = True  # see RoIHead
 
     def __init__(self, dropout: float = 0.5) -> None:
         super().__init__()

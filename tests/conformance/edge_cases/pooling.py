@@ -222,6 +222,29 @@ ROI_ALIGN = (
         _pool(torch.zeros(1, 1, 3, 3), [[0, 1, 1, 2, 2]], 1, sampling_ratio=1) | {"grad": tensor([[[[4]]]])},
         f32([[[[0, 0, 0], [0, 1, 1], [0, 1, 1]]]]),
     ),
+    # The value is x, so its slope is 1 between cells: at 2, half of it to either end; clamped to the first cell and on
+    # the last one none; at 1 + 0.5 of a box held at one cell all of it to the left end; a padded row.
+    edge(
+        "roi_align_rois_backward",
+        "ramp",
+        _pool(
+            RAMP,
+            [[0, 1, 1, 3, 3], [0, -2, 0, 1, 4], [0, 3, 1, 5, 3], [0, 1, 1, 1.5, 3], [-1, 1, 1, 3, 3]],
+            1,
+            sampling_ratio=1,
+        )
+        | {"grad": tensor([4.0, 4, 4, 1, 4]).reshape(5, 1, 1, 1)},
+        f32([[0, 2, 0, 2, 0], [0] * 5, [0] * 5, [0, 1, 0, 0, 0], [0] * 5]),
+    ),
+    # Two samples at 0.5 and 1.5, of which the left end moves 3/4 and 1/4, the right end the rest; half of each counts.
+    # A map in x and 10 y: ten times that for the upper and the lower end. 2 cells a pixel: twice that.
+    edge(
+        "roi_align_rois_backward",
+        "two-samples",
+        _pool(RAMP + 10 * RAMP.mT, [[0, 0, 0, 1, 1]], 1, spatial_scale=2, sampling_ratio=2)
+        | {"grad": tensor([[[[1]]]])},
+        f32([[0, 1, 10, 1, 10]]),
+    ),
     # Level 4 (stride 16) for a side of exactly 224, one level a factor of two, within the levels that there are.
     edge(
         "multiscale_roi_align",

@@ -1,9 +1,11 @@
-// The gradient of precisely pooled RoIs on CUDA, in the order of prroi_pool.h; the other two passes are roi_align.cu's.
+// The gradient of the RoIs on CUDA, of RoIAlign and of precise RoI pooling, in the order of roi_align.h; the other two
+// passes are roi_align.cu's.
 //
 // Three launches. One writes each RoI's weights and slopes along both axes, cell by cell. In the next a warp has one
 // row of bins of one RoI and a slice of 32 channels, lane by lane, and folds what its lanes found: one part. In the
 // last a thread has one corner of one RoI and adds up its parts.
 #include "precise_weights.cuh"
+#include "sample_weights.cuh"
 
 namespace frcnn_fast::roi_pool {
 namespace {
@@ -52,18 +54,22 @@ __global__ void __launch_bounds__(128)
     const Slope<U>* column_slopes = slopes.columns + (column_weights - weights.columns.weights);
     U found[kCorners] = {U(0), U(0), U(0), U(0)};
     for (int32_t y = rows[0]; y <= rows[1]; ++y) {
+      const U row_weight = row_weights[y];
+      if (row_weight < U(0)) continue;
       U mean = U(0), low = U(0), high = U(0);
       const T* row = map + int64_t(y) * level.W * level.map.cell;
       for (int32_t x = left; x <= right; ++x) {
+        const U weight = column_weights[x];
+        if (weight < U(0)) continue;
         const U value = load(row + x * level.map.cell);
         const Slope<U> slope = column_slopes[x];
-        mean += column_weights[x] * value;
+        mean += weight * value;
         low += slope.low * value;
         high += slope.high * value;
       }
-      found[0] += row_weights[y] * low;
+      found[0] += row_weight * low;
       found[1] += row_slopes[y].low * mean;
-      found[2] += row_weights[y] * high;
+      found[2] += row_weight * high;
       found[3] += row_slopes[y].high * mean;
     }
     const U here = load(grad + (int64_t(p) * s.PW + q) * s.out.cell);
@@ -78,7 +84,7 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-template <class U>
+template <class U, bool kPrecise>
 __global__ void __launch_bounds__(128)
     totals_kernel(DeviceShape<U> s, const U* __restrict__ rois, Parts<U> parts, U* __restrict__ grad_rois) {
   const int64_t item = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -87,8 +93,13 @@ __global__ void __launch_bounds__(128)
   const int32_t corner = int32_t(item % kCorners);
   const U* roi = rois + k * kRoiFields;
   const DeviceLevel<U>& level = s.levels[0];
-  const auto axes = make_axes(roi, level.scale, int64_t(s.PH), int64_t(s.PW), int64_t(level.H), int64_t(level.W));
-  const bool pools = roi_image(roi, s.B) >= 0 && FF_MUTANT(precise_totals, axes.rows.limit > 0, true);
+  bool pools = roi_image(roi, s.B) >= 0 && level.H > 0 && level.W > 0;
+  if (kPrecise) {
+    const auto axes = make_axes(roi, level.scale, int64_t(s.PH), int64_t(s.PW), int64_t(level.H), int64_t(level.W));
+    pools = pools && FF_MUTANT(precise_totals, axes.rows.limit > 0, true);
+  } else {
+    pools = pools && FF_MUTANT(align_totals, roi_is_finite(roi), true);
+  }
   U total = U(0);
   if (pools) {
     const U* found = parts.values + k * parts.of_roi * kCorners + corner;
@@ -110,19 +121,30 @@ Status rois_backward(const RoiAlignShape& shape, const void* grad_output, const 
   const Parts<U> parts = Parts<U>::take(arena, shape);
   const U* boxes = static_cast<const U*>(rois);
   if (parts.of_roi > 0 && shape.B > 0) {
-    FF_LAUNCH((precise_weights_kernel<U, Weighs::kSlopes>), dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes,
-              weights, slopes, RoiTables{});
+    const auto weigh = [&](auto kernel) {
+      FF_LAUNCH(kernel, dim3(table_blocks(shape)), dim3(128), 0, stream, s, boxes, weights, slopes, RoiTables{});
+    };
+    if (shape.precise)
+      weigh(&precise_weights_kernel<U, Weighs::kSlopes>);
+    else
+      weigh(&sample_weights_kernel<U, Weighs::kSlopes>);
     FF_LAUNCH(parts_kernel<T>, dim3(blocks_for(shape.R * parts.of_roi, 4)), dim3(128), 0, stream, s,
               static_cast<const T*>(grad_output), boxes, weights, slopes, parts);
   }
-  FF_LAUNCH(totals_kernel<U>, dim3(blocks_for(shape.R * kCorners, 128)), dim3(128), 0, stream, s, boxes, parts,
-            static_cast<U*>(grad_rois));
+  const auto add_up = [&](auto kernel) {
+    FF_LAUNCH(kernel, dim3(blocks_for(shape.R * kCorners, 128)), dim3(128), 0, stream, s, boxes, parts,
+              static_cast<U*>(grad_rois));
+  };
+  if (shape.precise)
+    add_up(&totals_kernel<U, true>);
+  else
+    add_up(&totals_kernel<U, false>);
   return launched();
 }
 
 }  // namespace
 
-size_t prroi_pool_rois_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape) {
+size_t roi_align_rois_backward_workspace_cuda(DType dtype, const RoiAlignShape& shape) {
   return visit_compute(dtype, [&](auto tag) {
     using U = typename decltype(tag)::type;
     WorkspaceArena arena(nullptr);
@@ -133,9 +155,9 @@ size_t prroi_pool_rois_backward_workspace_cuda(DType dtype, const RoiAlignShape&
   });
 }
 
-Status prroi_pool_rois_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output,
-                                     const void* features, const void* rois, void* workspace, void* grad_rois,
-                                     Stream stream) {
+Status roi_align_rois_backward_cuda(DType dtype, const RoiAlignShape& shape, const void* grad_output,
+                                    const void* features, const void* rois, void* workspace, void* grad_rois,
+                                    Stream stream) {
   FF_TRY(check_shape(shape));
   if (shape.R == 0) return kOk;
   return visit(dtype, [&](auto tag) {

@@ -1,6 +1,8 @@
-// The gradient of precisely pooled RoIs on the CPU. A unit is a RoI: it goes through its channels block by block, and
-// through the rows of the map that a row of bins touches, one at a time.
-#include "prroi_pool_cpu.h"
+// The gradient of the RoIs on the CPU, of RoIAlign and of precise RoI pooling. A unit is a RoI: it goes through its
+// channels block by block, and through the rows of the map that a row of bins touches, one at a time.
+#include "roi_align_rois_cpu.h"
+
+#include "roi_align_cpu.h"
 
 namespace frcnn_fast::roi_pool {
 namespace {
@@ -18,7 +20,7 @@ class RoisBackward {
         bins_(shape.PH * shape.PW),
         grad_output_(static_cast<const T*>(grad_output)),
         features_(static_cast<const T*>(features)),
-        rois_(static_cast<const U*>(rois)),
+        geometry_(shape, rois),
         grad_rois_(static_cast<U*>(grad_rois)),
         map_(cell_strides(shape.C, level_.H * level_.W, level_.channels_last)),
         out_(cell_strides(shape.C, bins_, shape.output_channels_last)) {
@@ -39,8 +41,9 @@ class RoisBackward {
   }
 
   Status run() {
+    const char* name = s_.precise ? "rois" : "boxes";
     for (int64_t k = 0; k < s_.R; ++k)
-      if (roi_image(roi(k), s_.B) == kBadRoi) return no_such_image("rois", k, roi(k)[0], s_.B);
+      if (roi_image(geometry_.roi(k), s_.B) == kBadRoi) return no_such_image(name, k, geometry_.roi(k)[0], s_.B);
     const double work = double(s_.R) * double(s_.C) * double(bins_) * 48;
     for_each_unit(s_.R, std::min(threads_, threads_for(work)), [&](int64_t thread, int64_t k) { roi(thread, k); });
     return kOk;
@@ -48,7 +51,8 @@ class RoisBackward {
 
  private:
   struct Scratch {
-    ColumnSlopes<U> columns;
+    RoiWeights<U> weights;
+    TouchedCells columns;
     U* row;          // [touched columns][lanes]
     U* grads;        // [PW][lanes]
     U* derivatives;  // [PW][4][lanes]
@@ -58,8 +62,8 @@ class RoisBackward {
 
   Scratch take(WorkspaceArena& arena) const {
     Scratch scratch{};
-    scratch.columns = {arena.take<int32_t>(s_.PW), arena.take<int32_t>(s_.PW + 1), arena.take<U>(s_.PW * level_.W),
-                       arena.take<Slope<U>>(s_.PW * level_.W)};
+    scratch.weights = geometry_.take(arena, true);
+    scratch.columns = TouchedCells::take(arena, level_.W);
     scratch.row = arena.take<U>(level_.W * lanes_);
     scratch.grads = arena.take<U>(s_.PW * lanes_);
     scratch.derivatives = arena.take<U>(s_.PW * 4 * lanes_);
@@ -68,57 +72,37 @@ class RoisBackward {
     return scratch;
   }
 
-  const U* roi(int64_t k) const { return rois_ + k * kRoiFields; }
-
   void roi(int64_t thread, int64_t k) const {
     U* target = grad_rois_ + k * kRoiFields;
     std::fill(target, target + kRoiFields, U(0));
-    const int64_t image = roi_image(roi(k), s_.B);
-    if (image < 0 || s_.C == 0) return;
-    const U scale = U(level_.scale);
-    const auto axes = make_axes(roi(k), scale, s_.PH, s_.PW, level_.H, level_.W);
-    if (axes.rows.limit == 0) return;
+    const int64_t image = roi_image(geometry_.roi(k), s_.B);
+    if (image < 0 || s_.C * level_.H * level_.W == 0) return;
     WorkspaceArena arena(first_ + thread * per_thread_);
-    const Scratch scratch = take(arena);
-    fill(axes.columns, scratch.columns);
+    Scratch scratch = take(arena);
+    if (!geometry_.find(k, 0, scratch.weights)) return;
+    // Only the columns that a bin touches are brought in; the weights then name their places.
+    scratch.columns.gather(scratch.weights.columns, s_.PW, int32_t(level_.W), kBlockLanes, kSparse);
     const T* map = features_ + image * s_.C * level_.H * level_.W;
     for (int64_t c = 0; c < s_.C; c += lanes_)
-      for (int32_t p = 0; p < s_.PH; ++p) row_of_bins(axes, k, p, c, map, scratch);
+      for (int32_t p = 0; p < s_.PH; ++p) row_of_bins(k, p, c, map, scratch);
     for (int corner = 0; corner < 4; ++corner) {
       U total = U(0);
       for (int64_t slice = 0; slice < slices_; ++slice)
         for (int64_t p = 0; p < s_.PH; ++p) total += scratch.parts[(p * 4 + corner) * slices_ + slice];
-      target[1 + corner] = total * scale;
+      target[1 + corner] = total * U(level_.scale);
     }
-  }
-
-  void fill(const PreciseAxis<U>& axis, const ColumnSlopes<U>& out) const {
-    int32_t n = 0;
-    for (int32_t q = 0; q < axis.bins; ++q) {
-      const auto bin = axis.bin(q);
-      out.first[q] = bin.first;
-      out.begin[q] = n;
-      for (int32_t cell = bin.first; cell <= bin.last; ++cell, ++n) {
-        out.weights[n] = bin.weight(cell);
-        out.slopes[n] = bin.slope(cell, out.weights[n]);
-      }
-    }
-    out.begin[axis.bins] = n;
   }
 
   // A block of channels of one row of bins.
-  void row_of_bins(const PreciseAxes<U>& axes, int64_t k, int32_t p, int64_t c, const T* map,
-                   const Scratch& scratch) const {
+  void row_of_bins(int64_t k, int32_t p, int64_t c, const T* map, const Scratch& scratch) const {
     const int channels = int(std::min(lanes_, s_.C - c));
-    const auto bin = axes.rows.bin(p);
-    const int32_t left = axes.columns.bin(0).first, right = axes.columns.bin(int32_t(s_.PW) - 1).last;
+    const AxisWeights<U>& rows = scratch.weights.rows;
     std::fill(scratch.derivatives, scratch.derivatives + s_.PW * 4 * lanes_, U(0));
-    for (int32_t y = bin.first; y <= bin.last; ++y) {
-      FF_ISA_CALL(load_lanes, dtype_, map + c * map_.channel + (y * level_.W + left) * map_.cell, map_, channels,
-                  int(lanes_), right - left + 1, scratch.row);
-      const U weight = bin.weight(y);
-      FF_ISA_CALL(add_row, scratch.row, left, scratch.columns, int32_t(s_.PW), weight, bin.slope(y, weight), lanes_,
-                  scratch.derivatives);
+    for (int32_t i = rows.begin[p]; i < rows.begin[p + 1]; ++i) {
+      const T* row = map + c * map_.channel + rows.cells[i] * level_.W * map_.cell;
+      scratch.columns.load(dtype_, row, map_, channels, lanes_, scratch.row);
+      FF_ISA_CALL(add_row, scratch.row, scratch.weights.columns, int32_t(s_.PW), rows.weights[i], rows.slopes[i],
+                  lanes_, scratch.derivatives);
     }
     FF_ISA_CALL(load_lanes, dtype_, grad_output_ + k * s_.C * bins_ + c * out_.channel + p * s_.PW * out_.cell, out_,
                 channels, int(lanes_), s_.PW, scratch.grads);
@@ -144,7 +128,7 @@ class RoisBackward {
   RoiAlignLevel level_;
   int64_t bins_;
   const T *grad_output_, *features_;
-  const U* rois_;
+  RoiGeometry<U> geometry_;
   U* grad_rois_;
   CellStrides map_, out_;
   int64_t threads_ = 1, lanes_ = 0, slices_ = 0;
@@ -154,7 +138,7 @@ class RoisBackward {
 
 }  // namespace
 
-size_t prroi_pool_rois_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape) {
+size_t roi_align_rois_backward_workspace_cpu(DType dtype, const RoiAlignShape& shape) {
   return visit(dtype, [&](auto tag) {
     WorkspaceArena arena(nullptr);
     using Work = RoisBackward<typename decltype(tag)::type>;
@@ -162,8 +146,9 @@ size_t prroi_pool_rois_backward_workspace_cpu(DType dtype, const RoiAlignShape& 
   });
 }
 
-Status prroi_pool_rois_backward_cpu(DType dtype, const RoiAlignShape& shape, const void* grad_output,
-                                    const void* features, const void* rois, void* workspace, void* grad_rois) {
+Status roi_align_rois_backward_cpu(DType dtype, const RoiAlignShape& shape, const void* grad_output,
+                                   const void* features, const void* rois, void* workspace, void* grad_rois) {
+  FF_TRY(check_align_shape(shape));
   return visit(dtype, [&](auto tag) {
     using Work = RoisBackward<typename decltype(tag)::type>;
     return Work(dtype, shape, grad_output, features, rois, workspace, grad_rois).run();

@@ -1,5 +1,5 @@
 #include "lanes.h"
-#include "prroi_pool_cpu.h"
+#include "roi_align_rois_cpu.h"
 
 namespace frcnn_fast::roi_pool {
 namespace FF_ISA {
@@ -8,15 +8,16 @@ namespace {
 
 // n vectors of channels of one bin.
 template <int n, class U>
-FF_HD void add_bin_row(const U* row, const ColumnSlopes<U>& columns, int32_t q, U weight, Slope<U> slope, int64_t lanes,
+FF_HD void add_bin_row(const U* row, const AxisWeights<U>& columns, int32_t q, U weight, Slope<U> slope, int64_t lanes,
                        U* derivatives) {
   Vector<U> mean[n], low[n], high[n];
 #pragma GCC unroll 2
   for (int v = 0; v < n; ++v) mean[v] = low[v] = high[v] = Vector<U>{};
-  for (int32_t i = columns.begin[q]; i < columns.begin[q + 1]; ++i, row += lanes) {
+  for (int32_t i = columns.begin[q]; i < columns.begin[q + 1]; ++i) {
+    const U* cell = row + columns.cells[i] * lanes;
 #pragma GCC unroll 2
     for (int v = 0; v < n; ++v) {
-      const Vector<U> value = load_vec(row + v * kLanes<U>);
+      const Vector<U> value = load_vec(cell + v * kLanes<U>);
       mean[v] += columns.weights[i] * value;
       low[v] += columns.slopes[i].low * value;
       high[v] += columns.slopes[i].high * value;
@@ -35,14 +36,13 @@ FF_HD void add_bin_row(const U* row, const ColumnSlopes<U>& columns, int32_t q, 
 }
 
 template <class U>
-FF_HD void add_whole_row(const U* row, int32_t column0, const ColumnSlopes<U>& columns, int32_t PW, U weight,
-                         Slope<U> slope, int64_t lanes, U* derivatives) {
+FF_HD void add_whole_row(const U* row, const AxisWeights<U>& columns, int32_t PW, U weight, Slope<U> slope,
+                         int64_t lanes, U* derivatives) {
   constexpr int n = kLanes<U>;
   for (int32_t q = 0; q < PW; ++q, derivatives += 4 * lanes) {
-    const U* start = row + (columns.first[q] - column0) * lanes;
     int64_t s = 0;
-    for (; s + 2 * n <= lanes; s += 2 * n) add_bin_row<2>(start + s, columns, q, weight, slope, lanes, derivatives + s);
-    for (; s < lanes; s += n) add_bin_row<1>(start + s, columns, q, weight, slope, lanes, derivatives + s);
+    for (; s + 2 * n <= lanes; s += 2 * n) add_bin_row<2>(row + s, columns, q, weight, slope, lanes, derivatives + s);
+    for (; s < lanes; s += n) add_bin_row<1>(row + s, columns, q, weight, slope, lanes, derivatives + s);
   }
 }
 
@@ -58,8 +58,8 @@ FF_HD void add_all_bins(const U* derivatives, const U* grads, int32_t PW, int64_
 
 }  // namespace
 
-FF_ADD_ROW(float) { add_whole_row(row, column0, columns, PW, weight, slope, lanes, derivatives); }
-FF_ADD_ROW(double) { add_whole_row(row, column0, columns, PW, weight, slope, lanes, derivatives); }
+FF_ADD_ROW(float) { add_whole_row(row, columns, PW, weight, slope, lanes, derivatives); }
+FF_ADD_ROW(double) { add_whole_row(row, columns, PW, weight, slope, lanes, derivatives); }
 FF_ADD_BINS(float) { add_all_bins(derivatives, grads, PW, lanes, sums); }
 FF_ADD_BINS(double) { add_all_bins(derivatives, grads, PW, lanes, sums); }
 
