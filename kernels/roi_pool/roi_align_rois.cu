@@ -25,8 +25,9 @@ struct Parts {
   }
 };
 
+// Four blocks: left to itself ptxas aims at more of them, and spills.
 template <class T>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 4)
     parts_kernel(DeviceShape<Compute<T>> s, const T* __restrict__ grads, const Compute<T>* __restrict__ rois,
                  Weights<Compute<T>> weights, Slopes<Compute<T>> slopes, Parts<Compute<T>> parts) {
   using U = Compute<T>;
