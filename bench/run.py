@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"bench: --add: {error}", file=sys.stderr)
             return 2
+        there, here = report["environment"], now["environment"]["missing"]
+        there["missing"] = [reason for reason in there["missing"] if reason in here]
         measured = {key: now["environment"][key] for key in ("date", "commit", "changed")}
     options = Options(args.seconds, tuple(args.against.split(",")))
     for row in _until(args.minutes, chosen, report, args.backend):
