@@ -224,7 +224,7 @@ def sum_parts(
     parts = rois.new_empty(R * slices * PH * 4)
     launch(
         parts_kernel, (blocks_for(R, at_once) * slices * blocks_for(PH, bins),), features, grad, rois, B, R, H, W,
-        *weights, slopes, spans, parts, like=features, warps=2, C=C, PH=PH, PW=PW, LAST=is_channels_last(features),
+        *weights, slopes, spans, parts, like=features, warps=2, registers=255, C=C, PH=PH, PW=PW, LAST=is_channels_last(features),
         GRAD_LAST=is_channels_last(grad), ROIS=at_once, BINS=bins, LANES=LANES,
     )  # fmt: skip
     launch(
@@ -241,7 +241,7 @@ def roi_align_rois_backward(
     check_size({"input": input}, PH, PW)
 
     def weigh(slopes: Slopes, spans: Tensor) -> tuple[Tensor, Tensor]:
-        tile = AxisTile.of(rois, PH, PW)
+        tile = AxisTile.of(rois, PH, PW)._replace(registers=255)  # slopes take more divisions than weights
         launch(
             slopes_kernel, (tile.programs(rois.shape[0]),), rois, level_sides([input]), double_bits(spatial_scale),
             input.shape[0], rois.shape[0], *input.shape[2:], slopes, like=rois, PH=PH, PW=PW, RATIO=sampling_ratio,
