@@ -25,8 +25,9 @@ struct Parts {
   }
 };
 
+// Five blocks: left alone the compiler wants to have eight, and spills.
 template <class T>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 5)
     parts_kernel(DeviceShape<Compute<T>> s, const T* __restrict__ grads, const Compute<T>* __restrict__ rois,
                  Weights<Compute<T>> weights, Slopes<Compute<T>> slopes, Parts<Compute<T>> parts) {
   using U = Compute<T>;
@@ -59,10 +60,11 @@ __global__ void __launch_bounds__(128)
       U mean = U(0), low = U(0), high = U(0);
       const T* row = map + int64_t(y) * level.W * level.map.cell;
       for (int32_t x = left; x <= right; ++x) {
+        // Where a bin does not touch the cell 0 is added, which changes no sum: branches would cost registers.
         const U weight = column_weights[x];
-        if (weight < U(0)) continue;
-        const U value = load(row + x * level.map.cell);
-        const Slope<U> slope = column_slopes[x];
+        const bool touched = weight >= U(0);
+        const U value = touched ? load(row + x * level.map.cell) : U(0);
+        const Slope<U> slope = touched ? column_slopes[x] : Slope<U>{U(0), U(0)};
         mean += weight * value;
         low += slope.low * value;
         high += slope.high * value;

@@ -224,8 +224,8 @@ def sum_parts(
     parts = rois.new_empty(R * slices * PH * 4)
     launch(
         parts_kernel, (blocks_for(R, at_once) * slices * blocks_for(PH, bins),), features, grad, rois, B, R, H, W,
-        *weights, slopes, spans, parts, like=features, warps=2, registers=255, C=C, PH=PH, PW=PW, LAST=is_channels_last(features),
-        GRAD_LAST=is_channels_last(grad), ROIS=at_once, BINS=bins, LANES=LANES,
+        *weights, slopes, spans, parts, like=features, warps=2, registers=255, C=C, PH=PH, PW=PW,
+        LAST=is_channels_last(features), GRAD_LAST=is_channels_last(grad), ROIS=at_once, BINS=bins, LANES=LANES,
     )  # fmt: skip
     launch(
         totals, (blocks_for(4 * R, BLOCK),), rois, double_bits(scale), B, R, parts, grad_rois, like=rois,
