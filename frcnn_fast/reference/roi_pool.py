@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,7 +52,8 @@ def _bins(start: np.floating, end: np.floating, rounded: bool, count: int, limit
     return [(clamped(begin), clamped(end)) for begin, end in edges]
 
 
-class TouchedCells(NamedTuple):
+@dataclass(frozen=True)
+class TouchedCells:
     """Of a bin along one axis: the cells that it touches, ascending, the weight of each, and (slopes) [2, cells] the
     derivatives of the weights in the low and in the high end of the RoI, in cells."""
 
