@@ -1,7 +1,7 @@
 """roi_align_rois.cu in Triton: the gradient of the RoIs, of RoIAlign and of precise RoI pooling.
 
-Three launches: weights and slopes, by whoever knows them; parts, a slice of channels of some rows of bins; and the sums
-of the parts.
+Weights and slopes come from whoever knows them, for RoIAlign in two launches. Then two more: parts, a slice of channels
+of some rows of bins; and the sums of the parts.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from torch import Tensor
 from ..common.box_triton import is_finite_box
 from ..common.launch_triton import blocks_for, double_bits, launch
 from ..common.mutant_triton import mutant
-from ..common.numeric_triton import compute_type, folded, scalar, widen
-from .roi_align_triton import empty_spans, write_weights
-from .roi_triton import check_size, is_channels_last, load_roi, roi_image
+from ..common.numeric_triton import compute_type, divide, folded, scalar, widen
+from .roi_align_triton import axis_of, empty_spans, first_cell, position, samples_on_map, write_weights
+from .roi_triton import AxisTile, axis_tile, check_size, is_channels_last, level_sides, load_roi, roi_image
 
 LANES = 32  # channels of a slice
 BINS = 8  # rows of bins of a part's program
@@ -25,6 +25,64 @@ BLOCK = 128
 
 # (low, high) of the rows' weights, (low, high) of the columns', each in its weight's place
 Slopes = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@triton.jit
+def slope_of_sample(axis, bin, bins, i, x, low):
+    """(low, high): how the weight of the upper of its two cells changes with sample i of the bin, at x, whose first
+    cell is `low`."""
+    _start, size, count, limit, held = axis
+    index = tl.where(size < 0.0, count - 1 - i, i) if not mutant("align_slope_reversed") else i
+    amount = count.to(x.dtype)
+    share = divide(bin.to(x.dtype) * amount + (index.to(x.dtype) + 0.5), amount * bins)
+    high = tl.where(held, 0.0, share) if not mutant("align_slope_held") else share
+    moves = x > 0.0 if not mutant("align_slope_first") else x > -2.0
+    moves &= low < limit - 1 if not mutant("align_slope_last") else low < limit
+    return tl.where(moves, 1.0 - high, 0.0), tl.where(moves, high, 0.0)
+
+
+@triton.jit
+def cell_slopes(axis, bin, bins, begin, end, cell, factor):
+    """The sums of the slopes that the bin's samples give the weight of the cell, in their order, times factor."""
+    limit = axis[3]
+    low_slope = tl.zeros(cell.shape, factor.dtype)
+    high_slope = tl.zeros(cell.shape, factor.dtype)
+    most = tl.max(end - begin)
+    i = 0
+    while i < most:
+        x = position(axis, bin, begin + i)
+        low = first_cell(x, limit)
+        by_low, by_high = slope_of_sample(axis, bin, bins, begin + i, x, low)
+        low = tl.where(begin + i < end, low, limit)
+        is_low, is_high = low == cell, low + 1 == cell
+        low_slope += tl.where(is_low, -by_low, tl.where(is_high, by_low, 0.0))
+        high_slope += tl.where(is_low, -by_high, tl.where(is_high, by_high, 0.0))
+        i += 1
+    return low_slope * factor, high_slope * factor
+
+
+@triton.jit(do_not_specialize=["scale", "B", "R", "H", "W"])
+def slopes_kernel(
+    rois, levels, scale, B, R, H, W, slopes, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr,
+    ALIGNED: tl.constexpr, ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr,
+):  # fmt: skip
+    """A program owns the rows, or the columns, of ROIS RoIs: the slopes of what roi_align_triton.weights_kernel
+    writes."""
+    k, bin, of_rows = axis_tile(tl.program_id(0), ROIS, BINS)
+    roi = load_roi(rois, k, k < R)
+    axis, factor = axis_of(roi, of_rows, levels, (scale,), (), B, PH, PW, RATIO, ALIGNED)
+    begin, end, first, last = samples_on_map(axis, bin)
+    bins = tl.where(of_rows, PH, PW)
+    last = tl.where((k < R) & (bin < bins), last, -1)
+    place = tl.where(of_rows, (k * PH + bin) * H, (k * PW + bin) * W)
+    cells = tl.max(last - first) + 1
+    i = 0
+    while i < cells:
+        cell = first + i + tl.arange(0, CELLS)[None, None, :]
+        low, high = cell_slopes(axis, bin, bins.to(factor.dtype), begin, end, cell, factor)
+        tl.store(tl.where(of_rows, slopes[0], slopes[2]) + place + cell, low, mask=cell <= last)
+        tl.store(tl.where(of_rows, slopes[1], slopes[3]) + place + cell, high, mask=cell <= last)
+        i += CELLS
 
 
 @triton.jit(do_not_specialize=["B", "R", "H", "W"])
@@ -166,8 +224,8 @@ def sum_parts(
     parts = rois.new_empty(R * slices * PH * 4)
     launch(
         parts_kernel, (blocks_for(R, at_once) * slices * blocks_for(PH, bins),), features, grad, rois, B, R, H, W,
-        *weights, slopes, spans, parts, like=features, warps=2, C=C, PH=PH, PW=PW, LAST=is_channels_last(features),
-        GRAD_LAST=is_channels_last(grad), ROIS=at_once, BINS=bins, LANES=LANES,
+        *weights, slopes, spans, parts, like=features, warps=2, registers=255, C=C, PH=PH, PW=PW,
+        LAST=is_channels_last(features), GRAD_LAST=is_channels_last(grad), ROIS=at_once, BINS=bins, LANES=LANES,
     )  # fmt: skip
     launch(
         totals, (blocks_for(4 * R, BLOCK),), rois, double_bits(scale), B, R, parts, grad_rois, like=rois,
@@ -183,6 +241,14 @@ def roi_align_rois_backward(
     check_size({"input": input}, PH, PW)
 
     def weigh(slopes: Slopes, spans: Tensor) -> tuple[Tensor, Tensor]:
-        return write_weights((input,), rois, (spatial_scale,), (), sampling_ratio, aligned, PH, PW, spans, None, slopes)
+        tile = AxisTile.of(rois, PH, PW)._replace(registers=255)  # slopes take more divisions than weights
+        launch(
+            slopes_kernel, (tile.programs(rois.shape[0]),), rois, level_sides([input]), double_bits(spatial_scale),
+            input.shape[0], rois.shape[0], *input.shape[2:], slopes, like=rois, PH=PH, PW=PW, RATIO=sampling_ratio,
+            ALIGNED=aligned, **tile._asdict(),
+        )  # fmt: skip
+        return write_weights(
+            (input,), rois, (spatial_scale,), (), sampling_ratio, aligned, PH, PW, spans, None
+        )  # fmt: skip
 
     sum_parts(grad, input, rois, spatial_scale, weigh, totals_kernel, grad_rois)

@@ -142,40 +142,6 @@ def cell_weight(axis, bin, begin, end, cell, factor):
 
 
 @triton.jit
-def slope_of_sample(axis, bin, bins, i, x, low):
-    """(low, high): how the weight of the upper of its two cells changes with sample i of the bin, at x, whose first
-    cell is `low`."""
-    _start, size, count, limit, held = axis
-    index = tl.where(size < 0.0, count - 1 - i, i) if not mutant("align_slope_reversed") else i
-    amount = count.to(x.dtype)
-    share = divide(bin.to(x.dtype) * amount + (index.to(x.dtype) + 0.5), amount * bins)
-    high = tl.where(held, 0.0, share) if not mutant("align_slope_held") else share
-    moves = x > 0.0 if not mutant("align_slope_first") else x > -2.0
-    moves &= low < limit - 1 if not mutant("align_slope_last") else low < limit
-    return tl.where(moves, 1.0 - high, 0.0), tl.where(moves, high, 0.0)
-
-
-@triton.jit
-def cell_slopes(axis, bin, bins, begin, end, cell, factor):
-    """The sums of the slopes that the bin's samples give the weight of the cell, in their order, times factor."""
-    limit = axis[3]
-    low_slope = tl.zeros(cell.shape, factor.dtype)
-    high_slope = tl.zeros(cell.shape, factor.dtype)
-    most = tl.max(end - begin)
-    i = 0
-    while i < most:
-        x = position(axis, bin, begin + i)
-        low = first_cell(x, limit)
-        by_low, by_high = slope_of_sample(axis, bin, bins, begin + i, x, low)
-        low = tl.where(begin + i < end, low, limit)
-        is_low, is_high = low == cell, low + 1 == cell
-        low_slope += tl.where(is_low, -by_low, tl.where(is_high, by_low, 0.0))
-        high_slope += tl.where(is_low, -by_high, tl.where(is_high, by_high, 0.0))
-        i += 1
-    return low_slope * factor, high_slope * factor
-
-
-@triton.jit
 def axis_of(
     roi, of_rows, levels, scales, thresholds, B, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -201,14 +167,13 @@ def axis_of(
 
 @triton.jit(do_not_specialize=["B", "R", "H", "W"])
 def weights_kernel(
-    rois, levels, scales, thresholds, B, R, H, W, row_weights, column_weights, slopes, spans, windows, cell_bins,
-    members, counts, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr,
-    ROIS: tl.constexpr, BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
+    rois, levels, scales, thresholds, B, R, H, W, row_weights, column_weights, spans, windows, cell_bins, members,
+    counts, PH: tl.constexpr, PW: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr, ROIS: tl.constexpr,
+    BINS: tl.constexpr, CELLS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
     """A program owns the rows, or the columns, of ROIS RoIs; backward, the first ones list the RoIs of an image and
-    level each. H, W: of the largest level. slopes: (low, high) of the rows, (low, high) of the columns, in the
-    weights' places, or None. spans: forward, [R, PH + PW, 2] the first and the last cell that a bin touches, or 0, -1.
-    windows ... counts: backward, see Tables."""
+    level each. H, W: of the largest level. spans: forward, [R, PH + PW, 2] the first and the last cell that a bin
+    touches, or 0, -1. windows ... counts: backward, see Tables."""
     program = tl.program_id(0)
     lists = 0 if members is None else len(levels[0]) * B
     if program < lists:
@@ -227,19 +192,13 @@ def weights_kernel(
         else:
             store_bins(k, bin, first, last, of_rows, R, H, W, windows, cell_bins, CELLS)
         target = tl.where(of_rows, row_weights, column_weights)  # scalar: Triton 3.6 for AMD selects no other pointers
-        place_of_bin = tl.where(of_rows, (k * PH + bin) * H, (k * PW + bin) * W)
+        target += tl.where(of_rows, (k * PH + bin) * H, (k * PW + bin) * W)
         cells = tl.max(last - first) + 1
         i = 0
         while i < cells:
             cell = first + i + tl.arange(0, CELLS)[None, None, :]
             weight = cell_weight(axis, bin, begin, end, cell, factor)
-            tl.store(target + place_of_bin + cell, weight, mask=cell <= last)
-            if slopes is not None:
-                bins = tl.where(of_rows, PH, PW).to(factor.dtype)
-                by_low, by_high = cell_slopes(axis, bin, bins, begin, end, cell, factor)
-                at = place_of_bin + cell
-                tl.store(tl.where(of_rows, slopes[0], slopes[2]) + at, by_low, mask=cell <= last)
-                tl.store(tl.where(of_rows, slopes[1], slopes[3]) + at, by_high, mask=cell <= last)
+            tl.store(target + cell, weight, mask=cell <= last)
             i += CELLS
 
 
@@ -317,17 +276,15 @@ def owed_by_weight(
 def write_weights(
     maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], thresholds: Sequence[float], ratio: int,
     aligned: bool, PH: int, PW: int, spans: Tensor | None, tables: Tables | None,
-    slopes: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The row and column weights of all RoIs; fills spans (forward, and where there are slopes to fill) or tables
-    (backward)."""
+    """The row and column weights of all RoIs; fills spans, or tables (to gather)."""
     B, R, (H, W) = maps[0].shape[0], rois.shape[0], largest(maps)
     weights = rois.new_empty(R * PH * H), rois.new_empty(R * PW * W)
     tile = AxisTile.of(rois, PH, PW)
     lists, lists_and_bins = (len(maps) * B, tables[3:]) if tables else (0, (None,) * 4)
     launch(
         weights_kernel, (lists + tile.programs(R),), rois, level_sides(maps), tuple(map(double_bits, scales)),
-        tuple(map(double_bits, thresholds)), B, R, H, W, *weights, slopes, spans, *lists_and_bins, like=rois,
+        tuple(map(double_bits, thresholds)), B, R, H, W, *weights, spans, *lists_and_bins, like=rois,
         PH=PH, PW=PW, RATIO=ratio, ALIGNED=aligned, MEMBERS=MEMBERS, **tile._asdict(),
     )  # fmt: skip
     return weights

@@ -34,11 +34,12 @@ __device__ __forceinline__ void add_samples(const SampleAxis<U>& axis, int32_t b
 }
 
 // With kGather the first L * B blocks list the RoIs of each image and level. Then each warp has one axis of one RoI:
-// the lanes clear the weights, then take a bin each, and (kGather) then a cell each. Four blocks, since ptxas left to
-// itself aims at more of them, and spills.
+// the lanes clear the weights, then take a bin each, and (kGather) then a cell each. With kSlopes: left alone the
+// compiler wants to have eight blocks, and spills.
 template <class U, Weighs kFor>
-__global__ void __launch_bounds__(128, 4) sample_weights_kernel(DeviceShape<U> s, const U* __restrict__ rois,
-                                                                Weights<U> out, Slopes<U> slopes, RoiTables tables) {
+__global__ void __launch_bounds__(128, kFor == Weighs::kSlopes ? 6 : 0)
+    sample_weights_kernel(DeviceShape<U> s, const U* __restrict__ rois, Weights<U> out, Slopes<U> slopes,
+                          RoiTables tables) {
   const int64_t groups = kFor == Weighs::kGather ? s.L * s.B : 0;
   if (kFor == Weighs::kGather && blockIdx.x < groups) {
     list_group(s, rois, int64_t(blockIdx.x), tables);

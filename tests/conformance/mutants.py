@@ -44,7 +44,7 @@ def ops_of(files: list[Path]) -> list[Op]:
     name = family(files)
     modules = [module for module in FAMILIES if f".cases_{name}" in module.__name__]
     own = [op for module in modules for op in module.OPS]
-    own.sort(key=lambda op: not any(path.stem.startswith(names_of_files(op)) for path in files))
+    own.sort(key=lambda op: -max(len(n) for n in ("", *names_of_files(op)) if any(p.stem.startswith(n) for p in files)))
     composed = [op for op in OPS if op.name in ("rpn_proposals", "detections") and op not in own]
     return own + composed if own or name == "proposals" else list(OPS)
 
