@@ -96,6 +96,20 @@ def test_many_threads_find_what_one_does(threads: None) -> None:
     assert torch.equal(keep[0], alone[:5000])
 
 
+@pytest.mark.parametrize("limit", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("stretched", [(1.0, 1.0), (30.0, 1.0), (1.0, 1e-3)])
+def test_cells_do_not_change_the_result(stretched: tuple[float, float], limit: float) -> None:
+    """A long list of boxes is kept in a grid of cells; that of a class, which here is the only one, is not."""
+    boxes, scores = random_boxes(20000, spread=2000.0)
+    boxes[::7] += 0.25 * boxes[::7].roll(1, 0)  # others, wider ones and inverted ones among them
+    boxes[0] = torch.tensor([-1e6, -1e6, 1e6, 1e6])
+    boxes[1] = torch.tensor([1e5, 3.0, 1e5 + 40.0, 80.0])
+    boxes[2:4] = 7.0  # without area
+    boxes *= torch.tensor(stretched * 2)
+    whole = ops.batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64), limit)
+    assert torch.equal(ops.nms(boxes, scores, limit), whole)
+
+
 def test_a_million_boxes() -> None:
     """On a grid, each twice: the first of either pair stays."""
     x = torch.arange(707 * 707)

@@ -39,6 +39,31 @@ def _nms(field: str, N: int) -> Callable[[str], Case]:
     return make
 
 
+def _nms_spread(N: int) -> Callable[[str], Case]:
+    """Boxes that hardly overlap, so that nearly all are kept: a peer's time would grow with N squared."""
+
+    def make(device: str) -> Case:
+        generator = torch.Generator().manual_seed(0)
+        centre = torch.rand(N, 2, generator=generator) * 10 * N**0.5
+        side = torch.rand(N, 2, generator=generator) * 30 + 10
+        boxes = torch.cat([centre - side / 2, centre + side / 2], 1).to(device)
+        scores = torch.rand(N, generator=generator).to(device)
+
+        def run(backend: str | None = None) -> Any:
+            return ops.nms(boxes, scores, THRESHOLD, backend=backend)
+
+        def check(kept: Any) -> None:
+            """The first of them, by a list that is met whole."""
+            one_class = torch.zeros(1, N, dtype=torch.int64, device=device)
+            first, _ = ops.nms_padded(boxes[None], scores[None], THRESHOLD, 5000, class_ids=one_class)
+            assert torch.equal(kept[:5000], first[0])
+
+        facts = {"of": N, "kept": len(run())}
+        return Case(run, check, {}, 20 * N + 8 * facts["kept"], depth.PAIR_FLOPS * N, facts, fixed_shape=False)
+
+    return make
+
+
 def _batched_nms(N: int, classes: int) -> Callable[[str], Case]:
     def make(device: str) -> Case:
         boxes, scores = (t.to(device) for t in flat_boxes("trained", N))
@@ -111,6 +136,8 @@ def _rows() -> Iterator[Row]:
         name = f"{N} boxes 80 classes"
         axis = ("boxes (batched_nms)", N)
         yield Row("batched_nms", name, _batched_nms(N, 80), goal=goal, headline=headline and N > 100, axis=axis)
+    for N in (100_000, 1_000_000):
+        yield Row("nms", f"{N} boxes spread", _nms_spread(N))
     for method in ("linear", "gaussian"):
         yield Row("soft_nms", f"1000->100 {method}", _soft_nms(method, 1000, 100))
     for field in FIELDS:

@@ -167,7 +167,7 @@ void detect(const DetectionInputs& in, const DetectionSettings& set, int64_t b, 
   const Suppression<U> s = make_suppression<U>(set.iou_threshold);
   const int64_t D = set.max_detections;
   KeptChains<kLegacy, U> kept(&arena, in.K, D < in.N * in.K ? D : in.N * in.K, s);
-  kept.start(in.K);
+  kept.start(in.K, 1);
   const DecodeParams<U> params = make_decode_params<U>(set.weights, set.clamp);
   const Window<U> window = make_window<kLegacy>(static_cast<const U*>(in.image_sizes) + 2 * b, U(set.min_size),
                                                 static_cast<const U*>(nullptr));
@@ -190,7 +190,7 @@ void detect(const DetectionInputs& in, const DetectionSettings& set, int64_t b, 
         const Box<U> box = {block.x1[i], block.y1[i], block.x2[i], block.y2[i]};
         const U box_area = area<kLegacy>(box);
         const int32_t k = int32_t(indices[i] % uint32_t(in.K)), chain = FF_MUTANT(detect_class, k, 0);
-        const Candidate<U> c = {{box, s.share * box_area}, box_area, chain, chain, chain, 0};
+        const Candidate<U> c = {{box, s.share * box_area}, box_area, chain, chain, 1, 1, 0};
         if (kept.suppressed(c)) continue;
         store_box(boxes + 4 * kept.size(), box);
         scores[kept.size()] = memory.scores[best[first + i]];

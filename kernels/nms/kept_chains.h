@@ -1,5 +1,5 @@
 // Kept boxes in several chains of blocks, so that a candidate meets only those that could suppress it: the boxes of its
-// class, or those in the strips of the image that it reaches (strips.h).
+// class, or those in the cells of the image that it reaches (cells.h).
 //
 // For *_cpu_simd.cpp files: everything is inlined, inside the instruction set's namespace. Memory is the caller's.
 #pragma once
@@ -42,12 +42,13 @@ FF_SIMD bool suppressed_by(const KeptBlock<U>& block, const PretestBox<U>& candi
   return false;
 }
 
-// A box on its way to the list. It belongs to one chain, and meets that one and the chains first to last.
+// A box on its way to the list. It belongs to one chain, and meets a rectangle of them: `height` rows of `width`
+// chains, the upper left one `first`; nothing where the height is 0.
 template <class U>
 struct Candidate {
   PretestBox<U> pretest;
   U area;
-  int32_t chain, first, last;
+  int32_t chain, first, width, height;
   int32_t row;
 };
 
@@ -63,31 +64,29 @@ class KeptChains {
     next_ = arena->take<int32_t>(blocks);
   }
 
-  // Empties the list, which has that many chains from now on.
-  void start(int64_t chains) {
+  // Empties the list, which has that many chains from now on, that many a row.
+  void start(int64_t chains, int32_t columns) {
     for (int64_t g = 0; g < chains; ++g) chains_[g] = {-1, -1, 0, -1, -1};
+    columns_ = columns;
     used_ = size_ = 0;
     num_blocks_ = round_ = 0;
   }
 
   int64_t size() const { return size_; }
-  // Boxes in a chain that has any, on average.
-  int64_t chain_length() const { return used_ ? size_ / used_ : 0; }
+  // Blocks in a chain that has any, on average.
+  double chain_blocks() const { return used_ ? double(num_blocks_) / double(used_) : 0.0; }
 
   bool suppressed(const Candidate<U>& c) const {
-    if (suppressed_from(chains_[c.chain].head, c)) return true;
-    for (int32_t g = c.first; g <= c.last; ++g)
-      if (g != c.chain && suppressed_from(chains_[g].head, c)) return true;
-    return false;
+    // Those of its own chain suppress it most often.
+    if (c.height > 0 && suppressed_from(chains_[c.chain].head, c)) return true;
+    return any_chain(c, [&](int32_t g) { return g != c.chain && suppressed_from(chains_[g].head, c); });
   }
   // Rounds part the candidates: those of one may first be tested, by several threads, against what was kept before
   // the round, and then, in order, against what the round itself keeps.
   void next_round() { ++round_; }
   bool suppressed_before_round(const Candidate<U>& c) const { return suppressed(c); }
   bool suppressed_in_round(const Candidate<U>& c) const {
-    for (int32_t g = c.first; g <= c.last; ++g)
-      if (chains_[g].round == round_ && suppressed_from(chains_[g].since, c)) return true;
-    return false;
+    return any_chain(c, [&](int32_t g) { return chains_[g].round == round_ && suppressed_from(chains_[g].since, c); });
   }
 
   void push(const Candidate<U>& c) {
@@ -114,6 +113,14 @@ class KeptChains {
     int32_t since;       // ... and the block of the first it took then
   };
 
+  template <class F>
+  FF_HD bool any_chain(const Candidate<U>& c, const F& suppresses) const {
+    for (int32_t y = 0, row = c.first; y < c.height; ++y, row += columns_)
+      for (int32_t g = row; g < row + c.width; ++g)
+        if (suppresses(g)) return true;
+    return false;
+  }
+
   FF_HD bool suppressed_from(int32_t block, const Candidate<U>& c) const {
     for (; block >= 0; block = next_[block])
       if (suppressed_by<kLegacy>(blocks_[block], c.pretest, c.area, s_.threshold)) return true;
@@ -125,7 +132,7 @@ class KeptChains {
   KeptBlock<U>* blocks_;
   int32_t* next_;  // per block, -1 at a chain's end
   int64_t used_ = 0, size_ = 0;
-  int32_t num_blocks_ = 0, round_ = 0;
+  int32_t columns_ = 1, num_blocks_ = 0, round_ = 0;
 };
 
 }  // namespace FF_ISA

@@ -1,8 +1,8 @@
 #include "../top_n/ranked.h"
+#include "cells.h"
 #include "class_numbers.h"
 #include "kept_chains.h"
 #include "nms_cpu.h"
-#include "strips.h"
 
 namespace frcnn_fast::nms {
 using namespace top_n;
@@ -12,8 +12,8 @@ using namespace top_n::FF_ISA;
 namespace {
 
 constexpr int64_t kFirstRound = 256, kRound = 2048;  // candidates prepared at a time: few, for who stops early
-// Pairs below which a second thread costs more than it saves.
-constexpr int64_t kPairsForThreads = 1 << 21;
+// Blocks of kept boxes to look at, below which a second thread costs more than it saves.
+constexpr double kBlocksForThreads = 1 << 15;
 
 template <class T>
 struct Memory {
@@ -55,10 +55,10 @@ int64_t filter(const Chains& kept, Candidate<U>* candidates, int64_t n) {
   return total;
 }
 
-// Chains at most: one a class, or one a strip.
+// Chains at most: one a class, or one a cell.
 template <class U>
 int64_t most_chains(const ClassNumbers& classes, bool with_classes, int64_t capacity) {
-  return with_classes ? classes.capacity() : Strips<false, U>::most(capacity);
+  return with_classes ? classes.capacity() : Cells<false, U>::most(capacity);
 }
 
 template <bool kLegacy, class T>
@@ -73,7 +73,7 @@ int64_t greedy(const NmsImage& image) {
   const Memory<T> memory = take_memory<T>(&arena, image.padded_rows, image.max_output);
   ClassNumbers classes(&arena, image.padded_rows, with_classes);
   KeptChains<kLegacy, U> kept(&arena, most_chains<U>(classes, with_classes, most), most, s);
-  Strips<kLegacy, U> strips;
+  Cells<kLegacy, U> cells;
   Ranked<T> ranked(static_cast<const T*>(image.scores), image.rows, image.rows, memory.chunk, memory.ranked);
 
   const bool threads = max_threads() > 1;
@@ -88,23 +88,30 @@ int64_t greedy(const NmsImage& image) {
       for (int64_t i = begin; i < end; ++i) {
         const Box<U> box = load_box(boxes + 4 * int64_t(best[i]));
         const U a = area<kLegacy>(box);
-        if (takes_part(box)) memory.candidates[n++] = {{box, s.share * a}, a, 0, 0, 0, int32_t(best[i])};
+        if (takes_part(box)) memory.candidates[n++] = {{box, s.share * a}, a, 0, 0, 1, 1, int32_t(best[i])};
       }
       if (!started) {
         classes.start(image.class_ids, image.rows);
-        kept.start(with_classes ? classes.used() : strips.start(most, s.threshold, memory.candidates, n));
+        if (with_classes) {
+          kept.start(classes.used(), 1);
+        } else {
+          const int64_t chains = cells.start(most, s.threshold, memory.candidates, n);
+          kept.start(chains, cells.columns());
+        }
         started = true;
       }
+      int64_t met = 0;
       for (int64_t i = 0; i < n; ++i) {
         Candidate<U>& c = memory.candidates[i];
         if (with_classes) {
-          c.chain = c.first = c.last = classes.of(c.row);
+          c.chain = c.first = classes.of(c.row);
         } else {
-          strips.place(&c);
+          cells.place(&c);
         }
+        met += int64_t(c.width) * c.height;
       }
       kept.next_round();
-      const bool filtered = threads && n * kept.chain_length() > kPairsForThreads;
+      const bool filtered = threads && double(met) * kept.chain_blocks() > kBlocksForThreads;
       if (filtered) n = filter(kept, memory.candidates, n);
       for (int64_t i = 0; i < n && kept.size() < room; ++i) {
         const Candidate<U>& c = memory.candidates[i];

@@ -1,7 +1,7 @@
 // The proposal step of one image on one thread. Nothing is computed before it is needed: every level hands out its
 // candidates best first, in chunks, decoded 64 at a time, and only until the image has its boxes.
 #include "../anchor_decode/anchor_decode.h"
-#include "../nms/strips.h"
+#include "../nms/cells.h"
 #include "../top_n/ranked.h"
 #include "proposals_cpu.h"
 
@@ -17,9 +17,9 @@ namespace {
 
 constexpr int kBlock = 64;
 #if defined(FF_TEST_BUILD)
-constexpr int64_t kLongList = 128;  // small cases have strips too
+constexpr int64_t kLongList = 128;  // small cases have cells too
 #else
-constexpr int64_t kLongList = 1024;  // kept boxes from which on strips pay
+constexpr int64_t kLongList = 1024;  // kept boxes from which on cells pay
 #endif
 
 // Decoded, clipped and judged boxes, a lane each.
@@ -72,9 +72,9 @@ struct LevelMemory {
       : chunk(smaller(ranked_chunk(size), smaller(size, set.pre_nms_top_n))),
         capacity(smaller(smaller(size, set.pre_nms_top_n), set.post_nms_top_n)),
         ranked(take_ranked_buffers<RankKey<U>>(arena, size, chunk)),
-        kept(arena, Strips<kLegacy, U>::most(listed()), capacity, make_suppression<U>(set.iou_threshold)) {}
+        kept(arena, Cells<kLegacy, U>::most(listed()), capacity, make_suppression<U>(set.iou_threshold)) {}
 
-  // The capacity that strips are made for: none for a list so short that a candidate meets all of it faster.
+  // The capacity that cells are made for: none for a list so short that a candidate meets all of it faster.
   int64_t listed() const { return capacity < kLongList ? 0 : capacity; }
 
  private:
@@ -111,8 +111,8 @@ class Level {
         --valid_left_;
         box_ = {block_.x1[i], block_.y1[i], block_.x2[i], block_.y2[i]};
         const U box_area = area<kLegacy>(box_);
-        Candidate<U> candidate = {{box_, suppression_.share * box_area}, box_area, 0, 0, 0, 0};
-        strips_.place(&candidate);
+        Candidate<U> candidate = {{box_, suppression_.share * box_area}, box_area, 0, 0, 1, 1, 0};
+        cells_.place(&candidate);
         if (memory_.kept.suppressed(candidate)) continue;
         memory_.kept.push(candidate);
         const uint32_t index = chunk_[at_ - lanes_ + i];
@@ -140,15 +140,19 @@ class Level {
   int64_t anchor() const { return anchor_; }
 
  private:
-  // The first block with a valid box tells how wide boxes are; where they lie is known from the image.
+  // The first block with a valid box tells how large boxes are; where they lie is known from the image.
   void start() {
-    U widths = U(0);
+    Spread<U> x = {U(0), U(2) * decoder_.window.right, U(0)}, y = {U(0), U(2) * decoder_.window.bottom, U(0)};
     int boxes = 0;
-    for (int i = 0; i < lanes_; ++i)
-      if (block_.valid[i]) widths += block_.x2[i] - block_.x1[i], ++boxes;
+    for (int i = 0; i < lanes_; ++i) {
+      if (!block_.valid[i]) continue;
+      x.mean += block_.x2[i] - block_.x1[i], y.mean += block_.y2[i] - block_.y1[i];
+      ++boxes;
+    }
     if (boxes == 0) return;
-    const U right = decoder_.window.right;
-    memory_.kept.start(strips_.start(memory_.listed(), suppression_.threshold, U(0), U(2) * right, widths / U(boxes)));
+    x.mean /= U(boxes), y.mean /= U(boxes);
+    const int64_t chains = cells_.start(memory_.listed(), suppression_.threshold, x, y);
+    memory_.kept.start(chains, cells_.columns());
     started_ = true;
   }
 
@@ -158,7 +162,7 @@ class Level {
   const Decoder<T, kLegacy>& decoder_;
   Suppression<U> suppression_;
   LevelMemory<kLegacy, U> memory_;
-  Strips<kLegacy, U> strips_;
+  Cells<kLegacy, U> cells_;
   bool started_ = false;
   int64_t valid_left_;
   Ranked<T> ranked_;
