@@ -1,5 +1,9 @@
 #include "../kernels/nms/nms.h"
 
+#include <pybind11/stl.h>
+
+#include <optional>
+
 #include "../kernels/nms/box_iou.h"
 #include "../kernels/nms/soft_nms.h"
 #include "run.h"
@@ -39,14 +43,14 @@ size_t padded_workspace(const TensorView& boxes, int64_t B, int64_t N, int64_t m
       [&](auto) { return nms_padded_workspace_cuda(dtype, B, N, max_output, classes); });
 }
 
-// What the three have in common: nms and batched_nms are nms_padded of one image, without a limit.
+// What the three have in common: nms and batched_nms are nms_padded of one image, without a limit. kept: of each image.
 void padded(const char* op, const TensorView& boxes, const TensorView& scores, const int64_t* class_ids,
             const int64_t* counts, int64_t B, int64_t N, double iou_threshold, int64_t max_output, bool legacy,
-            const OptionalTensor& workspace, const TensorView& keep, const TensorView& num_keep) {
+            const OptionalTensor& workspace, const TensorView& keep, int64_t* kept) {
   const DType dtype = boxes.dtype("boxes");
   const void *corners = boxes.floats("boxes"), *values = scores.floats("scores");
   const Workspace memory(workspace);
-  int64_t *rows = keep.data<int64_t>("keep"), *kept = num_keep.data<int64_t>("num_keep");
+  int64_t* const rows = keep.data<int64_t>("keep");
   run(
       op, boxes,
       [&] {
@@ -59,25 +63,35 @@ void padded(const char* op, const TensorView& boxes, const TensorView& scores, c
       });
 }
 
+// On a CPU num_keep may be None: the count is returned, and the caller need not make a tensor for it.
+std::optional<int64_t> dynamic(const char* op, const TensorView& boxes, const TensorView& scores,
+                               const int64_t* class_ids, double iou_threshold, const OptionalTensor& workspace,
+                               const TensorView& keep, const OptionalTensor& num_keep) {
+  if (boxes.is_cuda() && !num_keep.present) throw py::value_error(std::string(op) + ": num_keep: got None on a GPU");
+  const int64_t N = boxes.size(0);
+  int64_t count = 0;
+  int64_t* const kept = num_keep.present ? num_keep.data<int64_t>("num_keep") : &count;
+  padded(op, boxes, scores, class_ids, nullptr, 1, N, iou_threshold, N, false, workspace, keep, kept);
+  return num_keep.present ? std::nullopt : std::optional(count);
+}
+
 size_t nms_workspace(const TensorView& boxes) {
   return padded_workspace(boxes, 1, boxes.size(0), boxes.size(0), false);
 }
 
-void nms(const TensorView& boxes, const TensorView& scores, double iou_threshold, const OptionalTensor& workspace,
-         const TensorView& keep, const TensorView& num_keep) {
-  const int64_t N = boxes.size(0);
-  padded("nms", boxes, scores, nullptr, nullptr, 1, N, iou_threshold, N, false, workspace, keep, num_keep);
+std::optional<int64_t> nms(const TensorView& boxes, const TensorView& scores, double iou_threshold,
+                           const OptionalTensor& workspace, const TensorView& keep, const OptionalTensor& num_keep) {
+  return dynamic("nms", boxes, scores, nullptr, iou_threshold, workspace, keep, num_keep);
 }
 
 size_t batched_nms_workspace(const TensorView& boxes) {
   return padded_workspace(boxes, 1, boxes.size(0), boxes.size(0), true);
 }
 
-void batched_nms(const TensorView& boxes, const TensorView& scores, const TensorView& idxs, double iou_threshold,
-                 const OptionalTensor& workspace, const TensorView& keep, const TensorView& num_keep) {
-  const int64_t N = boxes.size(0);
-  const int64_t* class_ids = idxs.data<int64_t>("idxs");
-  padded("batched_nms", boxes, scores, class_ids, nullptr, 1, N, iou_threshold, N, false, workspace, keep, num_keep);
+std::optional<int64_t> batched_nms(const TensorView& boxes, const TensorView& scores, const TensorView& idxs,
+                                   double iou_threshold, const OptionalTensor& workspace, const TensorView& keep,
+                                   const OptionalTensor& num_keep) {
+  return dynamic("batched_nms", boxes, scores, idxs.data<int64_t>("idxs"), iou_threshold, workspace, keep, num_keep);
 }
 
 size_t nms_padded_workspace(const TensorView& boxes, const OptionalTensor& class_ids, int64_t max_output) {
@@ -88,7 +102,8 @@ void nms_padded(const TensorView& boxes, const TensorView& scores, const Optiona
                 const OptionalTensor& counts, double iou_threshold, int64_t max_output, bool legacy,
                 const OptionalTensor& workspace, const TensorView& keep, const TensorView& num_keep) {
   padded("nms_padded", boxes, scores, class_ids.data<int64_t>("class_ids"), counts.data<int64_t>("counts"),
-         boxes.size(0), boxes.size(1), iou_threshold, max_output, legacy, workspace, keep, num_keep);
+         boxes.size(0), boxes.size(1), iou_threshold, max_output, legacy, workspace, keep,
+         num_keep.data<int64_t>("num_keep"));
 }
 
 SoftMethod soft_method(const std::string& method) {

@@ -168,6 +168,8 @@ class Arrays(TorchDispatchMode):
             )
         with self:
             results = tuple(op.outputs(op.schema.Arguments(*values)))
+            if op.dynamic_rows:
+                results = (*results, results[0].new_empty(1))
         self.launch(op, op.schema.Arguments(*[self._arrays(value) for value in values]), tuple(self._arrays(results)))
         if op.dynamic_rows:
             padded, count = results

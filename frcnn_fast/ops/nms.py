@@ -79,9 +79,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, *, legacy: bool = False, backend: st
 # nms
 
 
-def _kept_outputs(a: Any) -> tuple[Tensor, Tensor]:
-    boxes = a.boxes
-    return boxes.new_empty(boxes.shape[0], dtype=torch.int64), boxes.new_empty(1, dtype=torch.int64)
+def _kept_outputs(a: Any) -> tuple[Tensor]:
+    return (a.boxes.new_empty(a.boxes.shape[0], dtype=torch.int64),)
 
 
 _nms = Operator(
