@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.floors", description=floors.__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--build", type=Path, metavar="PROGRAM", help="only compile, to this file")
-    parser.add_argument("--arch", default="native", help="for --build: the GPU to compile for, such as sm_90")
+    parser.add_argument("--arch", default="", help="for --build: the GPU to compile for, such as sm_90")
     args = parser.parse_args()
     try:
         if args.build:
