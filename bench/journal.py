@@ -7,6 +7,7 @@ again: it passes over everything that the journal names.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -63,15 +64,17 @@ class Journal:
 def note(path: Path, item: Item) -> None:
     """Adds a line."""
     with path.open("a") as file:
-        file.write(json.dumps(asdict(item)) + "\n")
+        file.write("\n" + json.dumps(asdict(item)) + "\n")  # whatever a process that died has left there
 
 
 def read(path: Path) -> dict[str, Item]:
-    """The newest of every item, by name; a line that is still being written does not count."""
-    if not path.exists():
-        return {}
-    lines = path.read_text().split("\n")[:-1]
-    return {item.name: item for item in (Item(**json.loads(line)) for line in lines)}
+    """The newest of every item, by name. A line that was not written to its end does not count."""
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            item = Item(**json.loads(line))
+            found[item.name] = item
+    return found
 
 
 def close(path: Path, why: str) -> Item | None:

@@ -2,7 +2,7 @@
 
 - <name>.json is written anew every second and after every step, beside itself and then renamed. It says what every step
   came to, what it is in the middle of, and what failed, hung or crashed in it.
-- <name>.log has every line of every step as it comes, behind the step's name.
+- <name>.log has the lines of every step as they come, behind the step's name.
 - A step has a limit; what runs into it is killed with all of its children. A step that keeps a journal is started again
   where one of its items ended the process.
 - Killed from outside (SIGTERM, Ctrl-C), the steps are killed and named in the report.
@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -34,7 +35,10 @@ PYTHON = (sys.executable, "-u", "-m")
 NOTHING_LEFT = 5  # pytest's exit status where no test was left to run
 MOST_STARTS = 8
 LEAST_SECONDS = 5.0  # what has less left is not begun
-TAIL = 40  # lines
+# So that the log and the report stay small enough to be carried away, whatever goes wrong.
+MOST_LOGGED = 1 << 18  # characters of a step
+MOST_BAD = 50  # items of a step that are named in the report
+TAIL = 40  # lines of a step that did not go well
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,12 @@ class Running:
 
     def __init__(self, step: Step, entry: dict[str, Any], scratch: Path, ends: float, commit: str) -> None:
         self.step, self.entry, self.ends, self.began = step, entry, ends, time.monotonic()
-        self.journal = scratch / f"{step.name.replace(' ', '-')}.journal"
+        self.journal = scratch / f"{re.sub(r'[^0-9A-Za-z]+', '-', step.name)}.journal"
         self.command = [*step.command, *(["--journal", str(self.journal)] if step.journaled else [])]
         common = {"PYTHONPATH": str(tools.ROOT), "COLUMNS": "300", "FRCNN_COMMIT": commit}
         self.environment = {**os.environ, **common, **step.environment}
         self.lines: list[str] = []  # the last ones
+        self.logged = self.left_out = 0  # characters, lines
         self.starts = 0
         entry["command"] = shlex.join(self.command)
         self.start()
@@ -87,27 +92,28 @@ class Running:
         data = data if all_of_it else data[: data.rfind(b"\n") + 1]
         self.read += len(data)
         lines = data.decode(errors="replace").splitlines()
-        self.lines = (self.lines + lines)[-TAIL:]
+        self.lines = [*self.lines, *(line[:300] for line in lines)][-TAIL:]
         return lines
 
     def kill(self) -> None:
-        """The process and all of its children."""
+        """The process and all of its children. What waits for a GPU that never answers may outlive it."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
 
     def note(self, outcome: str = "running") -> None:
         """Brings the entry up to date."""
         items = list(journal.read(self.journal).values())
-        counts = Counter(item.outcome for item in items)
-        self.entry |= {"outcome": outcome, "seconds": round(time.monotonic() - self.began, 1), "starts": self.starts}
-        self.entry["in"] = next((item.name for item in items if item.outcome == journal.RUNNING), "")
-        self.entry["items"] = dict(counts)
-        self.entry["bad"] = [
-            {"item": item.name, "outcome": item.outcome, "why": item.why}
-            for item in items
-            if item.outcome in (journal.FAILED, journal.DIED)
-        ]
+        bad = [item for item in items if item.outcome in (journal.FAILED, journal.DIED)]
+        self.entry |= {
+            "outcome": outcome,
+            "seconds": round(time.monotonic() - self.began, 1),
+            "starts": self.starts,
+            "in": next((item.name for item in items if item.outcome == journal.RUNNING), ""),
+            "items": dict(Counter(item.outcome for item in items)),
+            "bad": [{"item": item.name, "outcome": item.outcome, "why": item.why} for item in bad[:MOST_BAD]],
+        }
 
     def end(self, why: str) -> None:
         """The step is over. why: it was stopped; "": its process has ended by itself."""
@@ -205,13 +211,16 @@ class Runner:
         entry = {"step": step.name, "outcome": "running", "ok": False, "expected": step.expected, "limit": step.limit}
         self.report["steps"].append(entry)
         why = step.unless or ("no time left" if self.left() < LEAST_SECONDS else "")
-        if why:
-            entry["outcome"] = why
-            self._tell(entry)
-            return None
-        self._write(f"{step.name}: begins")
-        ends = min(time.monotonic() + step.limit, self.deadline)
-        return Running(step, entry, self.folder, ends, self.report["commit"])
+        if not why:
+            self._write(f"{step.name}: begins")
+            ends = min(time.monotonic() + step.limit, self.deadline)
+            try:
+                return Running(step, entry, self.folder, ends, self.report["commit"])
+            except OSError as error:
+                why = f"cannot be started: {error}"
+        entry["outcome"] = why
+        self._tell(entry)
+        return None
 
     def _over(self, running: Running) -> bool:
         """Looks after a step; whether it is over. What ended its process is named, and what is left goes on."""
@@ -242,6 +251,9 @@ class Runner:
 
     def _end(self, running: Running, why: str) -> None:
         running.end(why)
+        if running.left_out:
+            self.log.write(f"{running.step.name} | ... {running.left_out} lines are left out; the last ones:\n")
+            self.log.writelines(f"{running.step.name} | {line}\n" for line in running.lines)
         path = running.step.writes
         if path and path.exists():
             with contextlib.suppress(ValueError):  # of one that was stopped in the middle of it
@@ -258,7 +270,11 @@ class Runner:
             self.say(f"    {bad['outcome']}: {bad['item']}: {bad['why'].partition(chr(10))[0][:200]}")
 
     def _log(self, running: Running, *, all_of_it: bool) -> None:
-        self.log.writelines(f"{running.step.name} | {line}\n" for line in running.new_lines(all_of_it=all_of_it))
+        for line in running.new_lines(all_of_it=all_of_it):
+            if running.logged > MOST_LOGGED:
+                running.left_out += 1
+            else:
+                running.logged += self.log.write(f"{running.step.name} | {line}\n")
         self.log.flush()
 
     def say(self, text: str) -> None:

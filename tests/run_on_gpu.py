@@ -23,10 +23,12 @@ SUITE = "tests/conformance/test_conformance.py"
 FAMILIES = tuple(
     path.stem.removeprefix("cases_") for path in sorted((tools.ROOT / "tests" / "conformance").glob("cases_*.py"))
 )
-PYTEST = (*PYTHON, "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-p", "tests.journaled")
-SHARED = {"FRCNN_REQUIRE": "cuda,triton", "OMP_NUM_THREADS": "1"}  # many processes share the cores
+PYTEST = (*PYTHON, "pytest", "--tb=short", "-p", "no:cacheprovider", "-p", "tests.journaled")
+# Many processes share the cores, and what pytest finds installed has no part in this.
+SHARED = {"FRCNN_REQUIRE": "cuda,triton", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 EACH, COMPILING, SLOW = 30.0, 90.0, 120.0  # the most seconds for a test: ordinarily, where Triton compiles, a large one
 PARTS = 3  # of the cases under a sanitizer, a process each
+ALWAYS = ("--error-exitcode", "9", "--target-processes", "all", "--print-limit", "20")
 OURS = ("--kernel-regex", "kns=frcnn_fast")  # the kernels of this library, by a part of their names in the binary
 TOOLS = {
     "memcheck": OURS,
@@ -45,11 +47,11 @@ def checks(name: str, arguments: Sequence[str], expected: float, limit: float, e
     return Step(name, [*PYTEST, f"--test-seconds={each:g}", *arguments], expected, limit, SHARED, journaled=True)
 
 
-def conformance(backend: str, expected: float) -> Iterator[Step]:
+def conformance(backend: str, expected: float, each: float) -> Iterator[Step]:
     """The suite, a process a family."""
     for family in FAMILIES:
         choice = [SUITE, f"--backend={backend}", f"--family={family}"]
-        yield checks(f"{family} {backend}", choice, expected, 240, COMPILING if backend == "triton" else EACH)
+        yield checks(f"{family} {backend}", choice, expected, 240, each)
 
 
 def graphs(backend: str) -> Step:
@@ -60,8 +62,9 @@ def graphs(backend: str) -> Step:
 def sanitized(tool: str, choice: Sequence[str], expected: float) -> Step:
     """Small cases under one of the tools."""
     program = tools.find("compute-sanitizer")
-    inner = checks(f"{tool} {choice[-1]}", [SUITE, "--backend=cuda", "--small", *choice], expected, 240, SLOW)
-    options = ["--tool", tool, "--error-exitcode=9", "--target-processes=all", "--print-limit=20", *TOOLS[tool]]
+    # The tool does not know the test: its name is printed before.
+    inner = checks(f"{tool} {choice[-1]}", [SUITE, "-v", "--backend=cuda", "--small", *choice], expected, 240, SLOW)
+    options = ["--tool", tool, *ALWAYS, *TOOLS[tool]]
     return replace(
         inner,
         command=[program or "compute-sanitizer", *options, *inner.command],
@@ -80,13 +83,13 @@ def machine(device: str, scratch: Path) -> Step:
 def full(device: str) -> list[Step]:
     """All that is checked, the most important first."""
     if device == "cpu":
-        return list(conformance("cpu", 20))
+        return list(conformance("cpu", 20, 2 * SLOW))
     return [
-        *conformance("cuda", 25),
+        *conformance("cuda", 25, EACH),
         *map(graphs, ("cuda", "triton")),
         checks("graphs of training", ["tests/test_graphs.py", "-k", "iterations"], 40, 120, COMPILING),
         *(sanitized(tool, ["--part", f"{part}/{PARTS}"], 110) for tool in TOOLS for part in range(1, PARTS + 1)),
-        *conformance("triton", 70),
+        *conformance("triton", 70, COMPILING),
         checks("arrays", ["tests/test_arrays.py"], 30, 120),
         checks("properties", ["tests/test_properties.py", "-k", "cuda"], 60, 180, COMPILING),
         *(checks(f"large {b}", ["tests/test_large.py", f"--backend={b}"], 60, 180, SLOW) for b in ("cuda", "triton")),

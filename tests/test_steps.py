@@ -18,7 +18,7 @@ import torch
 from bench import environment, gpu, journal, run, schema, tools
 from bench.case import Case, Row
 from bench.journal import DIED, FAILED, PASSED, START_ANEW, Item
-from bench.steps import MOST_STARTS, PYTHON, Runner, Step
+from bench.steps import MOST_LOGGED, MOST_STARTS, PYTHON, Runner, Step
 from tests import run_on_gpu
 
 ROOT = tools.ROOT
@@ -158,8 +158,8 @@ def test_a_test_costs_itself_alone(tmp_path: Path) -> None:
     file = tmp_path / "test_made.py"
     file.write_text(TESTS)
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "tests.journaled", "--test-seconds=3"]
-    step = Step("tests", [*PYTHON, "pytest", *options, str(file), f"--rootdir={tmp_path}"], 1, 60, journaled=True)
-    runner = Runner("rehearsal", tmp_path, 60)
+    step = Step("tests", [*PYTHON, "pytest", *options, str(file), f"--rootdir={tmp_path}"], 1, 300, journaled=True)
+    runner = Runner("rehearsal", tmp_path, 300)
     assert not runner.run([step])
     (entry,) = json.loads((tmp_path / "rehearsal.json").read_text())["steps"]
     assert entry["items"] == {"passed": 2, "skipped": 1, "failed": 2, "died": 2}
@@ -195,6 +195,29 @@ def test_a_line_of_the_journal_that_is_being_written_does_not_count(tmp_path: Pa
     with path.open("a") as file:
         file.write('{"name": "b", "outc')
     assert {item.name: item.outcome for item in journal.read(path).values()} == {"a": PASSED, "b": journal.RUNNING}
+    closed = journal.close(path, "killed")
+    assert closed
+    assert journal.read(path)["b"] == closed
+    assert (closed.outcome, closed.why) == (DIED, "killed")
+
+
+def test_a_step_that_says_too_much_is_cut_short(tmp_path: Path) -> None:
+    code = "for i in range(30_000): print('line', i, flush=False)"
+    runner = Runner("rehearsal", tmp_path, 60)
+    assert runner.run([python("a step 1/3", code, journaled=True)])
+    log = (tmp_path / "rehearsal.log").read_text()
+    assert len(log) < 2 * MOST_LOGGED
+    assert "a step 1/3 | line 0\n" in log
+    assert "lines are left out" in log
+    assert log.rstrip().splitlines()[-2].endswith("line 29999")
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    runner = Runner("rehearsal", tmp_path, 60)
+    assert not runner.run([Step("odd", ["/no/such/program"], 1, 10), python("next", "")])
+    found = outcomes(tmp_path / "rehearsal.json")
+    assert found["odd"].startswith("cannot be started: ")
+    assert found["next"] == "done"
 
 
 ROWS = """
@@ -218,9 +241,9 @@ sys.exit(run.main(sys.argv[1:]))
 
 def test_a_row_costs_itself_alone(tmp_path: Path) -> None:
     results = tmp_path / "rows.json"
-    options = ["--backend", "cpu", "--seconds", "0.01", "--row-seconds", "90", "--json", str(results)]
-    runner = Runner("rehearsal", tmp_path, 120)
-    runner.run([Step("rows", [sys.executable, "-c", ROWS, *options], 1, 100, journaled=True)])
+    options = ["--backend", "cpu", "--seconds", "0.01", "--row-seconds", "200", "--json", str(results)]
+    runner = Runner("rehearsal", tmp_path, 400)
+    runner.run([Step("rows", [sys.executable, "-c", ROWS, *options], 1, 400, journaled=True)])
     found = schema.load(results)
     assert [entry["op"] for entry in found["rows"]] == ["first", "last"]
     assert {entry["op"]: entry["why"] for entry in found["wrong"]} == {"crashes": "ended by SIGSEGV"}

@@ -131,7 +131,8 @@ __global__ void atomic_latency(unsigned* cell, double* out) {
 __global__ void copy(const float4* from, float4* to, size_t count, int times) {
   const size_t step = size_t(gridDim.x) * blockDim.x;
   for (int k = 0; k < times; ++k) {
-    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) __stcg(to + i, __ldcg(from + i));
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+      __stcg(to + i, __ldcg(from + i));
   }
 }
 
