@@ -48,7 +48,7 @@ def parse(output: str) -> dict[str, dict[str, Any]]:
 
 
 def measure() -> tuple[dict[str, dict[str, Any]], str]:
-    """Builds and runs it on GPU 0: what it measured, and what went wrong, or "". RuntimeError where it does not build."""
+    """Builds and runs it on GPU 0: what it measured, and what went wrong or "". RuntimeError: it does not build."""
     with tempfile.TemporaryDirectory() as folder:
         program = build(Path(folder) / "floors")
         with (Path(folder) / "lines").open("w+") as lines:
