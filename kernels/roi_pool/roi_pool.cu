@@ -1,6 +1,6 @@
 // RoIPool on CUDA. Forward: one launch of one of two kernels (choose_tile says which): the map's channels in shared
 // memory, a slice a block (roi_pool_tile.cuh), or read through the caches, a thread one bin for four channels (see
-// BinWork). Backward: a gather (see roi_gather.cuh).
+// BinWork). Backward: one launch, the gradient of a part of the map in shared memory (roi_pool_scatter.cuh).
 #include "roi_gather.cuh"
 #include "roi_pool_scatter.cuh"
 #include "roi_pool_tile.cuh"

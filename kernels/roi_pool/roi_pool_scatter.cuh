@@ -5,11 +5,11 @@
 // channel. So no two lanes add to the same sum, and a warp adds in the order in which it visits the bins: RoIs
 // ascending, then bins. No atomics, one order, the CPU's bits.
 //
-// The RoIs are looked through a block's width at a time: a thread tests one against the tile, and those that meet it are
-// listed in order. Then they are staged some at a time, a warp a RoI: its gradients and packed argmaxes, the edges of
-// its bins, and which of them meet each row and column of patches. While some are worked on, the next are on their way.
-// A warp writes itself a list of visits, a lane a bin that meets its patch, and walks it a few bins at a time: the loads
-// of these are under way together, and where two of them add to the same cell the second takes the first's sum.
+// The RoIs are looked through a block's width at a time: a thread tests one against the tile, and those that meet it
+// are listed in order. Then they are staged some at a time, a warp a RoI: its gradients and packed argmaxes, the edges
+// of its bins, and which of them meet each row and column of patches. While some are worked on, the next are on their
+// way. A warp writes itself a list of visits, a lane a bin that meets its patch, and walks it a few bins at a time: the
+// loads of these are under way together, and where two of them add to the same cell the second takes the first's sum.
 //
 // Shared memory: the sums, [warp][cell of its patch, and one for what lies elsewhere][channel]; the visits; the list of
 // RoIs; two sets of staged RoIs, in whose place the sums are turned around at the end when the map's cells are
@@ -22,10 +22,10 @@
 namespace frcnn_fast::roi_pool {
 
 constexpr int kScatterThreads = 512, kScatterWarps = kScatterThreads / kWarp;
-constexpr int kPatches = 4;            // of a tile, along each side
-constexpr int kGroup = kWarp;          // channels of a block
-constexpr int kVisits = 64;            // of a warp's list
-constexpr int kTogether = 4;           // visits that are walked at once
+constexpr int kPatches = 4;              // of a tile, along each side
+constexpr int kGroup = kWarp;            // channels of a block
+constexpr int kVisits = 64;              // of a warp's list
+constexpr int kTogether = 4;             // visits that are walked at once
 constexpr int64_t kScatterStatic = 256;  // bytes of static shared memory
 #if defined(FF_TEST_BUILD)
 constexpr int64_t kMostStaged = 3;  // small cases need several sets
@@ -74,14 +74,14 @@ struct Rows {
 };
 
 struct ScatterPlan {
-  int32_t groups;                       // of channels
-  int32_t tiles_down, tiles_across;     // of an image
-  int32_t patch_rows, patch_columns;    // cells
-  int32_t staged;                       // RoIs of a set, or 0: none are staged
+  int32_t groups;                              // of channels
+  int32_t tiles_down, tiles_across;            // of an image
+  int32_t patch_rows, patch_columns;           // cells
+  int32_t staged;                              // RoIs of a set, or 0: none are staged
   int32_t grad_bytes, order_bytes, roi_bytes;  // of a staged RoI: gradients, argmaxes, all
-  int32_t piece;                        // bytes that are copied at once
+  int32_t piece;                               // bytes that are copied at once
   size_t bytes;
-  CellStrides from;                     // of the gradients
+  CellStrides from;  // of the gradients
   bool from_last;
 
   FF_HD int32_t patch_cells() const { return patch_rows * patch_columns; }
@@ -98,15 +98,16 @@ int64_t scatter_lists() {
 template <class T>
 int64_t staged_bytes(const RoiPoolShape& s) {
   const int64_t bins = s.PH * s.PW;
-  return round_up(kGroup * bins * int64_t(sizeof(T)), 16) + kGroup * bins + round_up(4 * (s.PH + s.PW + 2 * kPatches), 16);
+  return round_up(kGroup * bins * int64_t(sizeof(T)), 16) + kGroup * bins +
+         round_up(4 * (s.PH + s.PW + 2 * kPatches), 16);
 }
 inline int64_t sum_bytes(int64_t patch_cells, int64_t element) {
   return kScatterWarps * (patch_cells + 1) * kGroup * element;
 }
 
-// The one place that decides how the map is cut, and what is staged: as many RoIs as there is room for, a warp each; none
-// where a RoI's bins are too many for that, or its edges have no room. Tiles are halved until there are about as many
-// blocks as multiprocessors, and until their sums leave half of the shared memory to the staged RoIs.
+// The one place that decides how the map is cut, and what is staged: as many RoIs as there is room for, a warp each;
+// none where a RoI's bins are too many for that, or its edges have no room. Tiles are halved until there are about as
+// many blocks as multiprocessors, and until their sums leave half of the shared memory to the staged RoIs.
 template <class T>
 ScatterPlan plan_scatter(const RoiPoolShape& s, const void* grads, bool grads_last, const void* argmax) {
   using U = Compute<T>;
@@ -136,7 +137,8 @@ ScatterPlan plan_scatter(const RoiPoolShape& s, const void* grads, bool grads_la
     plan.order_bytes = int32_t(kGroup * bins);
     plan.roi_bytes = int32_t(staged_bytes<T>(s));
   }
-  plan.bytes = size_t(scatter_lists<T>() - kScatterStatic + sums + maximum(int64_t(2 * plan.staged * plan.roi_bytes), turned));
+  plan.bytes =
+      size_t(scatter_lists<T>() - kScatterStatic + sums + maximum(int64_t(2 * plan.staged * plan.roi_bytes), turned));
   plan.from = cell_strides(s.C, bins, grads_last);
   plan.from_last = grads_last;
 
@@ -155,7 +157,8 @@ struct alignas(kBytes) Piece {
   uint8_t of[kBytes];
 };
 
-// The whole warp. stride: bytes from one row to the next. Pieces of 4 bytes and more are on their way when this returns.
+// The whole warp. stride: bytes from one row to the next. Pieces of 4 bytes and more are on their way when this
+// returns.
 template <int kBytes>
 __device__ __forceinline__ void copy_rows(unsigned char* to, const unsigned char* from, const Rows& rows,
                                           int64_t stride) {
@@ -402,7 +405,8 @@ struct ScatterBlock {
   __device__ __forceinline__ int32_t place(int32_t y, int32_t x, bool any) const {
     constexpr int32_t each = kGroup * int32_t(sizeof(U));
     const bool below = unsigned(y) < unsigned(FF_MUTANT(roi_patch_rows, plan.patch_rows, plan.patch_rows - 1));
-    const bool inside = unsigned(x) < unsigned(FF_MUTANT(roi_patch_columns, plan.patch_columns, plan.patch_columns - 1));
+    const bool inside =
+        unsigned(x) < unsigned(FF_MUTANT(roi_patch_columns, plan.patch_columns, plan.patch_columns - 1));
     return any && below && inside ? y * (plan.patch_columns * each) + x * each : plan.patch_cells() * each;
   }
   __device__ __forceinline__ U& sum_at(int32_t place) const {
@@ -443,7 +447,8 @@ struct ScatterBlock {
       for (int32_t y = 0; y < plan.patch_rows && patch_top() + y < s.H; ++y)
         for (int32_t x = 0; x < plan.patch_columns && patch_left() + x < s.W; ++x) {
           const int64_t cell = int64_t(patch_top() + y) * s.W + patch_left() + x;
-          if (lane_id() < channels) store(map + cell * s.map.cell + lane_id(), sums[(y * plan.patch_columns + x) * kGroup]);
+          if (lane_id() < channels)
+            store(map + cell * s.map.cell + lane_id(), sums[(y * plan.patch_columns + x) * kGroup]);
         }
       return;
     }

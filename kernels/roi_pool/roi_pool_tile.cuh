@@ -2,14 +2,15 @@
 // number of bins that read it.
 //
 // A block: a slice of the channels of one image, and a share of its RoIs; a warp: one RoI at a time, which it claims
-// from the block's counter, so that large and small RoIs even out; a lane: a column of that RoI's bins in four channels,
-// the lanes that follow the same column in the slice's other channels. A warp goes down the rows of the map: the maxima of a
-// row within the lane's column are found once, though two bins may share the row, and all lanes are in the same row.
+// from the block's counter, so that large and small RoIs even out; a lane: a column of that RoI's bins in four
+// channels, the lanes that follow the same column in the slice's other channels. A warp goes down the rows of the map:
+// the maxima of a row within the lane's column are found once, though two bins may share the row, and all lanes are in
+// the same row.
 //
-// Shared memory: the slice, [H * W][channels] in the map's own type, four channels an element; the list of RoIs; and for
-// each warp the outputs of its RoI, if there is room for them: where a channel's bins are neighbours they are as many
-// bytes in a row as the slice has channels, and leave as whole sectors. With channels last those of a bin are stored as
-// they are found. Barriers: around the list of RoIs, the first of which also says that the slice is whole.
+// Shared memory: the slice, [H * W][channels] in the map's own type, four channels an element; the list of RoIs; and
+// for each warp the outputs of its RoI, if there is room for them: where a channel's bins are neighbours they are as
+// many bytes in a row as the slice has channels, and leave as whole sectors. With channels last those of a bin are
+// stored as they are found. Barriers: around the list of RoIs, the first of which also says that the slice is whole.
 #pragma once
 #include "roi_bins.cuh"
 
@@ -89,7 +90,7 @@ struct TileRoi {
       const int32_t q = base + across;
       const bool mine = across < at_once && q < s.PW && quad * kQuad < channels;
       const uint32_t column = __shfl_sync(kFullMask, my_column, minimum(q, s.PW - 1));
-      const int32_t left = int32_t(column & 0xffffu), last = maximum(int32_t(column >> 16) - 1, 0);
+      const int32_t last = maximum(int32_t(column >> 16) - 1, 0), first = minimum(int32_t(column & 0xffffu), last);
       U row_best[kQuad];
       int32_t row_at[kQuad], seen = -1;  // the row whose maxima these are
       for (int32_t p = 0; p < s.PH; ++p) {
@@ -101,7 +102,7 @@ struct TileRoi {
         for (int j = 0; j < kQuad; ++j) best[j] = U(-INFINITY), order[j] = -1;
         int32_t here = numbers.first;
         for (int32_t y = cells.top; y < cells.bottom; ++y, here += numbers.row_step) {
-          if (y != seen) find_in_row(y, left, last, widest, quad, row_best, row_at);
+          if (y != seen) find_in_row(y, first, last - first, widest, quad, row_best, row_at);
           seen = y;
 #pragma unroll
           for (int j = 0; j < kQuad; ++j) {
@@ -137,20 +138,20 @@ struct TileRoi {
     for (int j = 0; j < kQuad; ++j) found[j] = load(&cell.of[j]);
   }
 
-  // The maxima of row y from column `left` to `last`, and how far from `left`. As many steps for all lanes: beyond its
-  // last column a lane finds it again, which is no larger.
-  __device__ __forceinline__ void find_in_row(int32_t y, int32_t left, int32_t last, int32_t widest, int32_t quad,
+  // The maxima of row y from column `first` to `reach` columns further, and how far. As many steps for all lanes:
+  // beyond its last column a lane finds it again, which is no larger.
+  __device__ __forceinline__ void find_in_row(int32_t y, int32_t first, int32_t reach, int32_t widest, int32_t quad,
                                               U (&best)[kQuad], int32_t (&at)[kQuad]) const {
+    const Quad<T>* const row = tile + (y * s.W + first) * plan.quads + quad;
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) best[j] = U(-INFINITY), at[j] = 0;
-#pragma unroll 2
     for (int32_t i = 0; i < widest; ++i) {
-      U found[kQuad];
-      load_cell(y, minimum(left + i, last), quad, found);
+      const Quad<T> cell = row[minimum(i, reach) * plan.quads];
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) {
-        if (!FF_MUTANT(roi_first_max, found[j] > best[j], found[j] >= best[j])) continue;
-        best[j] = found[j];
+        const U found = load(&cell.of[j]);
+        if (!FF_MUTANT(roi_first_in_row, found > best[j], found >= best[j])) continue;
+        best[j] = found;
         at[j] = i;
       }
     }
@@ -160,27 +161,26 @@ struct TileRoi {
   __device__ __forceinline__ void keep(int32_t bin, int32_t quad, const U (&best)[kQuad], const int32_t (&order)[kQuad],
                                        bool packed, T* to, int32_t* part) const {
     const int32_t c = quad * kQuad, bins = s.PH * s.PW;
-    Quad<T> values;
+    const uint32_t word = packed_word(order);
+    if (plan.held) {
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) store(&values.of[j], best[j]);
-    if (plan.vectors) {
-      *reinterpret_cast<Quad<T>*>(to + bin * s.out.cell + c) = values;
+      for (int j = 0; j < kQuad; ++j) store(held + (c + j) * bins + bin, best[j]);
+      if (kArgmax) held_words[quad * bins + bin] = word;
     } else {
+      T* const cell = to + bin * s.out.cell + c * s.out.channel;
+      if (plan.vectors) {
+        Quad<T> values;
 #pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
-        if (FF_MUTANT(roi_tile_rest, c + j >= channels, false)) continue;
-        *(plan.held ? held + (c + j) * bins + bin : to + bin * s.out.cell + (c + j) * s.out.channel) = values.of[j];
+        for (int j = 0; j < kQuad; ++j) store(&values.of[j], best[j]);
+        *reinterpret_cast<Quad<T>*>(cell) = values;
+      } else {
+#pragma unroll
+        for (int j = 0; j < kQuad; ++j)
+          if (FF_MUTANT(roi_tile_rest, c + j < channels, true)) store(cell + j * s.out.channel, best[j]);
       }
+      if (kArgmax && packed) part[(c0 / kQuad + quad) * s.packed.channel + bin * s.packed.cell] = int32_t(word);
     }
-    if (!kArgmax) return;
-    if (packed) {
-      uint32_t* const words = reinterpret_cast<uint32_t*>(part);
-      const uint32_t word = packed_word(order);
-      if (plan.held)
-        held_words[quad * bins + bin] = word;
-      else
-        words[(c0 / kQuad + quad) * s.packed.channel + bin * s.packed.cell] = word;
-    } else {
+    if (kArgmax && !packed) {
 #pragma unroll
       for (int j = 0; j < kQuad; ++j)
         if (c + j < channels) part[(c0 + c + j) * s.out.channel + bin * s.out.cell] = order[j];
@@ -203,6 +203,36 @@ struct TileRoi {
   }
 };
 
+// The whole block; no barrier. A thread has the same four channels of every so many cells. Beyond the last channel the
+// last is read again, and never stored.
+template <class T>
+__device__ __forceinline__ void load_slice(const PoolShape& s, const TilePlan& plan, const T* map, int32_t channels,
+                                           Quad<T>* tile) {
+  const int32_t at_once = kTileThreads / plan.quads, begin = int32_t(threadIdx.x) / plan.quads;
+  const int32_t quad = int32_t(threadIdx.x) - begin * plan.quads, c = quad * kQuad;
+  if (begin >= at_once) return;
+  if (plan.vectors) {
+    if (c >= channels) return;
+#pragma unroll 4
+    for (int32_t cell = begin; cell < s.H * s.W; cell += at_once)
+      tile[cell * plan.quads + quad] = *reinterpret_cast<const Quad<T>*>(map + cell * s.map.cell + c);
+    return;
+  }
+  const T* from[kQuad];
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) from[j] = map + minimum(c + j, channels - 1) * s.map.channel + begin * s.map.cell;
+#pragma unroll 4
+  for (int32_t cell = begin; cell < s.H * s.W; cell += at_once) {
+    Quad<T> found;
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      found.of[j] = *from[j];
+      from[j] += at_once * s.map.cell;
+    }
+    tile[cell * plan.quads + quad] = found;
+  }
+}
+
 template <class T, bool kArgmax>
 __global__ void __launch_bounds__(kTileThreads, 1)
     pool_tile_kernel(PoolShape s, TilePlan plan, int64_t R, const T* __restrict__ input,
@@ -221,24 +251,17 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   unsigned char* const outputs = shared + kTileThreads * sizeof(Member<U>) + warp_id() * plan.held;
   Quad<T>* const tile = reinterpret_cast<Quad<T>*>(shared + kTileThreads * sizeof(Member<U>) + kTileWarps * plan.held);
 
-  const T* const map = input + image * s.C * plane + c0 * s.map.channel;
-  const Divisor by_quads = Divisor::of(plan.quads);
-#pragma unroll 4
-  for (int32_t i = int32_t(threadIdx.x); i < plane * plan.quads; i += kTileThreads) {
-    const int32_t cell = by_quads.divide(i), c = (i - cell * plan.quads) * kQuad;
-    const T* const from = map + cell * s.map.cell;
-    if (plan.vectors && c < channels) {
-      tile[i] = *reinterpret_cast<const Quad<T>*>(from + c);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j)  // beyond the last channel: read again, never stored
-        tile[i].of[j] = from[minimum(c + j, channels - 1) * s.map.channel];
-    }
-  }
+  load_slice(s, plan, input + image * s.C * plane + c0 * s.map.channel, channels, tile);
 
   const int32_t words = plan.quads * s.PH * s.PW * kQuad;
-  const TileRoi<T, kArgmax> work{s,      plan,     tile,   c0,
-                                 channels, output, argmax, reinterpret_cast<T*>(outputs),
+  const TileRoi<T, kArgmax> work{s,
+                                 plan,
+                                 tile,
+                                 c0,
+                                 channels,
+                                 output,
+                                 argmax,
+                                 reinterpret_cast<T*>(outputs),
                                  reinterpret_cast<uint32_t*>(outputs + plan.held - (words + 15) / 16 * 16)};
   for (int64_t base = 0; base * plan.shares < R; base += kTileThreads) {
     const int64_t k = (base + threadIdx.x) * plan.shares + share;
