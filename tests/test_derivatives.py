@@ -95,7 +95,12 @@ def test_no_gradient_is_filled_with_zeros(name: str, watched: bool, monkeypatch:
     """Neither of a result that nobody differentiates, such as an argmax, nor of one whose gradient is absent."""
     sample, came = SAMPLES[name], list[tuple[Any, ...]]()
     gradients = Operator._gradients
-    monkeypatch.setattr(Operator, "_gradients", lambda op, ctx, grads: came.append(grads) or gradients(op, ctx, grads))
+
+    def watched_gradients(op: Operator, ctx: Any, grads: tuple[Any, ...]) -> dict[str, Any]:
+        came.append(grads)
+        return gradients(op, ctx, grads)
+
+    monkeypatch.setattr(Operator, "_gradients", watched_gradients)
     x = sample.tensors[0].clone().requires_grad_()
     with Watching() if watched else contextlib.nullcontext():
         result = first_result(sample, x)
