@@ -264,8 +264,12 @@ def test_rows_stop_where_the_gpu_is_lost(tmp_path: Path, monkeypatch: pytest.Mon
     assert run.main(options) == START_ANEW
     assert [item.outcome for item in journal.read(tmp_path / "journal").values()] == [FAILED]
     monkeypatch.setattr(journal, "why_lost", lambda: "")
-    assert run.main(options) == 0
-    assert [entry["op"] for entry in schema.load(tmp_path / "r.json")["rows"]] == ["a", "b"]
+    assert run.main(options) == 1
+    found = schema.load(tmp_path / "r.json")
+    assert [entry["op"] for entry in found["rows"]] == ["a", "b"]
+    assert [(entry["op"], entry["why"]) for entry in found["wrong"]] == [
+        ("a", "it leaves a CUDA error: CUDA error: misaligned address")
+    ]
 
 
 def test_the_roof_of_the_cache_comes_from_the_floors(tmp_path: Path) -> None:
