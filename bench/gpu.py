@@ -35,7 +35,7 @@ def before(device: str, scratch: Path) -> list[Step]:
     machine, floors = scratch / "machine.json", scratch / "floors.json"
     describe = ["bench.environment", "--backend", device, "--json", str(machine)]
     measure = module("floors", ["bench.floors", "--json", str(floors)], 30, 90, floors)
-    return [module("machine", describe, 12, 60, machine), *([measure] if device == "cuda" else [])]
+    return [module("machine", describe, 12, 90, machine), *([measure] if device == "cuda" else [])]
 
 
 def rows(device: str, scratch: Path, results: Path, seconds: float) -> Step:

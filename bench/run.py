@@ -155,11 +155,11 @@ def stand_on(floors: dict[str, Any], report: dict[str, Any]) -> None:
 
 
 def go_on(report: dict[str, Any], chosen: Sequence[Row], journal: Journal) -> list[Row]:
-    """The rows that are left after a process that ended early. The report says from now on which one it died of."""
+    """The rows that are left after a process that ended early. The report says from now on which one it ended in."""
     known = {(entry["op"], entry["workload"]) for entry in report["wrong"]}
     for row in chosen:
         item = journal.before.get(row.name)
-        if item and item.outcome == DIED and (row.op, row.workload) not in known:
+        if item and item.outcome in (DIED, FAILED) and (row.op, row.workload) not in known:
             report["wrong"].append({"op": row.op, "workload": row.workload, "why": item.why})
     return [row for row in chosen if row.name not in journal.before]
 

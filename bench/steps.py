@@ -2,7 +2,8 @@
 
 - <name>.json is written anew every second and after every step, beside itself and then renamed. It says what every step
   came to, what it is in the middle of, and what failed, hung or crashed in it.
-- <name>.log has the lines of every step as they come, behind the step's name.
+- <name>.log has the lines of every step as they come, behind the step's name; of one that says very much the beginning
+  and the end.
 - A step has a limit; what runs into it is killed with all of its children. A step that keeps a journal is started again
   where one of its items ended the process.
 - Killed from outside (SIGTERM, Ctrl-C), the steps are killed and named in the report.
@@ -157,8 +158,7 @@ class Runner:
             "plan": [],
             "steps": [],
         }
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         self.save()
 
     def left(self) -> float:
@@ -310,7 +310,7 @@ def _clock(seconds: float) -> str:
 # The steps that both commands begin with.
 
 SEES_A_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'torch sees no CUDA device')"
-DEVICE = Step("device", [sys.executable, "-c", SEES_A_GPU], 6, 60)
+DEVICE = Step("device", [sys.executable, "-c", SEES_A_GPU], 15, 150)  # torch comes from a disk that nobody has read
 
 
 def build(*, cuda: bool) -> Step:

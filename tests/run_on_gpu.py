@@ -27,7 +27,7 @@ PYTEST = (*PYTHON, "pytest", "--tb=short", "-p", "no:cacheprovider", "-p", "test
 # Many processes share the cores, and what pytest finds installed has no part in this.
 SHARED = {"FRCNN_REQUIRE": "cuda,triton", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 EACH, COMPILING, SLOW = 30.0, 90.0, 120.0  # the most seconds for a test: ordinarily, where Triton compiles, a large one
-PARTS = 3  # of the cases under a sanitizer, a process each
+PARTS = 4  # of the cases under a sanitizer, a process each
 ALWAYS = ("--error-exitcode", "9", "--target-processes", "all", "--print-limit", "20")
 OURS = ("--kernel-regex", "kns=frcnn_fast")  # the kernels of this library, by a part of their names in the binary
 TOOLS = {
@@ -77,7 +77,7 @@ def machine(device: str, scratch: Path) -> Step:
     """What the report is about."""
     path = scratch / "machine.json"
     command = [*PYTHON, "bench.environment", "--backend", device, "--json", str(path)]
-    return Step("machine", command, 12, 60, writes=path)
+    return Step("machine", command, 12, 90, writes=path)
 
 
 def full(device: str) -> list[Step]:
@@ -88,7 +88,7 @@ def full(device: str) -> list[Step]:
         *conformance("cuda", 25, EACH),
         *map(graphs, ("cuda", "triton")),
         checks("graphs of training", ["tests/test_graphs.py", "-k", "iterations"], 40, 120, COMPILING),
-        *(sanitized(tool, ["--part", f"{part}/{PARTS}"], 110) for tool in TOOLS for part in range(1, PARTS + 1)),
+        *(sanitized(tool, ["--part", f"{part}/{PARTS}"], 100) for tool in TOOLS for part in range(1, PARTS + 1)),
         *conformance("triton", 70, COMPILING),
         checks("arrays", ["tests/test_arrays.py"], 30, 120),
         checks("properties", ["tests/test_properties.py", "-k", "cuda"], 60, 180, COMPILING),

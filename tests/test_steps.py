@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import environment, gpu, journal, run, schema, tools
+from bench import environment, gpu, journal, run, schema, steps, tools
 from bench.case import Case, Row
 from bench.journal import DIED, FAILED, PASSED, START_ANEW, Item
 from bench.steps import MOST_LOGGED, MOST_STARTS, PYTHON, Runner, Step
@@ -28,12 +29,11 @@ ROOFS = dict.fromkeys(("bytes_per_s", "cache_bytes_per_s", "flops_per_s"), 1.0)
 
 
 @pytest.fixture(autouse=True)
-def _handlers() -> Any:
-    """A runner listens to signals."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+def _handler() -> Iterator[None]:
+    """A runner listens to SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, before)
 
 
 def python(name: str, code: str, limit: float = 20.0, **more: Any) -> Step:
@@ -62,15 +62,15 @@ time.sleep(60)
 
 def test_a_step_that_crashes_hangs_or_fails_costs_the_others_nothing(tmp_path: Path) -> None:
     runner = Runner("rehearsal", tmp_path, 60)
-    steps = [
+    several = [
         python("crashes", CRASH),
         python("hangs", WITH_A_CHILD, limit=1.5),
         python("fails", "import sys; print('no such thing'); sys.exit(3)"),
         python("is not here", "", unless="not installed"),
         python("works", "print('fine')"),
     ]
-    runner.plan((steps, 2))
-    assert not runner.run(steps, at_once=2)
+    runner.plan((several, 2))
+    assert not runner.run(several, at_once=2)
     assert runner.finish() == 1
     found = outcomes(tmp_path / "rehearsal.json")
     assert found == {
@@ -91,9 +91,9 @@ def test_a_step_that_crashes_hangs_or_fails_costs_the_others_nothing(tmp_path: P
 
 
 def test_the_plan_says_when_each_step_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = [Step(f"step {i}", [], expected, 100.0) for i, expected in enumerate((60.0, 20.0, 30.0))]
+    several = [Step(f"step {i}", [], expected, 100.0) for i, expected in enumerate((60.0, 20.0, 30.0))]
     runner = Runner("rehearsal", tmp_path, 60)
-    runner.plan((steps[:1], 1), (steps, 2))
+    runner.plan((several[:1], 1), (several, 2))
     planned = json.loads((tmp_path / "rehearsal.json").read_text())["plan"]
     assert [(each["begins"], each["ends"]) for each in planned] == [(0, 60), (60, 120), (60, 80), (80, 110)]
     assert "1:20 – 1:50  step 2" in capsys.readouterr().out
@@ -264,8 +264,12 @@ def test_rows_stop_where_the_gpu_is_lost(tmp_path: Path, monkeypatch: pytest.Mon
     assert run.main(options) == START_ANEW
     assert [item.outcome for item in journal.read(tmp_path / "journal").values()] == [FAILED]
     monkeypatch.setattr(journal, "why_lost", lambda: "")
-    assert run.main(options) == 0
-    assert [entry["op"] for entry in schema.load(tmp_path / "r.json")["rows"]] == ["a", "b"]
+    assert run.main(options) == 1
+    found = schema.load(tmp_path / "r.json")
+    assert [entry["op"] for entry in found["rows"]] == ["a", "b"]
+    assert [(entry["op"], entry["why"]) for entry in found["wrong"]] == [
+        ("a", "it leaves a CUDA error: CUDA error: misaligned address")
+    ]
 
 
 def test_the_roof_of_the_cache_comes_from_the_floors(tmp_path: Path) -> None:
@@ -307,6 +311,83 @@ def test_a_family_of_ops_on_the_processor(tmp_path: Path) -> None:
     assert entry["items"] == {PASSED: len(cases) + len(BY_NAME["top_n"].cases)}
 
 
+@pytest.fixture
+def no_builds(monkeypatch: pytest.MonkeyPatch) -> dict[bool, str]:
+    """What the builds do, with the CUDA half and without; the GPU is said to be there."""
+    codes = {True: "", False: ""}
+    monkeypatch.setattr(steps, "DEVICE", python("device", ""))
+    monkeypatch.setattr(steps, "build", lambda cuda: python(f"build {cuda}", codes[cuda]))
+    return codes
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_without_the_cuda_half_the_rest_is_tested(
+    built: bool, no_builds: dict[bool, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_builds[True] = "" if built else "import sys; sys.exit('error: kernel.cu')"
+    monkeypatch.setattr(run_on_gpu, "full", lambda _: [python("nms cuda", ""), python("nms triton", "")])
+    monkeypatch.setattr(run_on_gpu, "machine", lambda *_: python("machine", ""))
+    assert run_on_gpu.main(["--out", str(tmp_path)]) == (0 if built else 1)
+    found = outcomes(tmp_path / "gpu-test.json")
+    expected = {"device": "done", "build True": "done", "machine": "done", "nms cuda": "done", "nms triton": "done"}
+    if not built:
+        expected |= {"build True": "exit 1", "build False": "done", "nms cuda": run_on_gpu.NOT_BUILT}
+        assert "error: kernel.cu" in (tmp_path / "gpu-test.log").read_text()
+    assert found == expected
+
+
+def test_without_a_gpu_nothing_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "DEVICE", python("device", "import sys; sys.exit('no GPU')"))
+    with pytest.raises(SystemExit) as stopped:
+        run_on_gpu.main(["--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert outcomes(tmp_path / "gpu-test.json") == {"device": "exit 1"}
+
+
+REPORT = {
+    "schema": schema.VERSION,
+    "environment": {"date": "", "commit": "", "changed": False, "cpu": "", "threads": 1, "torch": "", "missing": []},
+    "roofs": ROOFS,
+    **{part: [] for part in ("rows", "wrong", "skipped")},
+}
+
+
+def writing(name: str, path: Path, value: object) -> Step:
+    code = f"from pathlib import Path; p = Path({str(path)!r}); p.parent.mkdir(exist_ok=True)"
+    return python(name, f"{code}; p.write_text({json.dumps(value)!r})", writes=path)
+
+
+@pytest.mark.usefixtures("no_builds")
+@pytest.mark.parametrize("rows_end", ["well", "by a crash"])
+def test_every_part_of_a_benchmark_is_kept(rows_end: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def before(_: str, scratch: Path) -> list[Step]:
+        machine = writing("machine", scratch / "machine.json", {"slug": "some-gpu"})
+        return [machine, writing("floors", scratch / "floors.json", {"a": 1})]
+
+    def rows(device: str, scratch: Path, results: Path, seconds: float) -> Step:
+        return writing("rows", results, REPORT) if rows_end == "well" else python("rows", CRASH)
+
+    def after(device: str, scratch: Path, results: Path) -> list[Step]:
+        profile = writing("profile vgg", scratch / "vgg" / "profile.json", {"b": 2})
+        picture = writing("nsight", scratch / "vgg" / "profile.png", ["c"])
+        return [python("plots", CRASH), profile, picture]
+
+    for made in (before, rows, after):
+        monkeypatch.setattr(gpu, made.__name__, made)
+    assert gpu.main(["--out", str(tmp_path)]) == 1
+    report = json.loads((tmp_path / "gpu-bench.json").read_text())
+    parts = {"floors": {"a": 1}, "profile vgg": {"b": 2}, "nsight": ["c"]}
+    assert {name: report[name] for name in parts} == parts
+    assert {entry["step"] for entry in report["steps"] if not entry["ok"]} == (
+        {"plots"} if rows_end == "well" else {"plots", "rows"}
+    )
+    assert (tmp_path / "some-gpu-profile.png").exists()
+    if rows_end == "well":
+        found = schema.load(tmp_path / "some-gpu.json")
+        assert {name: found[name] for name in parts} == parts
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
 def test_every_family_and_every_tool_has_a_step() -> None:
     names = {step.name for step in run_on_gpu.full("cuda")}
     assert len(names) == len(run_on_gpu.full("cuda"))
@@ -314,11 +395,11 @@ def test_every_family_and_every_tool_has_a_step() -> None:
     assert {name.split()[0] for name in names} >= {"memcheck", "racecheck", "initcheck", "synccheck", "graphs", "large"}
 
 
-@pytest.mark.parametrize(("steps", "most"), [(run_on_gpu.full, 540), (run_on_gpu.smoke, 170)])
-def test_the_plans_fit_into_their_time(steps: Any, most: float) -> None:
+@pytest.mark.parametrize(("made", "most"), [(run_on_gpu.full, 540), (run_on_gpu.smoke, 170)])
+def test_the_plans_fit_into_their_time(made: Any, most: float) -> None:
     """On sixteen cores, with the build."""
     free = [75.0] * 12
-    for step in steps("cuda"):
+    for step in made("cuda"):
         free[free.index(min(free))] += step.expected
     assert max(free) < 0.75 * most
 
