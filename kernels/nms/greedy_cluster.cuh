@@ -80,7 +80,7 @@ class GreedyCluster {
   // Fills the lists with the best of those that were not yet given.
   __device__ __forceinline__ RankBins<Key, kCluster> select() {
     const auto all = segment_.slice();
-    const RestOfSlice<std::decay_t<decltype(all)>, Key> slice(all, next_);
+    const RestOfSlice<std::decay_t<decltype(all)>> slice(all, next_);
     const int room = crowded_ ? kClusterChunk : kCluster * set_.list_room;
     const Cut<Key> cut = find_cut<Key, kClusterChunk, kCluster>(slice, min(left_, room), room, m_.counts, m_.totals,
                                                                 scratch_, m_.starts);

@@ -43,7 +43,7 @@ __device__ __forceinline__ int bin_shift(Key last, const uint32_t* starts, int b
 // Calls take(key, column) for all of the slice up to `last` in the rank order.
 template <int kThreads, class Slice, class Key, class Take>
 __device__ __forceinline__ void take_up_to(const Slice& slice, const Ranking<Key>& last, const Take& take) {
-  constexpr int kBatch = kSelectBatch<kThreads>;
+  constexpr int kBatch = kSelectBatch<kThreads, Slice>;
   for (int first = slice.begin + int(threadIdx.x); first < slice.end; first += kBatch * kThreads) {
     Key keys[kBatch];
     slice.keys(first, kThreads, slice.end, keys);
@@ -81,9 +81,10 @@ __device__ __forceinline__ void fill_bins(const Slice& slice, const Ranking<Key>
 }
 
 // Of a slice, the columns that do not come before `first` in the rank order.
-template <class Slice, class Key>
+template <class Slice>
 class RestOfSlice {
  public:
+  using Key = typename Slice::Key;
   __device__ RestOfSlice(const Slice& slice, const Ranking<Key>& first)
       : begin(slice.begin), end(slice.end), slice_(slice), first_(first) {}
   template <int kBatch>
@@ -103,9 +104,10 @@ class RestOfSlice {
 };
 
 // Of a slice, the columns with that key; they are ranked by themselves, as ties are.
-template <class Slice, class Key>
+template <class Slice>
 class TiesOfSlice {
  public:
+  using Key = typename Slice::Key;  // what is loaded; columns are what it is ranked by
   __device__ TiesOfSlice(const Slice& slice, Key key) : begin(slice.begin), end(slice.end), slice_(slice), key_(key) {}
   template <int kBatch>
   __device__ __forceinline__ void keys(int first, int stride, int limit, uint32_t (&columns)[kBatch]) const {
@@ -128,7 +130,7 @@ __device__ __forceinline__ Ranking<Key> last_of_cut(const Slice& slice, const Cu
                                                     uint32_t* totals, uint32_t* scratch) {
   if (cut.ties == 0) return {Key(cut.key - 1), ~0u};
   if (cut.ties == kAllTies) return {cut.key, ~0u};
-  const TiesOfSlice<Slice, Key> ties(slice, cut.key);
+  const TiesOfSlice<Slice> ties(slice, cut.key);
   return {cut.key,
           find_cut<uint32_t, kThreads, kBlocks>(ties, cut.ties, cut.ties, counts, totals, scratch, nullptr).key};
 }

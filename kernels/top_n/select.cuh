@@ -10,9 +10,9 @@ namespace frcnn_fast::top_n {
 
 constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
-// Loads in flight a thread: as many as registers allow.
-template <int kThreads>
-constexpr int kSelectBatch = kThreads >= 1024 ? 2 : 8;
+// Loads in flight a thread: as many as registers allow. Slice: what is loaded from.
+template <int kThreads, class Slice>
+constexpr int kSelectBatch = kThreads >= 1024 ? 2 : 32 / int(sizeof(typename Slice::Key));
 constexpr int kAllTies = 0x7fffffff;
 
 // Segment b * levels + l is level l of image b: columns starts[l] up to starts[l + 1] of its A.
@@ -130,7 +130,7 @@ template <class Key, int kThreads, int kBlocks, class Slice>
 __device__ __forceinline__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* counts, uint32_t* totals,
                                              uint32_t* scratch, uint32_t* starts) {
   FF_SHARED(uint32_t, found, [3]);  // a bin, the count before it, its count
-  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads>;
+  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads, Slice>;
   Key prefix = 0;  // the n-th key's bits from `high` up
   uint32_t need = uint32_t(n);
   for (int high = kKeyBits; high > 0;) {
@@ -181,7 +181,7 @@ __device__ __forceinline__ Cut<Key> find_cut(const Slice& slice, int n, int room
 // Calls take(position, key, index) for all that the cut takes; positions are in index order.
 template <int kThreads, class Slice, class Key, class Take>
 __device__ __forceinline__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& take) {
-  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads>;
+  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads, Slice>;
   FF_SHARED(int, warp_less, [kWarps]);
   FF_SHARED(int, warp_ties, [kWarps]);
   FF_SHARED(int, block_less);
