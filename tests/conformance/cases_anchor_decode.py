@@ -315,7 +315,7 @@ def _propose_cases() -> Iterator[Case]:
         # Most are suppressed, by boxes of many chunks before theirs too, and count among the best nevertheless.
         yield Case(
             f"{short}-suppressed",
-            lambda o=order: _propose(400, filter_order=o, min_size=25.0, pre=200, post=200, iou_threshold=0.2),
+            lambda o=order: _propose(400, filter_order=o, min_size=10.0, pre=100, post=100, iou_threshold=0.2),
             small=True,
         )
     yield Case("levels-tied-B3", lambda: _propose(grids(*PYRAMID), B=3, scores="tied", kind="zero", pre=200, post=80))
