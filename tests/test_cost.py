@@ -21,7 +21,7 @@ from bench.row_timing import GRAPH
 from tests.simt.build import ROOT
 
 KERNELS = ROOT / "tests" / "simt" / "counting_kernels.cu"
-NAMES = ("copy", "loop", "unrolled", "long_loop", "diverging", "conflict")
+NAMES = ("copy", "loop", "unrolled", "long_loop", "arithmetic", "diverging", "conflict")
 WARPS = 4  # two blocks of two
 
 
@@ -112,6 +112,21 @@ def test_counts_reach_the_machine_code(
         assert runs[0] == pytest.approx(warps)
         ends = sum(n for n, block in zip(runs, blocks[name], strict=True) if block.ends and not block.next)
         assert ends == pytest.approx(warps, rel=0.01)
+
+
+def test_copies_of_a_loop_are_counted_one_by_one(
+    launches: dict[str, counts.Launch], blocks: dict[str, list[machine_code.Block]]
+) -> None:
+    """Also where no access of memory says how often each runs: 800 products of a warp, and not 800 in each copy."""
+    code = blocks["arithmetic"]
+    for source, warps in zip(flow.SourceCounts.of_launch(launches["arithmetic"]), (WARPS, 1), strict=True):
+        runs = flow.executions(code, source)
+        products = sum(
+            n * (i.op.startswith("FMUL") and line_of("arithmetic") in i.place)
+            for n, block in zip(runs, code, strict=True)
+            for i in block.instructions
+        )
+        assert products == pytest.approx(800 * warps, rel=0.01)
 
 
 def test_instructions_of_a_copy(

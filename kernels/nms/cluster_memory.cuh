@@ -3,7 +3,7 @@
 #pragma once
 #include "../common/workspace.h"
 #include "../top_n/rank_bins.cuh"
-#include "nms.h"
+#include "pretest.cuh"
 
 namespace frcnn_fast::nms {
 using namespace top_n;
@@ -18,7 +18,9 @@ constexpr int kListRoom = 2048;     // candidates a block may hold
 #endif
 constexpr int kChunkWarps = kClusterChunk / kWarp, kChunkWords = kChunkWarps;  // a word: a bit for each of 32 boxes
 constexpr int kOwnRows = kClusterChunk / kCluster;  // candidates of a chunk that a block ranks and reads
-constexpr uint32_t kDropped = ~0u;                  // in place of a candidate's index
+
+// What has become of a candidate of the chunk.
+enum Verdict : unsigned { kTakesNoPart, kSuppressed, kAlive };
 
 // In place of a class id's type, where boxes have no classes.
 struct NoClass {
@@ -30,22 +32,25 @@ constexpr bool kHasClasses = !std::is_same_v<Id, NoClass>;
 // What all blocks of a launch share.
 template <class U>
 struct ClusterSettings {
-  int n, most_kept;    // of a segment: candidates, the best of all; boxes to keep
-  int list_room;       // of a block
-  int competes_words;  // of a block; 0: all compete (boxes are judged after the selection)
+  int n, most_kept;         // of a segment: candidates, the best of all; boxes to keep
+  int list_room;            // of a block
+  bool counts_valid_alone;  // whether candidates that take no part do not count among the n
   Suppression<U> suppression;
+  U sure_factor;  // of must_exceed()
 };
 
-// longest: scores of a segment, at most. judge_first: whether boxes are judged before the selection.
+// longest: scores of a segment, at most.
 template <class U>
-ClusterSettings<U> cluster_settings(int64_t longest, int64_t n, int64_t most_kept, double threshold, bool judge_first) {
+ClusterSettings<U> cluster_settings(int64_t longest, int64_t n, int64_t most_kept, double threshold,
+                                    bool counts_valid_alone) {
   const int64_t slice = (longest + kCluster - 1) / kCluster;
   ClusterSettings<U> set = {};
   set.n = int(n);
   set.most_kept = int(most_kept);
   set.list_room = int(slice < kListRoom ? slice : kListRoom);
-  set.competes_words = judge_first ? int((slice + kWarp - 1) / kWarp) : 0;
+  set.counts_valid_alone = counts_valid_alone;
   set.suppression = make_suppression<U>(threshold);
+  set.sure_factor = sure_factor(U(threshold));
   return set;
 }
 
@@ -54,29 +59,33 @@ ClusterSettings<U> cluster_settings(int64_t longest, int64_t n, int64_t most_kep
 template <class U, class Id>
 struct ClusterMemory {
   using Key = RankKey<U>;
-  uint32_t* starts;       // [kSelectBins + 1] replicated: candidates before each first digit
-  uint32_t* ends;         // [kRankBins] replicated: candidates up to each bin's end
-  Ranking<Key>* entries;  // [kClusterChunk] replicated: the chunk, in no order that matters
-  Box<U>* rows;           // [kOwnRows] of entries cluster_rank(), cluster_rank() + kCluster, ...
-  U* row_shares;          // [kOwnRows]
-  unsigned* row_alive;    // [kOwnRows]
-  Id* row_ids;            // [kOwnRows]
-  Box<U>* boxes;          // [kClusterChunk] replicated: by rank, then those alive without gaps
-  U* shares;              // [kClusterChunk] replicated
-  Id* ids;                // [kClusterChunk] replicated
-  uint32_t* order;        // [kClusterChunk] replicated: their indices, or kDropped
+  uint32_t* starts;        // [kSelectBins + 1] replicated: candidates before each first digit
+  uint32_t* ends;          // [kRankBins] replicated: candidates up to each bin's end
+  Ranking<Key>* ranked;    // [kClusterChunk] replicated: the chunk, in the rank order
+  Box<U>* rows;            // [kOwnRows] of ranks cluster_rank(), cluster_rank() + kCluster, ...
+  U* row_shares;           // [kOwnRows]
+  unsigned* row_verdicts;  // [kOwnRows]
+  Id* row_ids;             // [kOwnRows]
+  unsigned* verdicts;      // [kClusterChunk] replicated: by rank
+  Box<U>* boxes;           // [kClusterChunk] replicated: by rank
+  U* shares;               // [kClusterChunk] replicated
+  Id* ids;                 // [kClusterChunk] replicated
+  Box<U>* alive_boxes;    // [kClusterChunk] replicated: those alive, without gaps. Not in the place of `boxes`: a block
+                          // appends them while others publish the next chunk
+  U* alive_shares;        // [kClusterChunk] replicated
+  Id* alive_ids;          // [kClusterChunk] replicated
+  uint32_t* alive_order;  // [kClusterChunk] replicated: their indices
   unsigned* kept_words;   // [kChunkWords] replicated: which of those alive are kept
-  // One place, two uses: counting (at the start, and before a chunk whose bin overflows it), and from `cross` to
-  // `settle`.
+  // One place, three uses: counting while candidates are selected, in `sort`, and from `cross` to `settle`.
   uint32_t *counts, *totals;  // [kSelectBins] each
-  unsigned* matrix;           // [kChunkWords][kClusterChunk], the first block's: bit i of word v of box j: 32 v + i may
-                              // suppress j
-  Ranking<Key>* list;         // [list_room] candidates, in index order, block after block
+  Ranking<Key>* entries;      // [kClusterChunk] replicated: the chunk, bin after bin
+  unsigned* matrix;           // [kChunkWords][kClusterChunk], the first block's: bit i of word v of box j: 32 v + i
+                              // suppresses j
+  Ranking<Key>* list;         // [list_room] candidates: RankBins
   Box<U>* kept_boxes;         // [most_kept] replicated
   U* kept_shares;             // [most_kept] replicated
   Id* kept_ids;               // [most_kept] replicated
   uint32_t* kept_order;       // [most_kept] replicated: their indices
-  unsigned* competes;         // [competes_words] a bit a column of the slice
   size_t bytes;
 
   FF_HD ClusterMemory(void* base, const ClusterSettings<U>& set) {
@@ -84,25 +93,29 @@ struct ClusterMemory {
     WorkspaceArena arena(base);
     starts = arena.take<uint32_t>(kSelectBins + 1);
     ends = arena.take<uint32_t>(kRankBins);
-    entries = arena.take<Ranking<Key>>(kClusterChunk);
+    ranked = arena.take<Ranking<Key>>(kClusterChunk);
     rows = arena.take<Box<U>>(kOwnRows);
     row_shares = arena.take<U>(kOwnRows);
-    row_alive = arena.take<unsigned>(kOwnRows);
+    row_verdicts = arena.take<unsigned>(kOwnRows);
     row_ids = arena.take<Id>(kHasClasses<Id> ? kOwnRows : 0);
+    verdicts = arena.take<unsigned>(kClusterChunk);
     boxes = arena.take<Box<U>>(kClusterChunk);
     shares = arena.take<U>(kClusterChunk);
     ids = arena.take<Id>(kHasClasses<Id> ? kClusterChunk : 0);
-    order = arena.take<uint32_t>(kClusterChunk);
+    alive_boxes = arena.take<Box<U>>(kClusterChunk);
+    alive_shares = arena.take<U>(kClusterChunk);
+    alive_ids = arena.take<Id>(kHasClasses<Id> ? kClusterChunk : 0);
+    alive_order = arena.take<uint32_t>(kClusterChunk);
     kept_words = arena.take<unsigned>(kChunkWords);
     counts = arena.take<uint32_t>(kCounts > kMatrix ? kCounts : kMatrix);
     totals = counts + kSelectBins;
+    entries = reinterpret_cast<Ranking<Key>*>(counts);
     matrix = counts;
     list = arena.take<Ranking<Key>>(set.list_room);
     kept_boxes = arena.take<Box<U>>(set.most_kept);
     kept_shares = arena.take<U>(set.most_kept);
     kept_ids = arena.take<Id>(kHasClasses<Id> ? set.most_kept : 0);
     kept_order = arena.take<uint32_t>(set.most_kept);
-    competes = arena.take<unsigned>(set.competes_words);
     bytes = arena.used();
   }
 };

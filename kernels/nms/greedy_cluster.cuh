@@ -1,25 +1,27 @@
 // Greedy NMS of one segment's candidates by one cluster of blocks, in one launch, from scores in no order: nothing is
 // ranked, read or compared before it is needed, and all stops when enough boxes are kept.
 //
-//   select   which scores are the best n, or a few more (kernels/top_n/select.cuh); they are spread evenly over the
-//            blocks, in index order, and counted by estimated rank (kernels/top_n/rank_bins.cuh)
-//   then, chunk by chunk in rank order, until the segment has its boxes or its candidates are spent:
-//   gather   the next kClusterChunk candidates at most, to every block                           2 cluster barriers
-//   rank     each block takes every kCluster-th of them: its place by counting those before it; its box, if it has one
-//   meet     against the boxes kept so far, each row by a warp that stops at the first hit
-//   publish  box or "dropped", to its rank in every block                                          1 cluster barrier
-//   cross    of those alive, who suppresses whom: tiles of 32 x 32 over all warps of the cluster  1 cluster barrier
+//   select   which scores are the best n, or a few more (kernels/top_n/select.cuh); they are put in bins by estimated
+//            rank, and dealt out to the blocks (kernels/top_n/rank_bins.cuh)            5 cluster barriers or more
+//   then, bins after bins, kClusterChunk candidates at most at a time:
+//   sort     every block reads the chunk and ranks it, each candidate among those of its bin
+//   read     each block takes every kCluster-th rank: its box, if it has one
+//   meet     against the boxes kept so far, four rows by a warp that stops when all are hit
+//   publish  verdict and box, to its rank in every block                                           1 cluster barrier
+//   cross    of those alive, who suppresses whom: 16 rows x 32 columns over all warps              1 cluster barrier
 //   settle   the first block finds what greedy NMS keeps (resolve_chunk.cuh)                       1 cluster barrier
 //   append   every block to its own copy of the kept list
+//   until the segment has its boxes or its candidates are spent; select goes on behind the last candidate where
+//   candidates that take no part do not count among the n, and where ties crowd a bin that no chunk can hold (then so
+//   many are selected at a time as a chunk holds)
 //   at last  the rows of the output are shared out over the cluster
 //
-// The order in which threads come never shows: positions come from counts, ranks from a comparison of (key, index).
+// The order in which threads come never shows: ranks come from a comparison of (key, index).
 //
 // A Segment says where candidates come from and where the kept ones go:
 //
 //   Score                         the type of its scores in memory; U, that they are computed in
 //   ClassId                       the type of class ids, if boxes suppress those of their own class alone; else NoClass
-//   kJudgesFirst                  whether boxes may be judged before the selection (ClusterSettings::competes_words)
 //   slice()                       this block's part of its scores: a SegmentSlice of Score
 //   read(index, &box)             a candidate's box; false where it may not take part
 //   class_id(index)               its class, if there are any
@@ -32,29 +34,6 @@
 
 namespace frcnn_fast::nms {
 
-// A slice of which the columns with a bit compete.
-template <class T>
-class CompetingSlice : public SegmentSlice<T> {
- public:
-  using Key = RankKey<Compute<T>>;
-  // competes: null where all do.
-  __device__ CompetingSlice(const SegmentSlice<T>& slice, const unsigned* competes)
-      : SegmentSlice<T>(slice), competes_(competes) {}
-  template <int kBatch>
-  __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
-    SegmentSlice<T>::keys(first, stride, limit, keys);
-    if (!FF_MUTANT(cluster_competes, competes_, nullptr)) return;
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const unsigned place = unsigned(min(first + j * stride, limit - 1) - this->begin);
-      if (!(competes_[place / kWarp] >> place % kWarp & 1u)) keys[j] = kNoRank<Key>;
-    }
-  }
-
- private:
-  const unsigned* competes_;
-};
-
 // A thread's view of its cluster's work. Every branch that contains a barrier depends on replicated values alone.
 template <class Segment, bool kLegacy>
 class GreedyCluster {
@@ -65,132 +44,97 @@ class GreedyCluster {
   using Id = typename Segment::ClassId;
   static constexpr bool kClasses = kHasClasses<Id>;
   static constexpr int kRowsAtOnce = sizeof(U) == 8 ? 2 : 4;  // that a warp compares with the kept boxes
+  static constexpr int kTileRows = kWarp / 2;                 // that a warp compares with a word of boxes before them
 
   // scratch: shared, one a warp.
   __device__ __forceinline__ GreedyCluster(const Segment& segment, const ClusterSettings<U>& set,
                                            const ClusterMemory<U, Id>& memory, uint32_t* scratch)
-      : segment_(segment), set_(set), m_(memory), scratch_(scratch) {}
+      : segment_(segment), set_(set), m_(memory), scratch_(scratch), left_(set.n) {}
 
   __device__ __forceinline__ void run() {
-    RankBins<Key> bins;
-    const int candidates = select(&bins);
-    int given = 0, first_bin = 0;
-    while (given < candidates && kept_ < set_.most_kept) {
-      const int gathered = gather(bins, candidates - given, &given, &first_bin);
-      const int left = candidates - (given - gathered);
-      const int wanted = FF_MUTANT(cluster_wanted, min(gathered, left), gathered);
-      rank(gathered, wanted);
-      cross(close_gaps(wanted));
-      settle();
-      append();
+    while (wants_more() && !spent_) {
+      const RankBins<Key, kCluster> bins = select();
+      const int candidates = int(m_.ends[kRankBins - 1]);
+      int given = 0;
+      while (given < candidates && wants_more()) {
+        const int gathered = whole_bins(given);
+        if (gathered == 0) break;  // the next bin alone holds more than a chunk
+        sort(bins, given, gathered);
+        read(gathered);
+        meet();
+        publish(gathered);
+        close_gaps(gathered);
+        cross();
+        settle();
+        append();
+        given += gathered;
+      }
+      crowded_ |= given < candidates;
     }
     finish();
   }
 
  private:
-  // Fills the lists; returns how many candidates there are, n at most.
-  __device__ __forceinline__ int select(RankBins<Key>* bins) {
-    const auto slice = segment_.slice();
-    if constexpr (Segment::kJudgesFirst) {
-      if (set_.competes_words) judge(slice);
-      return select_from(CompetingSlice<T>(slice, set_.competes_words ? m_.competes : nullptr), bins);
-    } else {
-      return select_from(slice, bins);
-    }
+  __device__ __forceinline__ bool wants_more() const { return kept_ < set_.most_kept && left_ > 0; }
+
+  // Fills the lists with the best of those that were not yet given.
+  __device__ __forceinline__ RankBins<Key, kCluster> select() {
+    const auto all = segment_.slice();
+    const RestOfSlice<std::decay_t<decltype(all)>> slice(all, next_);
+    const int room = crowded_ ? kClusterChunk : kCluster * set_.list_room;
+    const Cut<Key> cut = find_cut<Key, kClusterChunk, kCluster>(slice, min(left_, room), room, m_.counts, m_.totals,
+                                                                scratch_, m_.starts);
+    spent_ = cut.ties == 0;
+    const Ranking<Key> last = last_of_cut<Key, kClusterChunk, kCluster>(slice, cut, m_.counts, m_.totals, scratch_);
+    const RankBins<Key, kCluster> bins = {m_.list, m_.starts, m_.ends, bin_shift(last.key, m_.starts, kRankBins)};
+    fill_bins<kClusterChunk, kRankBins>(slice, last, bins, m_.counts, m_.totals, m_.ends, scratch_);
+    return bins;
   }
 
-  __device__ __forceinline__ void judge(const SegmentSlice<T>& slice) {
-    for (int first = slice.begin; first < slice.end; first += kClusterChunk) {
-      const int column = first + int(threadIdx.x);
-      Box<U> box;
-      const unsigned votes = __ballot_sync(kFullMask, column < slice.end && segment_.read(column, &box));
-      if (lane_id() == 0 && column < slice.end) m_.competes[(column - slice.begin) / kWarp] = votes;
-    }
-    __syncthreads();  // all columns are judged
-  }
-
-  template <class Slice>
-  __device__ __forceinline__ int select_from(const Slice& slice, RankBins<Key>* bins) {
-    const Cut<Key> cut = find_cut<Key, kClusterChunk>(slice, set_.n, kCluster * set_.list_room, m_.counts, m_.totals,
-                                                      scratch_, m_.starts);
-    const int share = (cut.total + kCluster - 1) / kCluster;
-    compact<kClusterChunk>(slice, cut, [&](int position, Key key, uint32_t index) {
-      cluster_map(m_.list, unsigned(position / share))[position % share] = {key, index};
-    });
-    cluster_sync();  // the lists are complete
-    const int begin = min(cut.total, share * int(cluster_rank()));
-    *bins = {m_.list, min(share, cut.total - begin), m_.starts, bin_shift(cut.key, m_.starts, kRankBins)};
-    count_bins<kClusterChunk, kRankBins>(*bins, m_.counts, m_.ends, scratch_);
-    return min(set_.n, cut.total);
-  }
-
-  // Brings the next candidates, all of some bins or the best of one, to every block's `entries`; returns how many,
-  // kClusterChunk at most. They are marked as given in the lists.
-  __device__ __forceinline__ int gather(const RankBins<Key>& bins, int left, int* given, int* first_bin) {
-    int bin_end = 0;
+  // How many candidates the next bins have, kClusterChunk at most.
+  __device__ __forceinline__ int whole_bins(int given) const {
+    int end = 0;
     for (int i = 0; i < kRankBins; i += kClusterChunk)
-      bin_end += __syncthreads_count(int(m_.ends[i + int(threadIdx.x)]) <= *given + kClusterChunk);
-    const int fitting = bin_end > 0 ? int(m_.ends[bin_end - 1]) - *given : 0;
-    const bool overflows = fitting <= 0;  // the next bin alone holds more than a chunk
-    Cut<Key> cut = {kNoRank<Key>, 0, fitting};
-    const BinSlice<Key> slice(bins, *first_bin, overflows ? bin_end + 1 : bin_end);
-    if (overflows)
-      cut = find_cut<Key, kClusterChunk>(slice, min(kClusterChunk, left), kClusterChunk, m_.counts, m_.totals, scratch_,
-                                         nullptr);
-    compact<kClusterChunk>(slice, cut, [&](int position, Key key, uint32_t at) {
-      const Ranking<Key> entry = m_.list[at];
-      m_.list[at].key = FF_MUTANT(cluster_given, kNoRank<Key>, key);
-      for (unsigned other = 0; other < kCluster; ++other) cluster_map(m_.entries, other)[position] = entry;
-    });
-    cluster_sync();  // every block has all entries
-    *given += cut.total;
-    *first_bin = bin_end;
-    return cut.total;
+      end += __syncthreads_count(int(m_.ends[i + int(threadIdx.x)]) <= given + kClusterChunk);
+    return end > 0 ? int(m_.ends[end - 1]) - given : 0;
   }
 
-  // Entry e * kCluster + cluster_rank() is this block's row e. Reads the rows, finds their ranks, compares them with
-  // the kept boxes and publishes them.
-  __device__ __forceinline__ void rank(int gathered, int wanted) {
+  // Brings the next candidates to every block, in order.
+  __device__ __forceinline__ void sort(const RankBins<Key, kCluster>& bins, int given, int gathered) {
     const int thread = int(threadIdx.x);
-    if (thread < kOwnRows) {
-      const int entry = thread * kCluster + int(cluster_rank());
-      Box<U> box = {};
-      const bool valid = entry < gathered && segment_.read(m_.entries[entry].index, &box);
-      const PretestBox<U> pretest = make_pretest_box<kLegacy>(box, set_.suppression);
-      m_.rows[thread] = pretest.box;
-      m_.row_shares[thread] = pretest.share;
-      m_.row_alive[thread] = valid;
-      if constexpr (kClasses) m_.row_ids[thread] = valid ? segment_.class_id(m_.entries[entry].index) : 0;
+    Ranking<Key> own = {};
+    if (thread < gathered) m_.entries[thread] = own = bins.at(uint32_t(given + thread));
+    __syncthreads();  // the chunk is here
+    if (thread < gathered) {
+      const int bin = bins.bin(own.key), begin = bins.begin(bin) - given, end = int(m_.ends[bin]) - given;
+      int place = begin;
+#pragma unroll 4
+      for (int i = begin; i < end; ++i) place += comes_before(m_.entries[i], own);
+      m_.ranked[place] = own;
     }
-    // kCluster threads a row, each of which compares it with every kCluster-th entry.
-    const int row = thread / kCluster, part = thread % kCluster, entry = row * kCluster + int(cluster_rank());
-    int place = 0;
-    if (entry < gathered) {
-      const Ranking<Key> own = m_.entries[entry];
-      for (int i = part; i < gathered; i += kCluster) {
-        const Ranking<Key> other = m_.entries[i];
-        place += comes_before(other, own);
-      }
-    }
-#pragma unroll
-    for (int d = kCluster / 2; d > 0; d /= 2) place += __shfl_xor_sync(kFullMask, place, d);
-    __syncthreads();  // the rows are read
-    meet();
-    __syncthreads();  // the rows have met all kept boxes
-    // The threads of a row now serve a block each. More candidates than wanted may have been gathered: the worst go.
-    if (entry < gathered && place < wanted) {
-      const bool alive = m_.row_alive[row];
-      cluster_map(m_.order, unsigned(part))[place] = alive ? m_.entries[entry].index : kDropped;
-      if (alive) {
-        cluster_map(m_.boxes, unsigned(part))[place] = m_.rows[row];
-        cluster_map(m_.shares, unsigned(part))[place] = m_.row_shares[row];
-        if constexpr (kClasses) cluster_map(m_.ids, unsigned(part))[place] = m_.row_ids[row];
-      }
-    }
-    cluster_sync();  // every block has the chunk, in order
+    __syncthreads();  // and in order
+    next_ = {m_.ranked[gathered - 1].key,
+             FF_MUTANT(cluster_next, m_.ranked[gathered - 1].index + 1, m_.ranked[gathered - 1].index + 2)};
   }
 
-  // A warp takes kRowsAtOnce rows through the kept boxes, 32 of them at a time, until all its rows are dead.
+  // Row e of this block has rank e * kCluster + cluster_rank().
+  __device__ __forceinline__ void read(int gathered) {
+    const int row = int(threadIdx.x);
+    if (row < kOwnRows) {
+      const int rank = row * kCluster + int(cluster_rank());
+      Box<U> box = {};
+      const bool valid = rank < gathered && segment_.read(m_.ranked[rank].index, &box);
+      const PretestBox<U> pretest = make_pretest_box<kLegacy>(box, set_.suppression);
+      m_.rows[row] = pretest.box;
+      m_.row_shares[row] = pretest.share;
+      m_.row_verdicts[row] = valid ? kAlive : kTakesNoPart;
+      if constexpr (kClasses) m_.row_ids[row] = valid ? segment_.class_id(m_.ranked[rank].index) : 0;
+    }
+    __syncthreads();  // the rows are read
+  }
+
+  // A warp takes kRowsAtOnce rows through the kept boxes, 32 of them at a time, until all its rows are dead. The few
+  // pairs that the division-free test lets through are looked at afterwards, lane by lane.
   __device__ __forceinline__ void meet() {
     for (int first = kRowsAtOnce * warp_id(); first < kOwnRows; first += kRowsAtOnce * kChunkWarps) {
       PretestBox<U> rows[kRowsAtOnce];
@@ -200,7 +144,7 @@ class GreedyCluster {
       for (int r = 0; r < kRowsAtOnce; ++r) {
         rows[r] = {m_.rows[first + r], m_.row_shares[first + r]};
         if constexpr (kClasses) ids[r] = m_.row_ids[first + r];
-        dead |= unsigned(m_.row_alive[first + r] == 0) << r;
+        dead |= unsigned(m_.row_verdicts[first + r] != kAlive) << r;
       }
       const unsigned dead_before = dead;
       for (int base = 0; base < kept_ && dead != (1u << kRowsAtOnce) - 1; base += kWarp) {
@@ -208,60 +152,94 @@ class GreedyCluster {
         if (FF_MUTANT(cluster_kept_tail, at < kept_, at + 1 < kept_)) {
           const PretestBox<U> kept = {m_.kept_boxes[at], m_.kept_shares[at]};
           const Id id = kClasses ? m_.kept_ids[at] : Id{};
+          unsigned likely = 0;
 #pragma unroll
           for (int r = 0; r < kRowsAtOnce; ++r) {
             const bool same = FF_MUTANT(cluster_class_kept, id == ids[r], true);
-            dead |= unsigned(same && suppresses<kLegacy>(kept, rows[r], set_.suppression)) << r;
+            likely |= unsigned(same && pretest_overlap<kLegacy>(kept.box, rows[r].box) >= kept.share + rows[r].share)
+                      << r;
+          }
+          for (likely &= ~dead; likely; likely &= likely - 1) {
+            const int r = __ffs(int(likely)) - 1;
+            dead |= unsigned(exceeds(iou<kLegacy>(kept.box, m_.rows[first + r]), set_.suppression.threshold)) << r;
           }
         }
         dead = __reduce_or_sync(kFullMask, dead);
       }
       if (lane_id() < kRowsAtOnce && FF_MUTANT(cluster_meet, (dead & ~dead_before) >> lane_id() & 1u, 0u))
-        m_.row_alive[first + lane_id()] = 0;
+        m_.row_verdicts[first + lane_id()] = kSuppressed;
     }
+    __syncthreads();  // the rows have met all kept boxes
   }
 
-  // Moves those alive together, in every block; returns how many.
-  __device__ __forceinline__ int close_gaps(int wanted) {
+  // kCluster threads a row, which serve a block each.
+  __device__ __forceinline__ void publish(int gathered) {
+    const int row = int(threadIdx.x) / kCluster, rank = row * kCluster + int(cluster_rank());
+    const unsigned block = threadIdx.x % kCluster;
+    if (rank < gathered) {
+      const unsigned verdict = m_.row_verdicts[row];
+      cluster_map(m_.verdicts, block)[rank] = verdict;
+      if (verdict == kAlive) {
+        cluster_map(m_.boxes, block)[rank] = m_.rows[row];
+        cluster_map(m_.shares, block)[rank] = m_.row_shares[row];
+        if constexpr (kClasses) cluster_map(m_.ids, block)[rank] = m_.row_ids[row];
+      }
+    }
+    cluster_sync();  // every block has the chunk
+  }
+
+  // Brings those alive together, in every block. More candidates than are left of the n may have been gathered: the
+  // worst go.
+  __device__ __forceinline__ void close_gaps(int gathered) {
     const int thread = int(threadIdx.x);
-    const uint32_t index = thread < wanted ? m_.order[thread] : kDropped;
-    const bool alive = index != kDropped;
-    const Box<U> box = alive ? m_.boxes[thread] : Box<U>{};
-    const U share = alive ? m_.shares[thread] : U(0);
-    const Id id = kClasses && alive ? m_.ids[thread] : Id{};
-    int count;
-    const int place = block_exclusive_count(alive, reinterpret_cast<int*>(scratch_), &count);  // all have read
+    const unsigned verdict = thread < gathered ? m_.verdicts[thread] : unsigned(kTakesNoPart);
+    int counted = gathered, place = thread;
+    if (set_.counts_valid_alone)
+      place = block_exclusive_count(FF_MUTANT(cluster_valid, verdict != kTakesNoPart, verdict == kAlive),
+                                    reinterpret_cast<int*>(scratch_), &counted);
+    const bool alive = verdict == kAlive && FF_MUTANT(cluster_left, place < left_, true);
+    left_ -= counted;
+    place = block_exclusive_count(alive, reinterpret_cast<int*>(scratch_), &alive_);
     if (alive) {
-      m_.boxes[place] = box;
-      m_.shares[place] = share;
-      if constexpr (kClasses) m_.ids[place] = id;
-      m_.order[place] = index;
+      m_.alive_boxes[place] = m_.boxes[thread];
+      m_.alive_shares[place] = m_.shares[thread];
+      if constexpr (kClasses) m_.alive_ids[place] = m_.ids[thread];
+      m_.alive_order[place] = m_.ranked[thread].index;
     }
     __syncthreads();  // the gaps are closed
-    return alive_ = count;
   }
 
-  // Tile (g, v), v <= g: which of the boxes 32 v + i may suppress box 32 g + lane. The tiles go around the blocks, then
-  // around their warps. Boxes beyond the last one are only ever compared for bits that are dropped.
-  __device__ __forceinline__ void cross(int alive) {
-    const int words = (alive + kWarp - 1) / kWarp, tiles = words * (words + 1) / 2;
+  // Tile (g, v), v <= g: which of the boxes 32 v + i suppress the boxes of word g; a warp takes half of its rows. A
+  // lane has a row and half of the columns. The tiles go around the blocks, then around their warps; word g shares a
+  // line of them with word words - 1 - g. Boxes beyond the last one are only ever compared for bits that are dropped.
+  __device__ __forceinline__ void cross() {
+    const int words = (alive_ + kWarp - 1) / kWarp, halves = words * (words + 1);
+    const int own = lane_id() % kTileRows, column = lane_id() / kTileRows * kTileRows;
     unsigned* const matrix = cluster_map(m_.matrix, 0);
-    for (int tile = warp_id() * kCluster + int(cluster_rank()); tile < tiles; tile += kChunkWarps * kCluster) {
-      int g = 0;
-      while ((g + 1) * (g + 2) / 2 <= tile) ++g;
-      const int v = tile - g * (g + 1) / 2, row = g * kWarp + lane_id();
-      const PretestBox<U> mine = {m_.boxes[row], m_.shares[row]};
-      const Id my_id = kClasses ? m_.ids[row] : Id{};
-      unsigned bits = 0;
+    for (int half = warp_id() * kCluster + int(cluster_rank()); half < halves; half += kChunkWarps * kCluster) {
+      const int line = half / 2 / (words + 1), at = half / 2 % (words + 1);
+      const int g = at <= line ? line : words - 1 - line, v = at <= line ? at : at - line - 1;
+      const int place = half % 2 * kTileRows + own, row = g * kWarp + place, first = v * kWarp + column;
+      const PretestBox<U> mine = {m_.alive_boxes[row], m_.alive_shares[row]};
+      const Id my_id = kClasses ? m_.alive_ids[row] : Id{};
+      unsigned likely = 0, sure = 0;
 #pragma unroll 8
-      for (int i = 0; i < kWarp; ++i) {
-        const PretestBox<U> other = {m_.boxes[v * kWarp + i], m_.shares[v * kWarp + i]};
-        const Id other_id = kClasses ? m_.ids[v * kWarp + i] : Id{};
-        const bool same = FF_MUTANT(cluster_class_chunk, other_id == my_id, true);
-        if (same && suppresses<kLegacy>(other, mine, set_.suppression)) bits |= 1u << i;
+      for (int i = 0; i < kTileRows; ++i) {
+        const U overlap = pretest_overlap<kLegacy>(m_.alive_boxes[first + i], mine.box),
+                share = m_.alive_shares[first + i] + mine.share;
+        const Id id = kClasses ? m_.alive_ids[first + i] : Id{};
+        const bool same = FF_MUTANT(cluster_class_chunk, id == my_id, true);
+        likely |= unsigned(same && overlap >= share) << i;
+        sure |= unsigned(same && must_exceed(overlap, share, set_.sure_factor)) << i;
       }
-      if (v == g) bits &= FF_MUTANT(cluster_nearest, lanes_below(), lanes_below() >> 1);
-      matrix[v * kClusterChunk + row] = bits;
+      for (unsigned open = likely & ~sure; open; open &= open - 1) {
+        const int i = __ffs(int(open)) - 1;
+        sure |= unsigned(exceeds(iou<kLegacy>(m_.alive_boxes[first + i], mine.box), set_.suppression.threshold)) << i;
+      }
+      unsigned bits = sure << column;
+      bits |= __shfl_xor_sync(kFullMask, bits, kTileRows);
+      if (v == g) bits &= FF_MUTANT(cluster_nearest, (1u << place) - 1, ((1u << place) - 1) >> 1);
+      if (column == 0) matrix[v * kClusterChunk + row] = bits;
     }
     cluster_sync();  // the first block has the whole matrix
   }
@@ -287,10 +265,10 @@ class GreedyCluster {
     const int before = __shfl_sync(kFullMask, through, warp) - __popc(word);
     const int position = kept_ + before + __popc(word & lanes_below());
     if (word >> lane & 1u && position < FF_MUTANT(cluster_most_kept, set_.most_kept, set_.most_kept - 1)) {
-      m_.kept_boxes[position] = m_.boxes[thread];
-      m_.kept_shares[position] = m_.shares[thread];
-      if constexpr (kClasses) m_.kept_ids[position] = m_.ids[thread];
-      m_.kept_order[position] = m_.order[thread];
+      m_.kept_boxes[position] = m_.alive_boxes[thread];
+      m_.kept_shares[position] = m_.alive_shares[thread];
+      if constexpr (kClasses) m_.kept_ids[position] = m_.alive_ids[thread];
+      m_.kept_order[position] = m_.alive_order[thread];
     }
     kept_ = min(kept_ + __shfl_sync(kFullMask, through, kWarp - 1), set_.most_kept);
   }
@@ -311,7 +289,11 @@ class GreedyCluster {
   const ClusterMemory<U, Id>& m_;
   uint32_t* const scratch_;
   int kept_ = 0;
-  int alive_ = 0;  // of the chunk, after the kept boxes
+  int left_;                // of the n
+  int alive_ = 0;           // of the chunk, after the kept boxes
+  Ranking<Key> next_ = {};  // the first candidate that was not yet given is this one, or comes after it
+  bool crowded_ = false;    // a bin held more than a chunk
+  bool spent_ = false;      // all candidates were selected
 };
 
 }  // namespace frcnn_fast::nms

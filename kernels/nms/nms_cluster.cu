@@ -26,7 +26,6 @@ class Image {
   using Score = T;
   using U = Compute<T>;
   using ClassId = Id;
-  static constexpr bool kJudgesFirst = false;
 
   __device__ __forceinline__ Image(const ImageBoxes<T>& all, int64_t b) : all_(all), b_(b) {}
 

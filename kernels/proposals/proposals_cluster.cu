@@ -32,7 +32,6 @@ class Level {
   using Score = T;
   using U = Compute<T>;
   using ClassId = NoClass;
-  static constexpr bool kJudgesFirst = true;
 
   __device__ __forceinline__ Level(const Decoder<T, kLegacy>& decoder, const ScoreSegments<T>& scores,
                                    const ProposalRows<T>& out, int segment)

@@ -1,5 +1,5 @@
-// Rank order a range at a time, for kernels that stop early: a cluster's unsorted candidates, counted by an estimate of
-// their rank, so that the best few hundred that are left are found without sorting the rest.
+// Rank order a range at a time, for kernels that stop early: a cluster's candidates in bins by an estimate of their
+// rank, so that the best few hundred are found, and each is ranked among the few of its bin, without sorting the rest.
 #pragma once
 #include "select.cuh"
 
@@ -16,15 +16,19 @@ __device__ __forceinline__ uint32_t estimated_rank(Key key, const uint32_t* star
   return start + __umulhi(FF_MUTANT(rank_estimate, rest, ~rest), starts[digit + 1] - start);
 }
 
-// One block's list of candidates, in index order; those that were handed out have the key kNoRank.
-template <class Key>
+// A cluster's candidates, bin after bin, and within a bin in no order that matters. They are dealt out to the blocks.
+template <class Key, int kBlocks>
 struct RankBins {
-  const Ranking<Key>* list;
-  int size;
-  const uint32_t* starts;
-  int shift;  // of an estimated rank to its bin
+  Ranking<Key>* list;      // each block's
+  const uint32_t* starts;  // replicated: candidates before each first digit
+  const uint32_t* ends;    // replicated: candidates up to each bin's end
+  int shift;               // of an estimated rank to its bin
 
   __device__ __forceinline__ int bin(Key key) const { return int(estimated_rank(key, starts) >> shift); }
+  __device__ __forceinline__ int begin(int bin) const { return bin ? int(ends[bin - 1]) : 0; }
+  __device__ __forceinline__ Ranking<Key>& at(uint32_t position) const {
+    return cluster_map(list, position % kBlocks)[position / kBlocks];
+  }
 };
 
 // The shift with which every estimated rank of a key up to `last` falls into one of `bins` bins.
@@ -36,46 +40,99 @@ __device__ __forceinline__ int bin_shift(Key last, const uint32_t* starts, int b
   return shift;
 }
 
-// ends [kBins], in every block of the cluster: how many candidates of all its lists are in the bin or a better one.
-// counts: shared [kBins]; scratch: shared, one a warp.
-template <int kThreads, int kBins, class Key>
-__device__ void count_bins(const RankBins<Key>& bins, uint32_t* counts, uint32_t* ends, uint32_t* scratch) {
+// Calls take(key, column) for all of the slice up to `last` in the rank order.
+template <int kThreads, class Slice, class Key, class Take>
+__device__ __forceinline__ void take_up_to(const Slice& slice, const Ranking<Key>& last, const Take& take) {
+  constexpr int kBatch = kSelectBatch<kThreads, Slice>;
+  for (int first = slice.begin + int(threadIdx.x); first < slice.end; first += kBatch * kThreads) {
+    Key keys[kBatch];
+    slice.keys(first, kThreads, slice.end, keys);
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const uint32_t column = uint32_t(first + j * kThreads);
+      if (!comes_before(last, {keys[j], column})) take(keys[j], column);
+    }
+  }
+}
+
+// Fills the lists and the ends [kBins] with all of the slices up to `last`. counts, before: shared [kBins]; scratch:
+// shared, one a warp.
+template <int kThreads, int kBins, class Slice, class Key, int kBlocks>
+__device__ __forceinline__ void fill_bins(const Slice& slice, const Ranking<Key>& last,
+                                          const RankBins<Key, kBlocks>& bins, uint32_t* counts, uint32_t* before,
+                                          uint32_t* ends, uint32_t* scratch) {
   constexpr int kOwn = kBins / kThreads;
   for (int bin = int(threadIdx.x); bin < kBins; bin += kThreads) counts[bin] = 0;
   __syncthreads();  // cleared
-  for (int i = int(threadIdx.x); i < bins.size; i += kThreads) atomicAdd(&counts[bins.bin(bins.list[i].key)], 1u);
-  sum_over_cluster<kThreads, kBins>(counts, ends);
+  take_up_to<kThreads>(slice, last, [&](Key key, uint32_t) { atomicAdd(&counts[bins.bin(key)], 1u); });
+  sum_over_cluster<kThreads, kBins, kBlocks>(counts, ends, before);
   uint32_t own[kOwn], sum = 0, total;
   for (int j = 0; j < kOwn; ++j) sum += own[j] = ends[kOwn * int(threadIdx.x) + j];
   uint32_t end = block_exclusive_sum(sum, scratch, &total);
-  for (int j = 0; j < kOwn; ++j) ends[kOwn * int(threadIdx.x) + j] = end += own[j];
-  __syncthreads();  // the ends are there
+  for (int j = 0; j < kOwn; ++j) {
+    const int bin = kOwn * int(threadIdx.x) + j;
+    before[bin] += end;  // where the block's first of the bin goes
+    ends[bin] = end += own[j];
+  }
+  __syncthreads();  // the ends and the places are there
+  take_up_to<kThreads>(
+      slice, last, [&](Key key, uint32_t column) { bins.at(atomicAdd(&before[bins.bin(key)], 1u)) = {key, column}; });
+  cluster_sync();  // the lists are complete
 }
 
-// The candidates of the bins [first, end), as find_cut and compact take them; columns are places in the list.
-template <class Key>
-class BinSlice {
+// Of a slice, the columns that do not come before `first` in the rank order.
+template <class Slice>
+class RestOfSlice {
  public:
-  __device__ BinSlice(const RankBins<Key>& bins, int first, int bin_end)
-      : begin(0), end(bins.size), bins_(bins), first_(first), bin_end_(bin_end) {}
-
+  using Key = typename Slice::Key;
+  __device__ RestOfSlice(const Slice& slice, const Ranking<Key>& first)
+      : begin(slice.begin), end(slice.end), slice_(slice), first_(first) {}
   template <int kBatch>
   __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
+    slice_.keys(first, stride, limit, keys);
+    if (first_.key == 0 && first_.index == 0) return;  // nothing comes before that: all of the slice
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int column = first + j * stride;
-      keys[j] = column < limit ? bins_.list[column].key : kNoRank<Key>;
-      if (keys[j] == kNoRank<Key>) continue;
-      const int bin = bins_.bin(keys[j]);
-      if (bin < first_ || bin >= bin_end_) keys[j] = kNoRank<Key>;
-    }
+    for (int j = 0; j < kBatch; ++j)
+      if (comes_before({keys[j], uint32_t(first + j * stride)}, first_)) keys[j] = kNoRank<Key>;
   }
 
   const int begin, end;
 
  private:
-  const RankBins<Key> bins_;
-  const int first_, bin_end_;
+  const Slice slice_;
+  const Ranking<Key> first_;
 };
+
+// Of a slice, the columns with that key; they are ranked by themselves, as ties are.
+template <class Slice>
+class TiesOfSlice {
+ public:
+  using Key = typename Slice::Key;  // what is loaded; columns are what it is ranked by
+  __device__ TiesOfSlice(const Slice& slice, Key key) : begin(slice.begin), end(slice.end), slice_(slice), key_(key) {}
+  template <int kBatch>
+  __device__ __forceinline__ void keys(int first, int stride, int limit, uint32_t (&columns)[kBatch]) const {
+    Key keys[kBatch];
+    slice_.keys(first, stride, limit, keys);
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) columns[j] = keys[j] == key_ ? uint32_t(first + j * stride) : kNoRank<uint32_t>;
+  }
+
+  const int begin, end;
+
+ private:
+  const Slice& slice_;
+  const Key key_;
+};
+
+// The last candidate that a cut takes, in the rank order; all that follow it are left. As find_cut.
+template <class Key, int kThreads, int kBlocks, class Slice>
+__device__ __forceinline__ Ranking<Key> last_of_cut(const Slice& slice, const Cut<Key>& cut, uint32_t* counts,
+                                                    uint32_t* totals, uint32_t* scratch) {
+  if (cut.ties == 0) return {Key(cut.key - 1), ~0u};
+  if (cut.ties == kAllTies) return {cut.key, ~0u};
+  const TiesOfSlice<Slice> ties(slice, cut.key);
+  return {cut.key,
+          find_cut<uint32_t, kThreads, kBlocks>(ties, cut.ties, cut.ties, counts, totals, scratch, nullptr).key};
+}
 
 }  // namespace frcnn_fast::top_n

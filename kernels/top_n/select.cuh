@@ -10,9 +10,9 @@ namespace frcnn_fast::top_n {
 
 constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSelectBits = 11, kSelectBins = 1 << kSelectBits;
-// Loads in flight a thread: as many as registers allow.
-template <int kThreads>
-constexpr int kSelectBatch = kThreads >= 1024 ? 2 : 8;
+// Loads in flight a thread: as many as registers allow. Slice: what is loaded from.
+template <int kThreads, class Slice>
+constexpr int kSelectBatch = kThreads >= 1024 ? 2 : 32 / int(sizeof(typename Slice::Key));
 constexpr int kAllTies = 0x7fffffff;
 
 // Segment b * levels + l is level l of image b: columns starts[l] up to starts[l + 1] of its A.
@@ -94,32 +94,43 @@ struct Cut {
   int total;
 };
 
-// What the blocks of the cluster counted in counts [kBins] each, added up in the totals [kBins] of every block. Both
-// shared. Each block adds its share of the bins: a thread reads one block's count of a bin, neighbouring threads the
-// other blocks', and each hands the sum to a block.
-template <int kThreads, int kBins>
-__device__ void sum_over_cluster(uint32_t* counts, uint32_t* totals) {
-  const int size = int(cluster_size()), other = int(threadIdx.x) % size;
+// What the blocks of the cluster counted in counts [kBins] each, added up in the totals [kBins] of every block; before
+// [kBins] or null: what the blocks of lower rank counted. All shared. Each block adds its share of the bins: a thread
+// reads one block's count of a bin, neighbouring threads the other blocks', and each hands the sums to a block. All
+// counts are read before the first is added. kBlocks: the cluster's size; 0: known at run time.
+template <int kThreads, int kBins, int kBlocks>
+__device__ __forceinline__ void sum_over_cluster(uint32_t* counts, uint32_t* totals, uint32_t* before) {
+  constexpr int kSums = kBins / kThreads;
   static_assert(kBins % kThreads == 0, "every thread of a warp takes part in each sum");
+  const int size = kBlocks ? kBlocks : int(cluster_size()), other = int(threadIdx.x) % size;
+  const int first = int(cluster_rank()) * (kBins / size) + int(threadIdx.x) / size, step = kThreads / size;
   cluster_sync();  // every block has counted
-  for (int i = int(threadIdx.x) / size; i < kBins / size; i += kThreads / size) {
-    const int bin = int(cluster_rank()) * (kBins / size) + i;
-    uint32_t sum = cluster_map(counts, unsigned(other))[bin];
-    for (int d = size / 2; d > 0; d /= 2) sum += __shfl_xor_sync(kFullMask, sum, d);
-    cluster_map(totals, unsigned(other))[bin] = sum;
+  uint32_t own[kSums];
+#pragma unroll
+  for (int j = 0; j < kSums; ++j) own[j] = cluster_map(counts, unsigned(other))[first + j * step];
+#pragma unroll
+  for (int j = 0; j < kSums; ++j) {
+    uint32_t through = own[j];
+    for (int d = 1; d < size; d *= 2) {
+      const uint32_t below = __shfl_up_sync(kFullMask, through, d);
+      if (other >= d) through += below;
+    }
+    const uint32_t total = __shfl_sync(kFullMask, through, lane_id() | (size - 1));
+    cluster_map(totals, unsigned(other))[first + j * step] = total;
+    if (before) cluster_map(before, unsigned(other))[first + j * step] = through - own[j];
   }
-  cluster_sync();  // the totals are complete, and the counts may be overwritten
+  cluster_sync();  // the sums are complete, and the counts may be overwritten
 }
 
 // A cut behind the best n >= 1 at least, and `room` >= n at most: the less room, the more passes over the slice. Every
 // block of the cluster comes to the same. A slice has begin, end and keys(), as SegmentSlice does. Shared
 // memory: counts, totals [kSelectBins], scratch [a warp each]; starts [kSelectBins + 1] or null: on return, in every
 // block, how many keys of the cluster have a smaller first digit (the highest kSelectBits bits).
-template <class Key, int kThreads, class Slice>
-__device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* counts, uint32_t* totals, uint32_t* scratch,
-                             uint32_t* starts) {
+template <class Key, int kThreads, int kBlocks, class Slice>
+__device__ __forceinline__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* counts, uint32_t* totals,
+                                             uint32_t* scratch, uint32_t* starts) {
   FF_SHARED(uint32_t, found, [3]);  // a bin, the count before it, its count
-  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads>;
+  constexpr int kKeyBits = 8 * sizeof(Key), kOwn = kSelectBins / kThreads, kBatch = kSelectBatch<kThreads, Slice>;
   Key prefix = 0;  // the n-th key's bits from `high` up
   uint32_t need = uint32_t(n);
   for (int high = kKeyBits; high > 0;) {
@@ -135,7 +146,7 @@ __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* coun
         if (matters) atomicAdd(&counts[uint32_t(keys[j] >> shift) & ((1u << width) - 1)], 1u);
       }
     }
-    sum_over_cluster<kThreads, kSelectBins>(counts, totals);
+    sum_over_cluster<kThreads, kSelectBins, kBlocks>(counts, totals, nullptr);
     uint32_t own[kOwn], sum = 0, total;
     for (int j = 0; j < kOwn; ++j) sum += own[j] = totals[kOwn * int(threadIdx.x) + j];
     uint32_t before = block_exclusive_sum(sum, scratch, &total);
@@ -169,8 +180,8 @@ __device__ Cut<Key> find_cut(const Slice& slice, int n, int room, uint32_t* coun
 
 // Calls take(position, key, index) for all that the cut takes; positions are in index order.
 template <int kThreads, class Slice, class Key, class Take>
-__device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& take) {
-  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads>;
+__device__ __forceinline__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& take) {
+  constexpr int kWarps = kThreads / kWarp, kBatch = kSelectBatch<kThreads, Slice>;
   FF_SHARED(int, warp_less, [kWarps]);
   FF_SHARED(int, warp_ties, [kWarps]);
   FF_SHARED(int, block_less);
@@ -208,11 +219,10 @@ __device__ void compact(const Slice& slice, const Cut<Key>& cut, const Take& tak
     block_less = all_less;
     block_ties = all_ties;
   }
-  cluster_sync();  // every block's counts are there
-  for (unsigned rank = 0; rank < cluster_rank(); ++rank) {
-    less += *cluster_map(&block_less, rank);
-    ties += *cluster_map(&block_ties, rank);
-  }
+  cluster_sync();                                       // every block's counts are there
+  const bool before = lane_id() < int(cluster_rank());  // a lane reads a block's
+  less += __reduce_add_sync(kFullMask, before ? *cluster_map(&block_less, unsigned(lane_id())) : 0);
+  ties += __reduce_add_sync(kFullMask, before ? *cluster_map(&block_ties, unsigned(lane_id())) : 0);
 
   for (int first = begin; first < end; first += kStep) {
     Key keys[kBatch];

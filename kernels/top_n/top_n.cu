@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(kSelectThreads)
   const int segment = int(blockIdx.x / cluster_size());
   const SegmentSlice<T> slice(segments, segment);
   uint32_t* const counts = &table[0][0];
-  const Cut<Key> cut = find_cut<Key, kSelectThreads>(slice, room, room, counts, counts + kSelectBins, scratch, nullptr);
+  const Cut<Key> cut =
+      find_cut<Key, kSelectThreads, 0>(slice, room, room, counts, counts + kSelectBins, scratch, nullptr);
   const bool here = !candidates.entries;
   Ranking<Key>* const target = here ? cluster_map(items, 0) : candidates.entries + int64_t(segment) * room;
   compact<kSelectThreads>(slice, cut,

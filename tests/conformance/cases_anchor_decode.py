@@ -312,6 +312,12 @@ def _propose_cases() -> Iterator[Case]:
             lambda o=order: _propose(300, filter_order=o, min_size=25.0, pre=50, post=200, iou_threshold=0.95),
             small=True,
         )
+        # Most are suppressed, by boxes of many chunks before theirs too, and count among the best nevertheless.
+        yield Case(
+            f"{short}-suppressed",
+            lambda o=order: _propose(400, filter_order=o, min_size=10.0, pre=100, post=100, iou_threshold=0.2),
+            small=True,
+        )
     yield Case("levels-tied-B3", lambda: _propose(grids(*PYRAMID), B=3, scores="tied", kind="zero", pre=200, post=80))
     yield Case("levels-f16", lambda: _propose(grids(*PYRAMID), dtype=torch.float16, pre=200, post=300))
     five = [130, 70, 0, 33, 67]

@@ -32,6 +32,17 @@ __global__ void long_loop_kernel(const float* in, float* out, int n) {
   out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 
+// Eight loops in a row, each 100 rounds of a warp: arithmetic, and no access of memory.
+__global__ void arithmetic_kernel(const float* in, float* out, int n) {
+  float x = in[threadIdx.x];
+#pragma unroll
+  for (int i = 1; i <= 8; ++i) {
+#pragma unroll 1
+    for (int k = 0; k < n; ++k) x *= x + float(i);  // arithmetic
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = x;
+}
+
 // Odd lanes take one way, even lanes the other: a warp takes both. Beyond that only a block's first warp works.
 __global__ void diverging_kernel(const float* in, float* out) {
   const int i = int(threadIdx.x);
@@ -64,6 +75,7 @@ extern "C" __attribute__((visibility("default"))) void count_kernel(const char* 
   if (!std::strcmp(name, "loop")) FF_LAUNCH(loop_kernel, grid, block, 0, nullptr, in, out);
   if (!std::strcmp(name, "unrolled")) FF_LAUNCH(unrolled_kernel, grid, block, 0, nullptr, in, out);
   if (!std::strcmp(name, "long_loop")) FF_LAUNCH(long_loop_kernel, grid, block, 0, nullptr, in, out, 1000);
+  if (!std::strcmp(name, "arithmetic")) FF_LAUNCH(arithmetic_kernel, grid, block, 0, nullptr, in, out, 100);
   if (!std::strcmp(name, "diverging")) FF_LAUNCH(diverging_kernel, grid, block, 0, nullptr, in, out);
   if (!std::strcmp(name, "conflict")) FF_LAUNCH(conflict_kernel, grid, block, 0, nullptr, out);
 }
