@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/digits
 GPU_OUT ?= runs/gpu
+REPORTS = $(if $(filter file,$(origin OUT)),$(GPU_OUT),$(OUT))
 BENCH_VENV ?= .bench-venv
 BENCH_OUT ?= runs/bench.json
 COMPAT_VENV ?= .compat-venv
@@ -27,7 +28,7 @@ BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 # processes by itself. Each prints when it ends, and none is left out because another failed.
 STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
 
-.PHONY: train test test-long test-aarch64 test-compat compat-tests compat-bench $(STEPS) check format build wheel bench bench-env gpu-test gpu-bench docs clean
+.PHONY: train test test-long test-aarch64 test-compat compat-tests compat-bench $(STEPS) check format build wheel bench bench-env gpu-smoke gpu-test gpu-bench docs clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
@@ -95,10 +96,18 @@ build: $(VENV)/built
 wheel: $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m tests.make_wheels
 
-# On a machine with a GPU and without a network: the interpreter and the torch that are there, built in place.
+# On a machine with a GPU and without a network, with the interpreter and the torch that are there: each builds in place for
+# that GPU, what is built already excepted, and takes less than ten minutes, the first one three. Reports go into OUT=..., or
+# else into GPU_OUT.
+gpu-smoke:
+	$(PYTHON) -m tests.run_on_gpu --smoke --out $(REPORTS)
+
 gpu-test:
-	FRCNN_FAST_CUDA=ON $(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m tests.run_on_gpu --out $(GPU_OUT)
+	$(PYTHON) -m tests.run_on_gpu --out $(REPORTS)
+
+# Floors, every row, plots, profiles, Nsight Compute: eight files.
+gpu-bench:
+	$(PYTHON) -m bench.gpu --out $(REPORTS)
 
 # Every row on the processor, a quarter of an hour on two idle cores. For other choices: python -m bench --help
 bench: build
@@ -121,12 +130,6 @@ $(DOCS_VENV)/ready: docs/requirements.txt
 	$(PYTHON) -m venv $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check -r docs/requirements.txt
 	touch $@
-
-# On a machine with a GPU and without a network, in less than ten minutes: floors, every row, profiles, Nsight Compute, plots.
-# At most eight files, in OUT=... or else in GPU_OUT.
-gpu-bench:
-	FRCNN_FAST_CUDA=ON $(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m bench.gpu --out $(if $(filter file,$(origin OUT)),$(GPU_OUT)/bench,$(OUT))
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.row_timing import GRAPH, OURS
+
 Report = dict[str, Any]
 PARTS = ("issue", "bytes", "chain", "node")
 SHOWN = "H200"  # with its parts; of the others only what is predicted
@@ -59,6 +61,6 @@ def _measured(row: dict[str, Any], report: Report) -> str:
         for other in report["rows"]
         if row["part"] != "backward" and (other["op"], other["workload"]) == (row["op"], row["workload"])
         for time in other["times"]
-        if (time["who"], time["how"]) == ("frcnn_fast", "graph")
+        if (time["who"], time["how"]) == (OURS, GRAPH)
     ]
     return f"{min(times):.1f}" if times else "–"

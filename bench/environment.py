@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import json
 import os
 import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +16,10 @@ import numpy
 import torch
 
 import frcnn_fast
-from bench import competitors
+from bench import competitors, tools
 from frcnn_fast._extension import extension
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = tools.ROOT
 SOURCES = ("kernels", "bindings", "frcnn_fast", "bench", "CMakeLists.txt", "setup.py")
 
 
@@ -27,8 +27,8 @@ def describe(backend: str) -> dict[str, Any]:
     """For the report."""
     found = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": os.environ.get("FRCNN_COMMIT") or _output("git", "rev-parse", "HEAD") or "unknown",
-        "changed": bool(_output("git", "status", "--porcelain", "--", *SOURCES)),
+        "commit": tools.commit(),
+        "changed": bool(tools.output("git", "status", "--porcelain", "--", *SOURCES)),
         "system": platform.platform(),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -51,7 +51,7 @@ def gpu() -> dict[str, Any]:
     """The GPU, its driver and its clocks as they are now."""
     properties = torch.cuda.get_device_properties(0)
     fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
-    smi = _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader") if shutil.which("nvidia-smi") else ""
+    smi = tools.output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
     return {
         "gpu": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
@@ -113,8 +113,15 @@ def _best(call: Callable[[], Any], on_gpu: bool) -> float:
     return min(times[2:])
 
 
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def main() -> None:
+    """Writes what `describe` finds, with the name of a results file, so that others can read it without torch."""
+    parser = argparse.ArgumentParser(prog="python -m bench.environment", description=__doc__)
+    parser.add_argument("--backend", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    found = describe(args.backend)
+    args.json.write_text(json.dumps({**found, "slug": slug(found)}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

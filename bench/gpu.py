@@ -1,124 +1,105 @@
-"""`make gpu-bench`: floors, every row, profiles, Nsight Compute and plots into one folder, in less than ten minutes.
+"""`make gpu-bench`: floors, every row, plots, profiles and Nsight Compute into one folder, in less than ten minutes
+with the build.
 
-Writes at most eight files: <gpu>-<date>.json (everything measured), its ops, scaling and roofline plots,
-<...>-profile.png, <...>-trace.json.gz, <...>-ncu.txt and gpu-bench.log. A step that fails or runs out of time is
-named in the JSON and costs the others nothing. Needs no network.
+Writes eight files: <gpu>-<date>.json, which has everything that was measured, after every row and every part; its ops,
+scaling and roofline plots; <...>-profile.png and <...>-trace.json.gz; gpu-bench.json and gpu-bench.log, which say how
+it went (see `bench.steps`). A step that fails or runs out of time costs the others nothing, and a row that crashes or
+hangs costs that row. Needs no network.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
+from bench import schema
+from bench.steps import PYTHON, Runner, Step, first_steps, prepare
 
-from bench import environment, schema
-
-ROOT = environment.ROOT
 MINUTES = 9.0
-RESERVE = 150.0  # seconds kept for what comes after the rows
+ROW_SECONDS = 90.0  # the most for one row: two compilers may have a part in it
+SLACK = 30.0  # seconds to start, and for the row in progress when the time for rows is over
+PARTS = ("floors", "profile vgg", "profile fpn", "nsight")  # steps that write a part of the report
 
 
-class Steps:
-    """Runs commands one after the other against one deadline, and keeps a log."""
+def module(name: str, arguments: Sequence[str], expected: float, limit: float, writes: Path | None = None) -> Step:
+    """A step of `python -m`."""
+    return Step(name, [*PYTHON, *arguments], expected, limit, writes=writes)
 
-    def __init__(self, deadline: float, log: Path) -> None:
-        self.deadline, self.log = deadline, log
-        self.outcomes: list[dict[str, Any]] = []
-        log.write_text("")
 
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline - time.monotonic()
+def before(device: str, scratch: Path) -> list[Step]:
+    """What the rows stand on."""
+    machine, floors = scratch / "machine.json", scratch / "floors.json"
+    describe = ["bench.environment", "--backend", device, "--json", str(machine)]
+    measure = module("floors", ["bench.floors", "--json", str(floors)], 30, 90, floors)
+    return [module("machine", describe, 12, 90, machine), *([measure] if device == "cuda" else [])]
 
-    def run(self, name: str, arguments: Sequence[str], limit: float) -> bool:
-        """`python -m <arguments>`, for at most `limit` seconds. Whether it succeeded."""
-        limit = min(limit, self.left())
-        start = time.monotonic()
-        outcome = "no time left"
-        if limit > 5:
-            with self.log.open("a") as log:
-                log.write(f"== {name}\n")
-                log.flush()
-                process = subprocess.Popen(
-                    [sys.executable, "-u", "-m", *arguments],
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-                try:
-                    code = process.wait(limit)
-                    outcome = "done" if code == 0 else f"exit {code}"
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                    outcome = f"stopped after {limit:.0f} s"
-        seconds = time.monotonic() - start
-        self.outcomes.append({"step": name, "outcome": outcome, "seconds": round(seconds, 1)})
-        print(f"gpu-bench: {name}: {outcome} ({seconds:.0f} s)", flush=True)
-        return outcome == "done"
+
+def rows(device: str, scratch: Path, results: Path, seconds: float) -> Step:
+    """All rows, headlines first, for as long."""
+    command = ["bench", "--backend", device, "--seconds", "0.3", "--minutes", f"{seconds / 60:.2f}"]
+    command += ["--json", str(results), "--floors", str(scratch / "floors.json"), "--row-seconds", f"{ROW_SECONDS:g}"]
+    return replace(module("rows", command, seconds, seconds + SLACK), journaled=True)
+
+
+def after(device: str, scratch: Path, results: Path) -> list[Step]:
+    """What is made of the rows, and what looks into them."""
+    steps = [module("plots", ["bench.report", str(results), "--no-pages"], 10, 40)]
+    for shape in ("vgg", "fpn"):
+        command = ["bench.profile", "--device", device, "--shape", shape, "--out", str(scratch / shape)]
+        steps.append(module(f"profile {shape}", command, 12, 30, scratch / shape / "profile.json"))
+    if device == "cuda":
+        path = scratch / "nsight.json"
+        steps.append(module("nsight", ["bench.nsight", "--json", str(path), "--seconds", "50"], 40, 60, path))
+    return steps
+
+
+def seconds_for_rows(left: float, device: str) -> float:
+    """Of what is left, without what comes after them."""
+    nowhere = Path()
+    return max(left - SLACK - 1.5 * sum(step.expected for step in after(device, nowhere, nowhere)), 5.0)
+
+
+def keep(runner: Runner, results: Path) -> None:
+    """What steps have written by now: into the report of the rows, and beside it."""
+    if results.exists():
+        parts = {name: runner.report[name] for name in PARTS if name in runner.report}
+        schema.save({**json.loads(results.read_text()), **parts}, results)
+    for name, ours in (("profile.png", "profile.png"), ("profile-trace.json.gz", "trace.json.gz")):
+        if (runner.folder / "vgg" / name).exists():
+            shutil.copy(runner.folder / "vgg" / name, results.with_name(f"{results.stem}-{ours}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0 when every row was right and there is a results file."""
+    """Exit status 0 when every row was right and every step went well, 2 where there is no GPU."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for everything (default {MINUTES:g})")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to rehearse without a GPU")
+    parser.add_argument("--no-build", action="store_true", help="measure what is built")
     args = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        print("gpu-bench: torch sees no CUDA device", file=sys.stderr)
-        return 2
-    out: Path = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    steps = Steps(time.monotonic() + 60 * args.minutes, out / "gpu-bench.log")
-    stem = environment.slug(environment.describe("cuda"))
-    with tempfile.TemporaryDirectory() as folder:
-        return _all(steps, Path(folder), out, stem)
-
-
-def _all(steps: Steps, scratch: Path, out: Path, stem: str) -> int:
-    steps.run("floors", ["bench.floors", "--json", str(scratch / "floors.json")], 120)
-    results = out / f"{stem}.json"
-    minutes = (steps.left() - RESERVE) / 60
-    rows = ["bench", "--backend", "cuda", "--seconds", "0.3", "--minutes", f"{minutes:.2f}", "--json", str(results)]
-    right = steps.run("rows", rows, steps.left() - RESERVE + 60)
-    profiles = {"vgg": ["--shape", "vgg"], "fpn": ["--shape", "fpn"]}
-    for name, arguments in profiles.items():
-        steps.run(
-            f"profile {name}", ["bench.profile", "--device", "cuda", *arguments, "--out", str(scratch / name)], 30
-        )
-    steps.run("nsight", ["bench.nsight", "--out", str(out / f"{stem}-ncu.txt"), "--seconds", "75"], 90)
-    if not results.exists():
-        print(f"gpu-bench: no row was measured; see {steps.log}", file=sys.stderr)
-        return 1
-    report = json.loads(results.read_text())
-    report["floors"] = _read(scratch / "floors.json")
-    report["profiles"] = {name: _read(scratch / name / "profile.json") for name in profiles}
-    for made, wanted in (("profile.png", "profile.png"), ("profile-trace.json.gz", "trace.json.gz")):
-        if (scratch / "vgg" / made).exists():
-            shutil.copy(scratch / "vgg" / made, out / f"{stem}-{wanted}")
-    schema.save(report, results)
-    steps.run("plots", ["bench.report", str(results), "--no-pages"], 30)
-    report["steps"] = steps.outcomes
-    schema.save(report, results)
-    print(f"gpu-bench: {len(report['rows'])} rows, {len(report['wrong'])} wrong; results in {out}")
-    return 0 if right and not report["wrong"] else 1
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    runner = Runner("gpu-bench", args.out, 60 * args.minutes)
+    device, scratch, nowhere = args.device, runner.folder, Path()
+    first = [] if args.no_build else first_steps(device)
+    floors = before(device, scratch)
+    left = runner.left() - sum(step.expected for step in [*first, *floors])
+    planned = rows(device, scratch, nowhere, seconds_for_rows(left, device))
+    runner.plan(([*first, *floors, planned, *after(device, scratch, nowhere)], 1))
+    if first:
+        prepare(runner, device)
+    runner.run(floors)
+    results = runner.out / f"{runner.report.get('machine', {}).get('slug', 'unknown')}.json"
+    results.unlink(missing_ok=True)
+    measured = rows(device, scratch, results, seconds_for_rows(runner.left(), device))
+    for step in (measured, *after(device, scratch, results)):
+        runner.run([step])
+        keep(runner, results)
+    return runner.finish()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ SAMPLE_SECONDS = 0.002  # on the CPU a sample repeats a fast call until it lasts
 SLOW_SECONDS = 0.02  # a call slower than this needs no warm-up call before each sample
 OTHER_WORK_SECONDS = 0.03
 CALLS_IN_GRAPH = 20
+SPIN_CYCLES = 300_000_000  # about 150 ms
+CLOCK_CYCLES = 4_000_000
 EVENT_CALLS = 10  # event-timed calls between two synchronisations
 
 Clock = Callable[[Call, int], list[float]]  # (call, repeats) -> microseconds a call, one or more values
@@ -155,6 +157,19 @@ def event_clock(flush_bytes: int = 0) -> Clock:
         return [before.elapsed_time(after) * 1e3 for before, after in pairs]
 
     return clock
+
+
+def clock_after(spin_cycles: int = 0) -> float:
+    """The GPU's clock in GHz, after it was kept busy for so many cycles: it falls while a row is prepared on the
+    processor, and rises within SPIN_CYCLES.
+    """
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(spin_cycles)
+    before.record()
+    torch.cuda._sleep(CLOCK_CYCLES)
+    after.record()
+    after.synchronize()
+    return round(CLOCK_CYCLES / before.elapsed_time(after) * 1e-6, 3)
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""Nsight Compute on the two kernels that cost most: `python -m bench.nsight --out ncu.txt` writes a short text.
+"""Nsight Compute on the two kernels that cost most: `python -m bench.nsight --json FILE` prints and writes its words.
 
 The two are found with the profiler over the headline workloads, or over those of --row; each is then run once more
-under ncu, for a few sections.
+under ncu, for a few sections. The file is written anew after each.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import shutil
+import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench import kernels
+from bench import kernels, tools
 from bench.case import Row
 from bench.registry import row, rows
 
@@ -49,7 +51,7 @@ def hottest(among: Sequence[Row], deadline: float) -> list[tuple[float, str, str
 
 def inspect(name: str, kernel: str, seconds: float) -> str:
     """ncu's figures for one launch of that kernel in that row, or what went wrong."""
-    ncu = shutil.which("ncu")
+    ncu = tools.find("ncu")
     if ncu is None:
         return "ncu is not installed"
     function = kernels.function_name(kernel)
@@ -59,12 +61,18 @@ def inspect(name: str, kernel: str, seconds: float) -> str:
     for section in SECTIONS:
         command += ["--section", section]
     command += [sys.executable, "-m", "bench.nsight", "--once", name]
-    try:
-        done = subprocess.run(command, text=True, capture_output=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"ncu took longer than {seconds:.0f} s"
-    table = digest(done.stdout)
-    return table or f"ncu gave no figures (exit {done.returncode}):\n{(done.stdout + done.stderr).strip()[-1500:]}"
+    # Into a file: of a pipe, the program under ncu would still hold an end when ncu itself was stopped.
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=tools.ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return f"ncu took longer than {seconds:.0f} s"
+        output.seek(0)
+        said = output.read()
+    return digest(said) or f"ncu gave no figures (exit {process.returncode}):\n{said.strip()[-1500:]}"
 
 
 def digest(output: str) -> str:
@@ -91,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.nsight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="write the text here")
+    parser.add_argument("--json", type=Path, help="write it here")
     parser.add_argument("--seconds", type=float, default=120.0, help="for everything (default 120)")
     parser.add_argument("--row", metavar="NAME", help="the kernels of that row ('op: workload') alone")
     parser.add_argument("--once", metavar="ROW", help="only run that row's call a few times (what ncu looks at)")
@@ -103,16 +111,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.cuda.synchronize()
         return 0
     start = time.monotonic()
-    parts = [f"GPU: {torch.cuda.get_device_name()}"]
     among = [row(args.row)] if args.row else headlines()
-    found = hottest(among, start + args.seconds / 2)
-    for spent, name, kernel in found:
-        left = max(args.seconds - (time.monotonic() - start), 10.0)
-        parts.append(f"{name}\n{kernel}\n{spent:.2f} us a call\n{inspect(name, kernel, left)}")
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    if args.out:
-        args.out.write_text(text)
+    found: list[dict[str, Any]] = [
+        {"row": name, "kernel": kernel, "us": round(spent, 3), "ncu": "not asked"}
+        for spent, name, kernel in hottest(among, start + args.seconds / 2)
+    ]
+
+    def save() -> None:
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+    save()
+    for i, each in enumerate(found):
+        left = (args.seconds - (time.monotonic() - start)) / (len(found) - i)
+        each["ncu"] = inspect(each["row"], each["kernel"], max(left, 10.0))
+        print(each["row"], each["kernel"], f"{each['us']:.2f} us a call", each["ncu"], "", sep="\n", flush=True)
+        save()
     return 0
 
 

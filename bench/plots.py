@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from bench.format import backend_of, duration, in_order, plain, times
 from bench.registry import families as families_of_ops
-from bench.row_timing import OURS, TRITON, best
+from bench.row_timing import GRAPH, OURS, TRITON, best
 
 INK, MUTED, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 OUR_COLOR = "#c2410c"
@@ -151,13 +151,13 @@ def ops(report: dict[str, Any], title: str = "Time per op") -> Figure | None:
                 linewidths=1.2,
             )  # fmt: skip
             shown.setdefault(who, marker)
-        graphs = _fastest(row, ("graph",)) if cuda else {}
+        graphs = _fastest(row, (GRAPH,)) if cuda else {}
         for who, color in ((TRITON, COLORS[TRITON]), (OURS, OUR_COLOR)):
             if who in graphs:
                 median = graphs[who]["p50"]
                 everything.append(median)
                 marker = axes.scatter(median, y, s=34, marker="<", color="white", edgecolors=color, zorder=4)
-                shown.setdefault(f"{who}, in a graph", marker)
+                shown.setdefault(f"{who}, in a graph, warm", marker)
         factor = times(row["ratio"])
         axes.text(1.01, y, f"{factor}×" if factor != "–" else "", transform=axes.get_yaxis_transform(), va="center")
     axes.set_yticks(range(len(rows)), [f"{row['op']}  {row['workload']}" for row in rows])
@@ -206,7 +206,7 @@ def _scaling_panel(axes: Axes, quantity: str, series: dict[str, list[dict[str, A
         rows = sorted(rows, key=lambda r: r["axis"][1])
         lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for row in rows:
-            for who, t in _fastest(row, ("graph", "call")).items():
+            for who, t in _fastest(row, (GRAPH, "call")).items():
                 if who in (OURS, TRITON, "torchvision"):
                     lines[who].append((row["axis"][1], t["p50"]))
         for who, line in sorted(lines.items()):
@@ -242,7 +242,7 @@ def roofline(report: dict[str, Any]) -> Figure | None:
     """Left: operations a second against operations per byte, under the roofs. Right: time against bytes, above the
     floors that bandwidth and latency set.
     """
-    rows = [r for r in report["rows"] if r["bytes"] and OURS in _fastest(r, ("graph", "events, warm L2", "call"))]
+    rows = [r for r in report["rows"] if r["bytes"] and OURS in _fastest(r, (GRAPH, "events, warm L2", "call"))]
     if not rows:
         return None
     roofs, cpu = report["roofs"], backend_of(report) == "cpu"
@@ -252,7 +252,7 @@ def roofline(report: dict[str, Any]) -> Figure | None:
     palette = dict(zip(families, plt.get_cmap("tab10").colors))  # type: ignore[attr-defined]
     for family in families:
         mine = [r for r in rows if family_of.get(r["op"], "other") == family]
-        seconds = np.array([_fastest(r, ("graph", "events, warm L2", "call"))[OURS]["p50"] * 1e-6 for r in mine])
+        seconds = np.array([_fastest(r, (GRAPH, "events, warm L2", "call"))[OURS]["p50"] * 1e-6 for r in mine])
         moved, work = np.array([float(r["bytes"]) for r in mine]), np.array([float(r["flops"]) for r in mine])
         style = {
             "s": 26,

@@ -18,6 +18,8 @@ TRITON = "triton"  # this library's Triton kernels, beside its CUDA kernels
 WRONG = "WRONG"
 L2_FLUSH_BYTES = 256 << 20  # more than twice the largest L2 there is
 WARM = 50
+# A graph of many identical calls finds the caches warm and hides every latency that the next call can fill.
+GRAPH = f"graph of {CALLS_IN_GRAPH}, warm"
 SINGLE = "graph of one + synchronise"
 COLD = "call, cold"  # on a CPU: once, after other work
 COLD_CALLS = 15
@@ -42,8 +44,8 @@ class Options:
 
 
 def measure_row(row: Row, backend: str, options: Options) -> dict[str, Any]:
-    """The row's entry in the report. AssertionError where the answer is wrong or not repeatable: it then has no
-    speed.
+    """The row's entry in the report. AssertionError where the answer is wrong or not repeatable, also after all that
+    was timed: it then has no speed.
     """
     case = row.make(backend)
     first = case.ours()
@@ -56,6 +58,7 @@ def measure_row(row: Row, backend: str, options: Options) -> dict[str, Any]:
     notes = {name: c.note for name, c in case.competitors.items() if c.note}
     notes |= _drop_broken(case)
     times = (_on_cuda if backend == "cuda" else _on_cpu)(case, options, notes)
+    checks.equal(case.ours(), first, "its own first answer, before it was timed")
     return {
         "op": row.op,
         "workload": row.workload,
@@ -137,7 +140,9 @@ def _with_threads(call: Call, threads: int) -> Contender:
 
 
 def _on_cuda(case: Case, options: Options, notes: dict[str, str]) -> list[dict[str, Any]]:
-    """Call and synchronise; GPU time with a warm and a cold cache; graphs of what can be captured."""
+    """Call and synchronise; GPU time with a warm and a cold cache; graphs of what can be captured. At a clock that has
+    risen: what it was before and after becomes a fact of the case.
+    """
     calls: dict[str, Call] = {OURS: case.ours, **{name: c.call for name, c in case.competitors.items()}}
     contenders = {name: Contender(call) for name, call in calls.items()}
     wall = Plan(seconds=options.seconds, least=10, most=200, warm=WARM)
@@ -147,6 +152,7 @@ def _on_cuda(case: Case, options: Options, notes: dict[str, str]) -> list[dict[s
     def add(how: str, timings: dict[str, Any], counts: bool = False) -> None:
         times.extend(_entry(who, how, counts and who != OURS and who not in notes, t) for who, t in timings.items())
 
+    clocks = [measure.clock_after(measure.SPIN_CYCLES)]
     add("call", measure.interleaved(contenders, measure.call_and_synchronise, wall), counts=True)
     add("events, warm L2", measure.interleaved(contenders, measure.event_clock(), events))
     add("events, cold L2", measure.interleaved(contenders, measure.event_clock(L2_FLUSH_BYTES), events))
@@ -160,22 +166,25 @@ def _on_cuda(case: Case, options: Options, notes: dict[str, str]) -> list[dict[s
             if who == OURS:
                 raise AssertionError(f"a CUDA graph of it fails: {error}") from error
             notes[who] = f"cannot be captured: {str(error).splitlines()[0]}"
+    case.facts["clock_ghz"] = [*clocks, measure.clock_after()]
     return times
 
 
 def _graphs(who: str, call: Call, events: Plan, wall: Plan) -> list[dict[str, Any]]:
-    """GPU time a call within a graph of many, and what a caller waits for who replays a graph of one."""
+    """GPU time a call within a graph of many, and what a caller waits for who replays a graph of one. Ours is compared
+    with the eager answer after the last replay.
+    """
     eager = call()
     many, one = measure.capture(call), measure.capture(call, 1)
-    if who in (OURS, TRITON):
-        for replay in (many, one):
-            checks.equal(replay.result, eager, "the eager answer, when replayed")
     per_graph = measure.interleaved({who: Contender(many.graph.replay)}, measure.event_clock(), events)[who]
     inside = {key: value / CALLS_IN_GRAPH if key.startswith("p") else value for key, value in per_graph.items()}
     single = measure.interleaved(
         {who: Contender(one.graph.replay)}, measure.call_and_synchronise, replace(wall, seconds=wall.seconds / 4)
     )
-    return [_entry(who, "graph", False, inside), _entry(who, SINGLE, False, single[who])]
+    if who in (OURS, TRITON):
+        for replay in (many, one):
+            checks.equal(replay.result, eager, "the eager answer, when replayed")
+    return [_entry(who, GRAPH, False, inside), _entry(who, SINGLE, False, single[who])]
 
 
 def best(times: Iterable[dict[str, Any]]) -> dict[str, Any] | None:

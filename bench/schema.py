@@ -11,7 +11,8 @@ NUMBER = (int, float)
 
 TIME = {
     "who": str,  # frcnn_fast, or a competitor
-    "how": str,  # call | call, cold | events, warm L2 | events, cold L2 | graph | graph of one + synchronise
+    # call | call, cold | events, warm L2 | events, cold L2 | graph of 20, warm | graph of one + synchronise
+    "how": str,
     "threads": (int, type(None)),
     "counts": bool,  # whether it enters the ratio
     "p10": NUMBER,

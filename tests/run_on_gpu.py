@@ -1,124 +1,149 @@
-"""`make gpu-test`: the checks that need a GPU, and one report of them.
+"""`make gpu-test`: the checks that need a GPU, in less than ten minutes with the build; `make gpu-smoke`: the first of
+them, and every tool once, in three.
 
-Runs the conformance suite with the CUDA and Triton backends required, graph capture under the synchronisation debug
-mode, compute-sanitizer over the small cases, and sizes that only a GPU can hold; writes gpu-test.json (machine,
-versions, every step with its outcome).
+The build for the GPU that is here; the conformance suite on CUDA and on Triton, a process for each family of ops; graph
+capture under the synchronisation debug mode; CuPy's arrays; sizes that only a GPU can hold; compute-sanitizer over the
+small cases. What a test does to its process, a crash or a CUDA error or no end, costs that test alone: see
+`bench.steps`, which also says what is in gpu-test.json and gpu-test.log.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import shutil
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
+from bench import tools
+from bench.steps import PYTHON, Runner, Step, first_steps, prepare
 
-ROOT = Path(__file__).resolve().parents[1]
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-SANITIZER_TIMEOUT_S = 150.0
-
-# Ops whose Triton kernels are tested by one process each: compiling them is most of the work.
-SHARDS = ("roi_align", "roi_pool", "rpn_targets", "rpn_proposals", "assign or sample", "nms", "detections or top_n")
-
-
-def phases() -> list[list[tuple[str, list[str], float]]]:
-    """Phase after phase, the checks that run side by side: (name, command, seconds it may take)."""
-    suite = "tests/conformance/test_conformance.py"
-    rest = " and ".join(f"not ({shard})" for shard in SHARDS)
-    conformance = [
-        ("conformance cuda", [*PYTEST, "tests/conformance", "-k", "cuda or table"], 300.0),
-        *(
-            (f"conformance triton, {shard}", [*PYTEST, suite, "-k", f"triton and ({shard})"], 300.0)
-            for shard in (*SHARDS, rest)
-        ),
-        ("graphs", [*PYTEST, "tests/test_graphs.py"], 300.0),
-    ]
-    sanitizer = shutil.which("compute-sanitizer")
-    options = ["--error-exitcode", "9", "--target-processes", "all"]
-    subset = [*PYTEST, "-x", suite, "-k", "cuda and small"]
-    sanitized = [
-        (tool, [sanitizer, "--tool", tool, *options, *subset] if sanitizer else [], SANITIZER_TIMEOUT_S)
-        for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
-    ]
-    return [conformance, sanitized, [("large", [*PYTEST, "tests/test_large.py"], 120.0)]]
+SECONDS = {"gpu-test": 540.0, "gpu-smoke": 170.0}
+SUITE = "tests/conformance/test_conformance.py"
+FAMILIES = tuple(
+    path.stem.removeprefix("cases_") for path in sorted((tools.ROOT / "tests" / "conformance").glob("cases_*.py"))
+)
+PYTEST = (*PYTHON, "pytest", "--tb=short", "-p", "no:cacheprovider", "-p", "tests.journaled")
+# Many processes share the cores, and what pytest finds installed has no part in this.
+SHARED = {"FRCNN_REQUIRE": "cuda,triton", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+EACH, COMPILING, SLOW = 30.0, 90.0, 120.0  # the most seconds for a test: ordinarily, where Triton compiles, a large one
+PARTS = 4  # of the cases under a sanitizer, a process each
+ALWAYS = ("--error-exitcode", "9", "--target-processes", "all", "--print-limit", "20")
+OURS = ("--kernel-regex", "kns=frcnn_fast")  # the kernels of this library, by a part of their names in the binary
+TOOLS = {
+    "memcheck": OURS,
+    "racecheck": OURS,
+    "synccheck": OURS,
+    "initcheck": (),  # holds reads against all writes there were, torch's among them
+}
+# The sanitizers' processes allocate what they need and no more, so that a tensor ends where its memory ends; and
+# nothing fills it beforehand, so that what nobody wrote is seen.
+BARE_MEMORY = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "FRCNN_POISON": "0"}
+NOT_BUILT = "the CUDA half was not built"
 
 
-def run(name: str, command: list[str], limit: float) -> dict[str, Any]:
-    """One step; a missing tool or a time-out is an outcome, and not a green one."""
-    if not command:
-        return {"name": name, "outcome": "missing tool", "ok": False}
-    environment = dict(os.environ, FRCNN_REQUIRE="cuda,triton", PYTHONPATH=str(ROOT))
-    start = time.monotonic()
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            text=True,
-            timeout=limit,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        output, code = done.stdout, done.returncode
-    except subprocess.TimeoutExpired as expired:
-        output, code = str(expired.stdout or ""), -1
-    lines = output.strip().splitlines()
-    print(f"== {name}: exit {code} in {time.monotonic() - start:.0f} s", *lines[-15:], sep="\n", flush=True)
-    return {
-        "name": name,
-        "command": " ".join(command[:6]) + " …",
-        "ok": code == 0,
-        "exit": code,
-        "seconds": round(time.monotonic() - start, 1),
-        "outcome": lines[-1] if lines else "",
-        "tail": lines[-40:] if code else lines[-3:],
-    }
+def checks(name: str, arguments: Sequence[str], expected: float, limit: float, each: float = EACH) -> Step:
+    """A step of pytest. each: seconds, the most for a test."""
+    return Step(name, [*PYTEST, f"--test-seconds={each:g}", *arguments], expected, limit, SHARED, journaled=True)
 
 
-def machine() -> dict[str, Any]:
+def conformance(backend: str, expected: float, each: float) -> Iterator[Step]:
+    """The suite, a process a family."""
+    for family in FAMILIES:
+        choice = [SUITE, f"--backend={backend}", f"--family={family}"]
+        yield checks(f"{family} {backend}", choice, expected, 240, each)
+
+
+def graphs(backend: str) -> Step:
+    """Every op, and a detection, in a graph on that backend."""
+    return checks(f"graphs {backend}", ["tests/test_graphs.py", f"--backend={backend}"], 50, 200, COMPILING)
+
+
+def sanitized(tool: str, choice: Sequence[str], expected: float) -> Step:
+    """Small cases under one of the tools."""
+    program = tools.find("compute-sanitizer")
+    # The tool does not know the test: its name is printed before.
+    inner = checks(f"{tool} {choice[-1]}", [SUITE, "-v", "--backend=cuda", "--small", *choice], expected, 240, SLOW)
+    options = ["--tool", tool, *ALWAYS, *TOOLS[tool]]
+    return replace(
+        inner,
+        command=[program or "compute-sanitizer", *options, *inner.command],
+        environment={**inner.environment, **BARE_MEMORY},
+        unless="" if program else "compute-sanitizer is not installed",
+    )
+
+
+def machine(device: str, scratch: Path) -> Step:
     """What the report is about."""
-    from frcnn_fast._extension import extension
-
-    smi = shutil.which("nvidia-smi")
-    query = [smi or "", "--query-gpu=name,driver_version,clocks.sm,memory.total", "--format=csv,noheader"]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True)
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or os.environ.get("FRCNN_COMMIT", "unknown"),
-        "gpu": subprocess.run(query, text=True, capture_output=True).stdout.strip() if smi else "no nvidia-smi",
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "build": extension().build_info(),
-    }
+    path = scratch / "machine.json"
+    command = [*PYTHON, "bench.environment", "--backend", device, "--json", str(path)]
+    return Step("machine", command, 12, 90, writes=path)
 
 
-def main() -> int:
-    """Exit status 0 only when every step is green."""
+def full(device: str) -> list[Step]:
+    """All that is checked, the most important first."""
+    if device == "cpu":
+        return list(conformance("cpu", 20, 2 * SLOW))
+    return [
+        *conformance("cuda", 25, EACH),
+        *map(graphs, ("cuda", "triton")),
+        checks("graphs of training", ["tests/test_graphs.py", "-k", "iterations"], 40, 120, COMPILING),
+        *(sanitized(tool, ["--part", f"{part}/{PARTS}"], 100) for tool in TOOLS for part in range(1, PARTS + 1)),
+        *conformance("triton", 70, COMPILING),
+        checks("arrays", ["tests/test_arrays.py"], 30, 120),
+        checks("properties", ["tests/test_properties.py", "-k", "cuda"], 60, 180, COMPILING),
+        *(checks(f"large {b}", ["tests/test_large.py", f"--backend={b}"], 60, 180, SLOW) for b in ("cuda", "triton")),
+    ]
+
+
+def smoke(device: str) -> list[Step]:
+    """The hand-worked table, graphs, one row, and one call of every tool."""
+    op, workload = "top_n", "6000 of 20646"
+    row = [*PYTHON, "bench", "--backend", device, "--op", op, "--workload", workload, "--seconds", "0.2"]
+    backends = ("cpu",) if device == "cpu" else ("cuda", "triton")
+    common = [
+        *(checks(f"table {b}", [SUITE, f"--backend={b}", "-k", "table"], 35, 120, COMPILING) for b in backends),
+        Step("a row", row, 25, 90),
+    ]
+    if device == "cpu":
+        return common
+    nsight = [*PYTHON, "bench.nsight", "--row", f"{op}: {workload}", "--seconds", "60"]
+    return [
+        *common,
+        graphs("cuda"),
+        *(sanitized(tool, ["--family", op], 45) for tool in TOOLS),
+        Step("floors", [*PYTHON, "bench.floors"], 30, 90),
+        Step("nsight", nsight, 40, 90),
+        checks("large cuda", ["tests/test_large.py", "--backend=cuda", "-k", "elements"], 25, 90, SLOW),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 only when every step is green, 2 where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu-test.json")
-    out: Path = parser.parse_args().out
-    if not torch.cuda.is_available():
-        print("gpu-test: torch sees no CUDA device", file=sys.stderr)
-        return 2
-    steps: list[dict[str, Any]] = []
-    for phase in phases():
-        with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
-            steps += pool.map(lambda step: run(*step), phase)
-    report = {"machine": machine(), "steps": steps, "ok": all(step["ok"] for step in steps)}
-    out.mkdir(parents=True, exist_ok=True)
-    part = out / "gpu-test.json.part"
-    part.write_text(json.dumps(report, indent=2) + "\n")
-    part.replace(out / "gpu-test.json")
-    print(f"gpu-test: {'green' if report['ok'] else 'RED'}; report in {out / 'gpu-test.json'}")
-    return 0 if report["ok"] else 1
+    parser.add_argument("--out", type=Path, required=True, help="folder for the report and the log")
+    parser.add_argument("--smoke", action="store_true", help="the first of it, in three minutes")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to rehearse without a GPU")
+    parser.add_argument("--only", metavar="TEXT", help="steps whose names contain this, of what is built")
+    args = parser.parse_args(argv)
+    name = "gpu-smoke" if args.smoke else "gpu-test"
+    runner = Runner(name, args.out, SECONDS[name])
+    steps = [machine(args.device, runner.folder), *(smoke if args.smoke else full)(args.device)]
+    at_once = max(2, (os.cpu_count() or 2) * 3 // 4)
+    if args.only:
+        steps = [step for step in steps if args.only in step.name]
+        runner.plan((steps, at_once))
+    else:
+        runner.plan((first_steps(args.device), 1), (steps, at_once))
+        if not prepare(runner, args.device):
+            steps = [step if goes_without(step) else replace(step, unless=NOT_BUILT) for step in steps]
+    runner.run(steps, at_once)
+    return runner.finish()
+
+
+def goes_without(step: Step) -> bool:
+    """Whether a step can do without the CUDA half."""
+    return "triton" in step.name or step.name in ("machine", "floors")
 
 
 if __name__ == "__main__":

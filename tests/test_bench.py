@@ -196,6 +196,22 @@ def test_an_answer_that_changes_is_not_timed() -> None:
         row_timing.measure_row(row, "cpu", QUICK)
 
 
+@pytest.mark.usefixtures("gpu_clocks")
+def test_an_answer_that_timing_spoils_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"spoilt": False}
+    row = Row("x", "y", lambda _: Case(lambda: torch.ones(1) * (2 if answers["spoilt"] else 1), lambda got: None))
+    entry = row_timing.measure_row(row, "cuda", QUICK)
+    assert entry["facts"]["clock_ghz"] == [1.98, 1.98]
+
+    def spoil(spin_cycles: int = 0) -> float:
+        answers["spoilt"] = not spin_cycles  # after the last of the timing
+        return 1.98
+
+    monkeypatch.setattr(measure, "clock_after", spoil)
+    with pytest.raises(AssertionError, match="its own first answer, before it was timed"):
+        row_timing.measure_row(row, "cuda", QUICK)
+
+
 def test_a_broken_competitor_is_named() -> None:
     def fails() -> None:
         raise RuntimeError("no such thing")
@@ -260,6 +276,7 @@ def gpu_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every clock of a GPU reads the processor's time."""
     monkeypatch.setattr(measure, "event_clock", lambda flush_bytes=0: measure.wall_clock)
     monkeypatch.setattr(measure, "call_and_synchronise", measure.wall_clock)
+    monkeypatch.setattr(measure, "clock_after", lambda spin_cycles=0: 1.98)
     monkeypatch.setattr(measure, "capture", lambda call, calls=20: measure.Replay(FakeGraph(), call(), calls))
 
 

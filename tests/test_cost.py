@@ -17,6 +17,7 @@ import pytest
 from bench import cost_table, report, schema
 from bench.cost import counts, flow, machine_code, model
 from bench.cost.machines import MACHINES
+from bench.row_timing import GRAPH
 from tests.simt.build import ROOT
 
 KERNELS = ROOT / "tests" / "simt" / "counting_kernels.cu"
@@ -191,7 +192,7 @@ def test_the_table_shows_what_was_predicted_and_what_was_measured() -> None:
     assert "measured" not in without
     step = predicted["steps"][0]
     assert cost_table.span(step["machines"]["H200"]) in first
-    time = {"who": "frcnn_fast", "how": "graph", "p50": 12.34}
+    time = {"who": "frcnn_fast", "how": GRAPH, "p50": 12.34}
     measured = {
         "environment": {"gpu": "some GPU"},
         "rows": [{"op": step["op"], "workload": step["workload"], "times": [time]}],

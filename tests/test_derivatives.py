@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from frcnn_fast import ops
 from frcnn_fast.model.losses import head_losses, rpn_losses
+from frcnn_fast.ops._operator import Operator
 from tests.samples import OPERATOR_OF, Sample, operator_of, samples
 
 SAMPLES = samples()
@@ -74,6 +75,41 @@ def test_a_second_derivative_is_refused(name: str, watched: bool) -> None:
         for source in (weight,) if name in LINEAR else (weight, x):
             with pytest.raises(NotImplementedError, match=f"{operator_of(name)}: there is no second derivative"):
                 torch.autograd.grad(gradient.sum(), source, retain_graph=True)
+
+
+class Silent(torch.autograd.Function):
+    """Lets nothing back, not even zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["eager", "dispatcher"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_no_gradient_is_filled_with_zeros(name: str, watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of a result that nobody differentiates, such as an argmax, nor of one whose gradient is absent."""
+    sample, came = SAMPLES[name], list[tuple[Any, ...]]()
+    gradients = Operator._gradients
+
+    def watched_gradients(op: Operator, ctx: Any, grads: tuple[Any, ...]) -> dict[str, Any]:
+        came.append(grads)
+        return gradients(op, ctx, grads)
+
+    monkeypatch.setattr(Operator, "_gradients", watched_gradients)
+    x = sample.tensors[0].clone().requires_grad_()
+    with Watching() if watched else contextlib.nullcontext():
+        result = first_result(sample, x)
+        (found,) = torch.autograd.grad(result.sum(), x, retain_graph=True)
+        (absent,) = torch.autograd.grad(Silent.apply(result).sum(), x, allow_unused=True)
+    assert torch.equal(found, gradient(name, sample.tensors[0]))
+    assert absent is None
+    assert [grads[0] is None for grads in came[:2]] == [False, True]
+    assert all(g is None for grads in came for g in grads[1:])
 
 
 @pytest.mark.parametrize("name", ["box_iou", "decode_clip", "sigmoid_focal_loss", *OPERATOR_OF])

@@ -125,11 +125,9 @@ def test_a_forked_process_can_use_the_ops() -> None:
     assert done.stdout.strip() == "0", done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
-def test_asking_for_cuda_without_nvcc_is_an_error(tmp_path: Path) -> None:
-    import pybind11
-
-    tools = tmp_path / "bin"
+def configure(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """CMake with the CUDA half asked for, where no nvcc is on the PATH."""
+    tools = folder / "bin"
     tools.mkdir()
     for name in ("cmake", "ninja", "c++", "cc", "ld", "as", "ar"):
         found = shutil.which(name)
@@ -137,13 +135,25 @@ def test_asking_for_cuda_without_nvcc_is_an_error(tmp_path: Path) -> None:
             (tools / name).symlink_to(found)
     plain = {name: value for name, value in os.environ.items() if not name.startswith("CMAKE_")}
     hidden = {"PATH": str(tools), "CUDACXX": "", "CUDA_HOME": "", "CUDA_PATH": ""}
-    done = subprocess.run(
-        [
-            "cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), "-G", "Ninja", "-DFRCNN_FAST_CUDA=ON",
-            f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            "-DPYBIND11_FINDPYTHON=ON", "-DCMAKE_CUDA_COMPILER=NOTFOUND",
-        ],
-        text=True, capture_output=True, env={**plain, **hidden},
-    )  # fmt: skip
+    build = ["-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja"]
+    command = ["cmake", *build, "-DFRCNN_FAST_CUDA=ON", "-DFRCNN_FAST_PYTHON=OFF", *options]
+    return subprocess.run(command, text=True, capture_output=True, env={**plain, **hidden, **environment})
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
+def test_asking_for_cuda_without_nvcc_is_an_error(tmp_path: Path) -> None:
+    done = configure(tmp_path, "-DCMAKE_CUDA_COMPILER=NOTFOUND")
     assert done.returncode != 0
     assert "no nvcc was found" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_nvcc_is_looked_for_where_the_toolkit_is_said_to_be(variable: str, tmp_path: Path) -> None:
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\necho asked > {tmp_path}/asked\nexit 1\n")
+    nvcc.chmod(0o755)
+    done = configure(tmp_path, **{variable: str(nvcc.parents[1])})
+    assert done.returncode != 0
+    assert (tmp_path / "asked").exists(), done.stderr

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench import tools
+
 SOURCE = Path(__file__).with_name("floors.cu")
 BUILD_SECONDS = 120
 RUN_SECONDS = 60
@@ -17,18 +19,18 @@ RUN_SECONDS = 60
 
 def find_nvcc() -> str:
     """nvcc from CUDACXX, CUDA_HOME or the PATH; RuntimeError where there is none."""
-    home = os.environ.get("CUDA_HOME")
-    for candidate in (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
-        found = candidate and shutil.which(candidate)
-        if found:
-            return found
+    found = shutil.which(os.environ.get("CUDACXX", "")) or tools.find("nvcc")
+    if found:
+        return found
     raise RuntimeError("bench.floors: there is no nvcc; put it on the PATH, or set CUDACXX or CUDA_HOME")
 
 
-def build(program: Path, architecture: str = "native") -> Path:
-    """Compiles floors.cu; RuntimeError with the compiler's words where that fails. architecture: "native", or
-    "sm_90".
+def build(program: Path, architecture: str = "") -> Path:
+    """Compiles floors.cu; RuntimeError with the compiler's words where that fails. architecture: "sm_90", or that of
+    this machine's GPU.
     """
+    here = tools.architecture()
+    architecture = architecture or (f"sm_{here}" if here else "native")
     command = [find_nvcc(), "-std=c++17", "-O3", f"-arch={architecture}", "-o", str(program), str(SOURCE)]
     done = subprocess.run(command, text=True, capture_output=True, timeout=BUILD_SECONDS)
     if done.returncode:
@@ -45,14 +47,18 @@ def parse(output: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def measure() -> dict[str, dict[str, Any]]:
-    """Builds and runs it on GPU 0. RuntimeError where either fails."""
+def measure() -> tuple[dict[str, dict[str, Any]], str]:
+    """Builds and runs it on GPU 0: what it measured, and what went wrong or "". RuntimeError: it does not build."""
     with tempfile.TemporaryDirectory() as folder:
         program = build(Path(folder) / "floors")
-        done = subprocess.run([str(program)], text=True, capture_output=True, timeout=RUN_SECONDS)
-    if done.returncode:
-        raise RuntimeError(f"bench.floors: {done.stderr.strip()}")
-    return parse(done.stdout)
+        with (Path(folder) / "lines").open("w+") as lines:
+            try:
+                done = subprocess.run([program], stdout=lines, stderr=subprocess.PIPE, text=True, timeout=RUN_SECONDS)
+                error = done.stderr.strip() or f"exit {done.returncode}" if done.returncode else ""
+            except subprocess.TimeoutExpired:
+                error = f"took longer than {RUN_SECONDS} s"
+            lines.seek(0)
+            return parse(lines.read()), error and f"bench.floors: {error}"
 
 
 def lines(floors: dict[str, dict[str, Any]]) -> list[str]:

@@ -64,7 +64,8 @@ class Operator:
     returns: the NamedTuple of the results; None: a plain tuple, or the one result itself.
     dynamic_rows: the one result has as many rows as the data decides. `outputs` then gives a padded tensor and its
     count, int64 [1], which the binding calls num_<result>; on a GPU, reading it is a synchronisation.
-    setup_context(ctx, a, output): keeps what the gradient needs. backward(ctx, *grads): the gradients by argument.
+    setup_context(ctx, a, output): keeps what the gradient needs. backward(ctx, *grads): the gradients by argument, from
+    that of the first result; those of the others are None or zero.
     """
 
     named: ClassVar[dict[str, Operator]] = {}  # every one of them
@@ -205,9 +206,15 @@ class Operator:
         assert self.setup_context is not None
         self.setup_context(ctx, tuple.__new__(self._Arguments, args), output)
         ctx.backend = asked_for(backend)
+        # Else autograd would fill a tensor of zeros for every result that has no gradient: an argmax is 30 MB.
+        ctx.set_materialize_grads(False)
+        ctx.no_gradients = {self.schema.arguments[i]: [None] * len(args[i]) for i in self._lists}
 
     def _gradients(self, ctx: Any, grads: tuple[Any, ...]) -> dict[str, Any]:
+        """They all come from the first result's gradient; nothing comes from none."""
         assert self.backward is not None
+        if grads[0] is None:
+            return ctx.no_gradients
         with use_backend(ctx.backend):
             found = self.backward(ctx, *grads)
         if not torch.is_grad_enabled():

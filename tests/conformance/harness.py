@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -118,12 +119,20 @@ def to_numpy(value: Any) -> Any:
 
 def to_device(value: Any, device: str) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)  # keeps strides
+        return with_strides(value, device)
     if isinstance(value, Grids):
         return value.for_op(device)
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
         return [to_device(v, device) for v in value]
     return value
+
+
+def with_strides(t: Tensor, device: str) -> Tensor:
+    """`t` there, with its strides. Of what has holes or overlaps, `to` makes something contiguous."""
+    if t.device.type == device:
+        return t
+    whole = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
+    return whole.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
 
 
 @functools.lru_cache(maxsize=4)
@@ -150,7 +159,12 @@ def as_tuple(value: Any) -> tuple:
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty returns NaN and the largest integers, so that an element left unwritten is seen."""
+    """torch.empty returns NaN and the largest integers, so that an element left unwritten is seen. With FRCNN_POISON=0
+    it does not, for a tool that itself sees what is read before it is written.
+    """
+    if os.environ.get("FRCNN_POISON") == "0":
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -11,7 +11,8 @@ import torch
 
 from . import test_conformance
 from .backends import Backend
-from .harness import Case, Op, assert_conforms, expected, inputs, near, run, same
+from .build import strided, transposed
+from .harness import Case, Op, assert_conforms, expected, inputs, near, poisoned_memory, run, same, to_device
 
 HERE = Backend("here", contextlib.nullcontext)
 CASE = Case("plain", lambda: {"x": torch.tensor([1.0, -0.0, float("nan"), 3.0])}, small=True)
@@ -100,3 +101,25 @@ def test_a_missing_backend_fails_where_it_was_asked_for(monkeypatch: pytest.Monk
     assert not test_conformance.conditions(gone)
     with pytest.raises(AssertionError, match="no such machine"):
         test_conformance.test_conforms(op, gone, CASE)
+
+
+@pytest.mark.parametrize("layout", [strided, transposed, lambda t: t[:, 1:], lambda t: t.t()[1:].expand(3, 3, 4)])
+def test_strides_survive_the_way_to_a_device(layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A device without memory stands in for one that is not here."""
+    t = layout(torch.arange(16.0).reshape(4, 4))
+    there = to_device([t], "meta")[0]
+    assert there.device.type == "meta"
+    assert (there.shape, there.stride(), there.storage_offset()) == (t.shape, t.stride(), t.storage_offset())
+    assert to_device(t, "cpu") is t
+
+
+def test_memory_is_poisoned_unless_a_tool_looks_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, warn_only: seen.append(on))
+    with poisoned_memory():
+        pass
+    assert seen == [True, False]
+    monkeypatch.setenv("FRCNN_POISON", "0")
+    with poisoned_memory():
+        pass
+    assert seen == [True, False]
