@@ -34,8 +34,8 @@ constexpr int kMostSides = 4096;   // rows and columns of bins; there is no tabl
 constexpr int kMostGroup = 16;     // RoIs of a block
 constexpr int kOrderChunk = 1024;  // RoIs that are put into order
 #endif
-template <class T, bool kLast>
-constexpr int kAlignThreads = kLast && sizeof(T) == 4 ? 512 : 256;
+template <class T, bool kLast, bool kPrecise>
+constexpr int kAlignThreads = kLast && !kPrecise && sizeof(T) == 4 ? 512 : 256;
 template <class T, bool kLast>
 constexpr int kAlignBlocks = kLast && sizeof(T) < 8 ? 2 : 1;  // a multiprocessor, at least
 
@@ -138,13 +138,13 @@ __device__ __forceinline__ bool sum_column(const DeviceShape<U>& s, const int32_
 }
 
 template <class T, bool kLast, bool kPrecise>
-__global__ void __launch_bounds__(kAlignThreads<T, kLast>, kAlignBlocks<T, kLast>)
+__global__ void __launch_bounds__(kAlignThreads<T, kLast, kPrecise>, kAlignBlocks<T, kLast>)
     align_kernel(DeviceShape<Compute<T>> s, AlignPlan plan, const Compute<T>* __restrict__ rois,
                  const int32_t* __restrict__ order, T* __restrict__ output) {
   using U = Compute<T>;
   using Walks = std::conditional_t<kPrecise, PreciseWalks<U>, SampleWalks<U>>;
   constexpr int n = kLast ? LaneChannels<T>::kCount : kPlainChannels;
-  constexpr int32_t slice = kLast ? kCellLanes * n : kPlainSlice, threads = kAlignThreads<T, kLast>;
+  constexpr int32_t slice = kLast ? kCellLanes * n : kPlainSlice, threads = kAlignThreads<T, kLast, kPrecise>;
   FF_DYN_SHARED(char, shared);
   WorkspaceArena arena(shared);
   const int32_t sides = s.PH + s.PW, bins = s.PH * s.PW;
@@ -376,8 +376,9 @@ Status launch_align(const RoiAlignShape& shape, const void* const* features, con
   AlignMemory<U>(arena, plan, int32_t(shape.PH + shape.PW), slice);
   const auto kernel = &align_kernel<T, kLast, kPrecise>;
   FF_TRY(allow_dynamic_shared(kernel, arena.used() > kDefaultSharedBytes ? max_dynamic_shared() : 0));
-  FF_LAUNCH(kernel, dim3(blocks_for(shape.R, plan.group) * unsigned(plan.slices)), dim3(kAlignThreads<T, kLast>),
-            arena.used(), stream, s, plan, boxes, ordered ? order : nullptr, static_cast<T*>(output));
+  FF_LAUNCH(kernel, dim3(blocks_for(shape.R, plan.group) * unsigned(plan.slices)),
+            dim3(kAlignThreads<T, kLast, kPrecise>), arena.used(), stream, s, plan, boxes, ordered ? order : nullptr,
+            static_cast<T*>(output));
   return launched();
 }
 
