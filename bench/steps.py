@@ -2,7 +2,8 @@
 
 - <name>.json is written anew every second and after every step, beside itself and then renamed. It says what every step
   came to, what it is in the middle of, and what failed, hung or crashed in it.
-- <name>.log has the lines of every step as they come, behind the step's name.
+- <name>.log has the lines of every step as they come, behind the step's name; of one that says very much the beginning
+  and the end.
 - A step has a limit; what runs into it is killed with all of its children. A step that keeps a journal is started again
   where one of its items ended the process.
 - Killed from outside (SIGTERM, Ctrl-C), the steps are killed and named in the report.

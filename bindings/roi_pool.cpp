@@ -81,8 +81,7 @@ size_t roi_pool_backward_workspace(const TensorView& grad, const TensorView& roi
                               rois.size(0),      grad.size(2),      grad.size(3),      true,
                               channels_last};
   return workspace_bytes(
-      grad, [&] { return roi_pool_backward_workspace_cpu(dtype, shape); },
-      [&](auto) { return roi_pool_backward_workspace_cuda(dtype, shape); });
+      grad, [&] { return roi_pool_backward_workspace_cpu(dtype, shape); }, [](auto) { return size_t(0); });
 }
 
 // input_shape and channels_last are those of grad_input, which says so itself.
@@ -100,8 +99,7 @@ void roi_pool_backward(const TensorView& grad, const TensorView& argmax, const T
       "roi_pool_backward", grad,
       [&] { return roi_pool_backward_cpu(dtype, shape, from, last, places, boxes, memory.data(), to); },
       [&](auto stream) {
-        return roi_pool_backward_cuda(dtype, shape, from, last, places, boxes, spatial_scale, memory.data(), to,
-                                      stream);
+        return roi_pool_backward_cuda(dtype, shape, from, last, places, boxes, spatial_scale, to, stream);
       });
 }
 

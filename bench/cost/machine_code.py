@@ -28,8 +28,8 @@ OPERANDS_READ = 15  # cycles until a load or store has read its registers
 BRANCHES = ("BRA", "EXIT", "RET", "BRX", "JMP")
 
 # What the harness counts as so many accesses of memory, by the start of an opcode. Which memory it is, the machine code
-# does not always say.
-ACCESSES = {"LDG": 1, "LDS": 1, "LD.": 1, "STG": 1, "STS": 1, "ST.": 1, "ATOM": 2, "RED.": 2, "REDG": 2}
+# does not always say. LDGSTS reads and writes: it is in the list twice, as what it starts with and by itself.
+ACCESSES = {"LDG": 1, "LDGSTS": 1, "LDS": 1, "LD.": 1, "STG": 1, "STS": 1, "ST.": 1, "ATOM": 2, "RED.": 2, "REDG": 2}
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def parse(listing: Iterable[str], root: str = "/kernels/") -> dict[str, list[Blo
             # The innermost first, then the lines that it was inlined at.
             if not chain_open:
                 chain, chain_open = [], True
-            # launch.cuh's device code is in nvcc's half of it, which no other compiler sees.
-            if root in place[1] and not place[1].endswith("/launch.cuh"):
+            # These files' device code is in nvcc's half of them, which no other compiler sees.
+            if root in place[1] and not place[1].endswith(("/launch.cuh", "/async_copy.cuh")):
                 chain.append(f"{os.path.normpath(place[1].split(root)[-1])}:{place[2]}")
         elif name and (label := re.match(r"(\.L_\w+|\$?[\w.$@]+):\s*$", text.strip())):
             rows.append((label[1], "", "", 0))

@@ -1,10 +1,12 @@
-// Labels of anchors and the RPN's sample. Two launches, none of which waits for the host:
-//   overlap_kernel   best overlap and object of each anchor; each block's peaks and its anchors that may be negative
-//   then label_kernel (assign_anchors): labels; or target_kernel (rpn_targets): labels into bitmaps, and the last block
-//   of an image draws and encodes. Both first reduce what the blocks of overlap_kernel left: nothing needs zeroing.
-// For labels from elsewhere, count_kernel counts the negatives and sample_kernel draws.
+// Labels of anchors and the RPN's sample. Two launches, neither of which waits for the host:
+//   overlap_kernel   best object and label of each anchor, but for one rule; each block's peaks, an object's highest
+//                    overlap with its anchors; and which of its warps reach them
+//   then label_kernel (assign_anchors) or target_kernel (rpn_targets): the rule that an object's best anchors are
+//   positive. Both reduce the blocks' peaks to the image's: nothing needs zeroing. Few blocks hold an image's peak of
+//   an object, and only the warps that reach it there are looked at again, a lane an anchor, by the same operations.
+// For labels from elsewhere, note_kernel leaves the bitmaps that sample_kernel draws from.
 //
-// A block takes every so many-th chunk of 256 anchors of an image (shares_of, sample.cuh), a thread an anchor of it.
+// A block takes every so many-th chunk of an image's anchors, a thread an anchor of it.
 #include "../anchor_decode/anchor_decode.h"
 #include "sample.cuh"
 
@@ -12,132 +14,164 @@ namespace frcnn_fast::anchor_target {
 using namespace anchor_decode;
 namespace {
 
-// In place of a best overlap.
-constexpr int kAbsent = -1;    // takes no part
-constexpr int kNoObject = -2;  // takes part, but nothing is there to overlap
+// Blocks of an image at most, two a multiprocessor; where they are too few for a chunk each, they are larger. The next
+// launch reads what each of them leaves for each object.
+#if defined(FF_TEST_BUILD)
+constexpr int kMostShares = 2;  // small cases have more chunks than blocks too
+#else
+constexpr int kMostShares = 264;
+#endif
+int threads_of(int64_t A) { return A <= kMostShares * kThreads ? kThreads : kMostThreads; }
+int64_t shares_of(int64_t A) { return minimum(int64_t(kMostShares), chunks_of(A, threads_of(A))); }
 
 template <class U>
 struct AnchorScene {
   Anchors<U> anchors;
-  int64_t A, chunks;
+  int64_t A, chunks, shares;
   DeviceGroundTruth<U> gt;
   const U* image_sizes;
   AnchorRule<U> rule;
   // Between the kernels.
-  U* best;                // [B, A]
-  int32_t* object;        // [B, A]
+  int32_t* object;        // [B, A]: -1 where an anchor takes no part, or overlaps nothing
   OverlapBits<U>* peaks;  // [B, G, shares], of each block of overlap_kernel
-  int64_t* negatives;     // [B, shares]: anchors that no object makes positive or ignored; a few are some object's best
-  unsigned* tickets;      // [B], for the kernel after
-  OverlapBits<U>* reduced;  // [B, shares, G]: the image's peaks, to each block its own copy
+  unsigned* reaching;     // [B, G, shares]: the block's warps that reach its peak, in any of its chunks
 
-  __device__ __forceinline__ int64_t share(int64_t image) const { return image * gridDim.x + blockIdx.x; }
+  __device__ __forceinline__ int64_t part(int64_t image, int32_t g, int64_t share) const {
+    return (image * gt.G + g) * shares + share;
+  }
+  // Whether anchor i has that overlap, above 0, with object g: the object's peak. Nothing waits for `object`: the loads
+  // come all at once.
+  template <bool kLegacy>
+  __device__ __forceinline__ bool reaches(int64_t image, int64_t i, int32_t g, U peak) const {
+    if (i >= A) return false;
+    const bool overlaps = object[image * A + i] >= 0;
+    const Box<U> box = anchors.at(image, i), other = gt.box(image, g);
+    const U iou = Overlap<U>::template of<kLegacy>(box, area<kLegacy>(box), other, area<kLegacy>(other)).iou();
+    return is_peak(iou, peak) & overlaps;
+  }
 };
 
-// Two blocks a multiprocessor at least, here and below: where the compiler aims at more, double precision has too few
-// registers.
-//
-// A warp: 32 neighbours, which skip objects far from all of them. Shared memory: a tile of objects and their peaks
-// within the chunk.
-template <bool kLegacy, class U>
-__global__ void __launch_bounds__(kThreads, 2) overlap_kernel(const AnchorScene<U> scene) {
+// A warp: 32 neighbours, which skip objects far from all of them. Shared memory: a tile of objects, and the warps'
+// peaks, of which a column belongs to one lane of each until the block is through with the tile. kNote: labels go into
+// the sampler's bitmaps; else into labels, and objects of positives are not yet told from others.
+template <bool kLegacy, bool kNote, class U>
+__global__ void __launch_bounds__(kMostThreads, sizeof(U) == 8 ? 1 : 2)
+    overlap_kernel(const AnchorScene<U> scene, const DeviceSampler sampler, int8_t* labels) {
   FF_SHARED(Tile<U>, tile, );
-  const int64_t image = blockIdx.y;
-  OverlapBits<U>* peaks = scene.peaks + image * scene.gt.G * gridDim.x + blockIdx.x;
-  for (int32_t g = int32_t(threadIdx.x); g < scene.gt.G; g += kThreads) peaks[int64_t(g) * gridDim.x] = 0;
-  int64_t negatives = 0;
-  for (int64_t chunk = blockIdx.x; chunk < scene.chunks; chunk += gridDim.x) {
-    const int64_t i = chunk * kThreads + threadIdx.x;
-    const bool real = i < scene.A;
-    const Box<U> box = real ? scene.anchors.at(image, i) : Box<U>{};
-    const bool candidate =
+  FF_SHARED(OverlapBits<U>, peaks, [kMostWarps][kTile]);
+  let_next_launch_start();
+  const int64_t image = blockIdx.y, share = blockIdx.x;
+  const int32_t count = scene.gt.count(image);
+  bool any_object = false;
+  for (int64_t chunk = share; chunk < scene.chunks; chunk += scene.shares) {
+    const int64_t i = chunk * blockDim.x + threadIdx.x;
+    const bool real = i < scene.A, is_first = chunk == share, is_last = chunk + scene.shares >= scene.chunks;
+    Box<U> box = real ? scene.anchors.at(image, i) : Box<U>{};
+    bool takes_part =
         real && is_finite(box) && (!scene.image_sizes || is_inside<kLegacy>(box, scene.image_sizes + 2 * image));
-    const Match<U> match = match_objects<kLegacy, true>(tile, scene.gt, image, box, candidate, true,
-                                                        scene.rule.crowd_overlap, peaks, gridDim.x);
-    if (real) {
-      scene.best[image * scene.A + i] = !match.takes_part ? U(kAbsent) : match.any_object ? match.best : U(kNoObject);
-      scene.object[image * scene.A + i] = match.object;
+    if (covered_by_crowd<kLegacy>(tile, scene.gt, image, count, box, scene.rule.crowd_overlap)) takes_part = false;
+    if (!takes_part) box = no_box<U>();
+    const Box<U> hull = warp_hull(box);
+    Match<U> match = {U(0), -1};
+    for (int32_t first = 0; first < count; first += kTile) {
+      const int size = minimum(count - first, kTile), o = int(threadIdx.x);
+      // One tile of objects stays for all chunks, unless crowd boxes have been there.
+      const bool stays = count <= kTile && !scene.gt.crowd, is_new = !stays || is_first;
+      if (is_new) any_object |= fill_tile<kLegacy>(tile, scene.gt, image, first, size, false);
+      match_tile<kLegacy, true>(tile, first, size, box, hull, match, [&](int lanes, OverlapBits<U> peak) {
+        OverlapBits<U>& highest = peaks[warp_id()][lanes];
+        if (is_new || peak > highest) highest = peak;
+      });
+      if (stays && !is_last) continue;
+      __syncthreads();  // the warps' peaks are complete
+      if (o >= size) continue;
+      OverlapBits<U> peak = 0;
+      unsigned reaching = 0;
+      for (int w = 0; w < warps_per_block(); ++w) {
+        const OverlapBits<U> highest = peaks[w][o];
+        reaching = (highest > peak ? 0 : reaching) | unsigned(highest >= peak) << w;
+        peak = maximum(peak, highest);
+      }
+      const int64_t part = scene.part(image, first + o, share);
+      const OverlapBits<U> before = stays || is_first ? 0 : scene.peaks[part];
+      if (peak < before) continue;
+      scene.peaks[part] = peak;
+      scene.reaching[part] = peak == before && before ? scene.reaching[part] | reaching : reaching;
     }
-    const bool low = match.takes_part && anchor_label(match.best, false, match.any_object, scene.rule) == kNegative;
-    negatives += __syncthreads_count(low);
+    const int8_t label = takes_part ? anchor_label(match.best, false, any_object, scene.rule) : kIgnored;
+    if (real) scene.object[image * scene.A + i] = match.object;
+    if (kNote)
+      note(sampler, image, i, label);
+    else if (real)
+      labels[image * scene.A + i] = label;
   }
-  if (threadIdx.x) return;
-  scene.negatives[scene.share(image)] = negatives;
-  if (blockIdx.x == 0) scene.tickets[image] = 0;
 }
 
-// Reduces the image's peaks into the block's copy, a warp an object. In step on return; the smallest above 0 in every
-// thread, all ones if there is none.
+// An object's peak in the image: a warp an object at a time.
 template <class U>
-__device__ __forceinline__ OverlapBits<U> reduce_peaks(const AnchorScene<U>& scene, int64_t image,
-                                                       OverlapBits<U>* reduced, OverlapBits<U>* scratch) {
-  const int64_t shares = gridDim.x;
-  OverlapBits<U> least = ~OverlapBits<U>(0);
-  for (int32_t g = warp_id(); g < scene.gt.G; g += kWarps) {
-    const OverlapBits<U>* parts = scene.peaks + (image * scene.gt.G + g) * shares;
-    OverlapBits<U> peak = 0;
-#pragma unroll 4
-    for (int64_t s = lane_id(); s < FF_MUTANT(target_parts, shares, int64_t(1)); s += kWarp)
-      peak = maximum(peak, parts[s]);
-    peak = overlap_bits(peak_of(bits_overlap(warp_maximum(peak)), scene.rule.min_quality));
-    if (lane_id() == 0) reduced[g] = peak;
-    if (is_peak(bits_overlap(peak), bits_overlap(peak)) && peak < least) least = peak;
+struct Peak {
+  U overlap;
+  unsigned parts;  // those of the lane's, of shares lane, lane + 32..., that reach it; none if it is 0
+};
+// Whole warps call.
+template <class U>
+__device__ __forceinline__ Peak<U> find_peak(const AnchorScene<U>& scene, int64_t image, int32_t g) {
+  constexpr int kParts = (kMostShares + kWarp - 1) / kWarp;
+  OverlapBits<U> parts[kParts], highest = 0;
+#pragma unroll
+  for (int p = 0; p < kParts; ++p) {
+    const int64_t share = p * kWarp + lane_id();
+    parts[p] = share < FF_MUTANT(target_parts, scene.shares, int64_t(1)) ? scene.peaks[scene.part(image, g, share)] : 0;
+    highest = maximum(highest, parts[p]);
   }
-  return block_reduce(least, Smaller(), scratch);
+  highest = warp_maximum(highest);
+  Peak<U> peak = {peak_of(bits_overlap(highest), scene.rule.min_quality), 0};
+#pragma unroll
+  for (int p = 0; p < kParts; ++p) peak.parts |= unsigned(parts[p] == highest) << p;
+  if (!is_peak(peak.overlap, peak.overlap)) peak.parts = 0;
+  return peak;
 }
 
-// The label of the thread's anchor of a chunk. Whole warps call. reduced, least: of reduce_peaks. Only an anchor that
-// reaches the smallest peak can be some object's best: the warp takes such anchors one by one and compares them with
-// all objects, a lane an object, by the overlap_kernel's own operations. With kOverwrite, own becomes one more than the
-// last object whose best the anchor is, if it is any.
-template <bool kLegacy, bool kOverwrite, class U>
-__device__ __forceinline__ int8_t find_label(const AnchorScene<U>& scene, int64_t image, int64_t i,
-                                             const OverlapBits<U>* reduced, OverlapBits<U> least, unsigned* own) {
-  const U found = i < scene.A ? scene.best[image * scene.A + i] : U(kAbsent);
-  const U best = found > U(0) ? found : U(0);
-  const bool may_peak = scene.rule.low_quality && found >= U(0) && overlap_bits(best) >= least &&
-                        (kOverwrite || !is_positive(best, scene.rule.positive_iou));
-  bool has_peak = false;
-  for (unsigned bits = __ballot_sync(kFullMask, may_peak); bits; bits &= bits - 1) {
-    const int lane = __ffs(int(bits)) - 1;
-    const Box<U> box = scene.anchors.at(image, i - lane_id() + lane);
-    const U box_area = area<kLegacy>(box);
-    bool hit = false;
-    unsigned last = 0;
-#pragma unroll 1  // few objects a lane; a division in double is a call with much to save
-    for (int32_t g = lane_id(); g < scene.gt.G; g += kWarp) {
-      const U peak = bits_overlap(reduced[g]);
-      if (!is_peak(peak, peak)) continue;
-      const Box<U> object = scene.gt.box(image, g);
-      const bool is_best = is_peak(overlap_of<kLegacy>(box, box_area, object, area<kLegacy>(object)), peak);
-      hit |= is_best;
-      if (kOverwrite && is_best) last = unsigned(g) + 1;
-    }
-    const bool any = __any_sync(kFullMask, hit);
-    if (lane == lane_id()) has_peak = any;
-    if (!kOverwrite) continue;
-    last = FF_MUTANT(target_last_peak, warp_maximum(last), warp_reduce(last, Smaller()));
-    if (lane == lane_id()) *own = last;
-  }
-  return found == U(kAbsent) ? kIgnored : anchor_label(best, has_peak, found != U(kNoObject), scene.rule);
-}
+// Objects whose peak is in the block's share, in the order of their index.
+template <class U>
+struct OwnPeaks {
+  U peak[kTile];
+  unsigned reaching[kTile];  // 0: not an object of these
+};
 
+// Makes the best anchors of an object positive, and the last of these objects theirs with kOverwrite. Then takes their
+// objects from all that are not positive. A thread owns its anchors, and a warp its objects of a tile; two barriers a
+// tile, before its objects are read and before they are written again.
 template <bool kLegacy, bool kOverwrite, class U>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kMostThreads, 1)
     label_kernel(const AnchorScene<U> scene, int8_t* labels, int32_t* matched) {
-  FF_SHARED(OverlapBits<U>, scratch, [kWarps]);
+  FF_SHARED(OwnPeaks<U>, own, );
   wait_for_launch_before();
-  const int64_t image = blockIdx.y;
-  OverlapBits<U>* reduced = scene.reduced + scene.share(image) * scene.gt.G;
-  const OverlapBits<U> least = scene.rule.low_quality ? reduce_peaks(scene, image, reduced, scratch) : 0;
-  for (int64_t chunk = blockIdx.x; chunk < scene.chunks; chunk += gridDim.x) {
-    const int64_t i = chunk * kThreads + threadIdx.x;
-    unsigned own = 0;
-    const int8_t label = find_label<kLegacy, kOverwrite>(scene, image, i, reduced, least, &own);
-    if (i >= scene.A) continue;
-    labels[image * scene.A + i] = label;
-    const int32_t object = own ? int32_t(own) - 1 : scene.object[image * scene.A + i];
-    matched[image * scene.A + i] = label == kPositive ? object : -1;
+  const int64_t image = blockIdx.y, share = blockIdx.x;
+  const int32_t count = scene.rule.low_quality ? scene.gt.count(image) : 0;
+  for (int32_t first = 0; first < count; first += kTile) {
+    const int objects = minimum(count - first, kTile);
+    for (int o = warp_id(); o < objects; o += warps_per_block()) {
+      const Peak<U> peak = find_peak(scene, image, first + o);
+      if (lane_id() != share % kWarp) continue;
+      own.peak[o] = peak.overlap;
+      own.reaching[o] = peak.parts >> (share / kWarp) & 1u ? scene.reaching[scene.part(image, first + o, share)] : 0;
+    }
+    __syncthreads();
+    for (int o = 0; o < objects; ++o) {
+      if (!(own.reaching[o] >> warp_id() & 1u)) continue;
+      for (int64_t chunk = share; chunk < scene.chunks; chunk += scene.shares) {
+        const int64_t i = chunk * blockDim.x + threadIdx.x;
+        if (!scene.template reaches<kLegacy>(image, i, first + o, own.peak[o])) continue;
+        labels[image * scene.A + i] = kPositive;
+        if (kOverwrite) matched[image * scene.A + i] = first + FF_MUTANT(target_last_peak, o, 0);
+      }
+    }
+    __syncthreads();
+  }
+  for (int64_t chunk = share; chunk < scene.chunks; chunk += scene.shares) {
+    const int64_t i = chunk * blockDim.x + threadIdx.x;
+    if (i < scene.A && labels[image * scene.A + i] != kPositive) matched[image * scene.A + i] = -1;
   }
 }
 
@@ -150,26 +184,79 @@ struct TargetOutputs {
   int64_t* counts;
 };
 
+// A warp of a block that reaches an object's peak.
+template <class U>
+struct Reaching {
+  U peak;
+  int32_t g;
+  int16_t share, warp;
+};
+#if defined(FF_TEST_BUILD)
+constexpr int kMostReaching = kMostWarps;
+#else
+constexpr int kMostReaching = 512;
+#endif
+
+// Block x: image x. Its warps find the peaks of an object each, and list the warps of overlap_kernel that reach them as
+// far as the list has room; then they look at the listed ones, one each at a time. When the bitmap of positives has all
+// of them, the sample is drawn. Barriers: before the list is written, before it is read, and before it, or the bitmap,
+// is used again.
 template <bool kLegacy, class U>
-__global__ void __launch_bounds__(kThreads, 2)
-    target_kernel(const AnchorScene<U> scene, const DeviceSampler sampler, const DecodeParams<U> params,
-                  const TargetOutputs<U> outputs) {
-  FF_SHARED(OverlapBits<U>, scratch, [kWarps]);
-  FF_SHARED(SelectScratch, select, );
+__global__ void __launch_bounds__(kDrawThreads, 1)
+    target_kernel(const AnchorScene<U> scene, int threads, const __grid_constant__ DeviceSampler sampler,
+                  const DecodeParams<U> params, const TargetOutputs<U> outputs) {
+  FF_SHARED(DrawScratch, scratch, );
+  FF_SHARED(Reaching<U>, list, [kMostReaching]);
+  FF_SHARED(int, listed, );
+  FF_SHARED(int, end, );  // of the list: the first place from which one did not fit
   wait_for_launch_before();
-  const int64_t image = blockIdx.y;
-  OverlapBits<U>* reduced = scene.reduced + scene.share(image) * scene.gt.G;
-  const OverlapBits<U> least = scene.rule.low_quality ? reduce_peaks(scene, image, reduced, scratch) : 0;
-  const uint32_t likely = likely_of(sampler, scene.negatives + image * gridDim.x, gridDim.x, select);
-  for (int64_t chunk = blockIdx.x; chunk < scene.chunks; chunk += gridDim.x)
-    note(sampler, image, chunk,
-         find_label<kLegacy, false>(scene, image, chunk * kThreads + threadIdx.x, reduced, least, nullptr), likely);
-  if (!is_last_block(sampler, image, select)) return;
-  const Drawn drawn = draw(sampler, image, likely, select);
-  for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kThreads) {
+  const int64_t image = blockIdx.x;
+  const int32_t count = scene.rule.low_quality ? scene.gt.count(image) : 0;
+  unsigned* const positives = sampler.bitmap(0, image);
+  for (int32_t first = 0; first < count; first += kDrawWarps) {
+    const int32_t g = first + warp_id();
+    Peak<U> peak = {};
+    if (g < count) peak = find_peak(scene, image, g);
+    do {
+      if (threadIdx.x == 0) listed = 0, end = kMostReaching;
+      __syncthreads();
+      while (peak.parts) {
+        const int64_t share = (__ffs(int(peak.parts)) - 1) * kWarp + lane_id();
+        unsigned warps = scene.reaching[scene.part(image, g, share)];
+        int place = atomicAdd(&listed, __popc(warps));
+        if (place + __popc(warps) > kMostReaching) {
+          atomicMin(&end, place);
+          break;
+        }
+        for (; warps; warps &= warps - 1)
+          list[place++] = {peak.overlap, g, int16_t(share), int16_t(__ffs(int(warps)) - 1)};
+        peak.parts &= peak.parts - 1;
+      }
+      __syncthreads();
+      const int there = minimum(listed, end);
+      for (int64_t rounds = 0; rounds < scene.chunks; rounds += scene.shares) {
+        for (int n = warp_id(); n < there; n += 2 * kDrawWarps) {
+          int64_t i[2];
+          bool is_best[2];
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            const Reaching<U> it = list[minimum(n + k * kDrawWarps, there - 1)];
+            i[k] = (rounds + it.share) * threads + it.warp * kWarp + lane_id();
+            is_best[k] = scene.template reaches<kLegacy>(image, i[k], it.g, it.peak);
+          }
+#pragma unroll
+          for (int k = 0; k < 2; ++k)
+            if (is_best[k]) atomicOr(positives + i[k] / kWarp, 1u << i[k] % kWarp);
+        }
+      }
+    } while (__syncthreads_or(peak.parts));
+  }
+
+  const Drawn drawn = draw(sampler, image, scratch);
+  for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kDrawThreads) {
     const int64_t out = image * sampler.S + s;
     const bool is_positive = s < drawn.positives, is_drawn = s < drawn.positives + drawn.negatives;
-    const int64_t index = is_drawn ? int64_t(sampler.chosen[out]) : -1;
+    const int64_t index = is_drawn ? int64_t(drawn.index(sampler, scratch, image, s)) : -1;
     const int32_t object = is_positive ? scene.object[image * scene.A + index] : -1;
     outputs.indices[out] = index;
     outputs.labels[out] = is_positive ? kPositive : is_drawn ? kNegative : kIgnored;
@@ -184,39 +271,23 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// Both kernels for labels from elsewhere run the same blocks. negatives [B, shares].
-__global__ void __launch_bounds__(kThreads)
-    count_kernel(const int8_t* labels, int64_t A, int64_t chunks, int64_t* negatives, unsigned* tickets) {
-  const int64_t image = blockIdx.y;
-  int64_t count = 0;
-  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    const int64_t i = chunk * kThreads + threadIdx.x;
-    count += i < A && labels[image * A + i] == kNegative;
-  }
-  FF_SHARED(int64_t, scratch, [kWarps]);
-  const int64_t total = block_reduce(count, Plus(), scratch);
-  if (threadIdx.x) return;
-  negatives[image * gridDim.x + blockIdx.x] = total;
-  if (blockIdx.x == 0) tickets[image] = 0;
+__global__ void __launch_bounds__(kThreads) note_kernel(const int8_t* labels, const DeviceSampler sampler) {
+  let_next_launch_start();
+  const int64_t image = blockIdx.y, A = sampler.M, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  note(sampler, image, i, i < A ? labels[image * A + i] : kIgnored);
 }
 
-__global__ void __launch_bounds__(kThreads, 2)
-    sample_kernel(const int8_t* labels, const DeviceSampler sampler, int64_t chunks, const int64_t* negatives,
-                  int64_t* indices, int8_t* sampled, int64_t* counts) {
-  FF_SHARED(SelectScratch, select, );
+// Block x: image x.
+__global__ void __launch_bounds__(kDrawThreads, 1)
+    sample_kernel(const __grid_constant__ DeviceSampler sampler, int64_t* indices, int8_t* sampled, int64_t* counts) {
+  FF_SHARED(DrawScratch, scratch, );
   wait_for_launch_before();
-  const int64_t image = blockIdx.y, A = sampler.M;
-  const uint32_t likely = likely_of(sampler, negatives + image * gridDim.x, gridDim.x, select);
-  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    const int64_t i = chunk * kThreads + threadIdx.x;
-    note(sampler, image, chunk, i < A ? labels[image * A + i] : kIgnored, likely);
-  }
-  if (!is_last_block(sampler, image, select)) return;
-  const Drawn drawn = draw(sampler, image, likely, select);
-  for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kThreads) {
+  const int64_t image = blockIdx.x;
+  const Drawn drawn = draw(sampler, image, scratch);
+  for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kDrawThreads) {
     const int64_t out = image * sampler.S + s;
     const bool is_drawn = s < drawn.positives + drawn.negatives;
-    indices[out] = is_drawn ? int64_t(sampler.chosen[out]) : -1;
+    indices[out] = is_drawn ? int64_t(drawn.index(sampler, scratch, image, s)) : -1;
     sampled[out] = s < drawn.positives ? kPositive : is_drawn ? kNegative : kIgnored;
   }
   if (threadIdx.x == 0) {
@@ -227,19 +298,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class U>
 struct AnchorWorkspace {
-  OverlapBits<U>*peaks, *reduced;
-  int64_t* negatives;
-  unsigned* tickets;
-  U* best;
+  OverlapBits<U>* peaks;
+  unsigned* reaching;
   int32_t* object;
 
+  // object_out: the results' array that serves between the kernels too, or null.
   void take_from(WorkspaceArena& arena, int64_t B, int64_t A, int64_t G, int32_t* object_out) {
-    const int64_t shares = shares_of(A);
-    peaks = arena.take<OverlapBits<U>>(B * G * shares);
-    reduced = arena.take<OverlapBits<U>>(B * G * shares);
-    negatives = arena.take<int64_t>(B * shares);
-    tickets = arena.take<unsigned>(B);
-    best = arena.take<U>(B * A);
+    const int64_t parts = B * G * shares_of(A);
+    peaks = arena.take<OverlapBits<U>>(parts);
+    reaching = arena.take<unsigned>(parts);
     object = object_out ? object_out : arena.take<int32_t>(B * A);
   }
 };
@@ -250,17 +317,15 @@ Status make_scene(int64_t B, const AnchorSource& anchors, const GroundTruth& gt,
   FF_TRY(check_images(B));
   FF_TRY(make_anchors(anchors, &scene->anchors));
   scene->A = anchors.A;
-  scene->chunks = chunks_of(anchors.A);
+  scene->chunks = chunks_of(anchors.A, threads_of(anchors.A));
+  scene->shares = shares_of(anchors.A);
   scene->gt = device_ground_truth<U>(gt);
   scene->image_sizes = static_cast<const U*>(options.image_sizes);
   scene->rule = {U(options.positive_iou),  U(options.negative_iou), U(options.min_quality),
                  U(options.crowd_overlap), options.low_quality,     options.overwrite};
-  scene->best = workspace.best;
   scene->object = workspace.object;
   scene->peaks = workspace.peaks;
-  scene->reduced = workspace.reduced;
-  scene->negatives = workspace.negatives;
-  scene->tickets = workspace.tickets;
+  scene->reaching = workspace.reaching;
   return kOk;
 }
 
@@ -272,10 +337,10 @@ Status assign(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, con
   workspace.take_from(arena, B, anchors.A, gt.G, matched);
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
-  const dim3 grid(unsigned(shares_of(anchors.A)), unsigned(B));
-  FF_LAUNCH((overlap_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene);
+  const dim3 grid(unsigned(scene.shares), unsigned(B)), block(unsigned(threads_of(anchors.A)));
+  FF_LAUNCH((overlap_kernel<kLegacy, false, U>), grid, block, 0, stream, scene, DeviceSampler{}, labels);
   const auto label = options.overwrite ? label_kernel<kLegacy, true, U> : label_kernel<kLegacy, false, U>;
-  FF_LAUNCH_OVERLAPPED(label, grid, dim3(kThreads), 0, stream, scene, labels, matched);
+  FF_LAUNCH_OVERLAPPED(label, grid, block, 0, stream, scene, labels, matched);
   return launched();
 }
 
@@ -286,31 +351,19 @@ Status targets(int64_t B, const AnchorSource& anchors, const GroundTruth& gt, co
   WorkspaceArena arena(memory);
   AnchorWorkspace<U> workspace;
   workspace.take_from(arena, B, anchors.A, gt.G, nullptr);
-  DeviceSampler sampler = take_sampler(arena, B, anchors.A, sample);
-  sampler.tickets = workspace.tickets;
+  const int threads = threads_of(anchors.A);
+  const DeviceSampler sampler = take_sampler(arena, B, anchors.A, threads, sample, true);
   AnchorScene<U> scene;
   FF_TRY(make_scene(B, anchors, gt, options, workspace, &scene));
   const TargetOutputs<U> out = {outputs.indices, outputs.labels, static_cast<U*>(outputs.targets), outputs.matched,
                                 outputs.counts};
-  const dim3 grid(unsigned(shares_of(anchors.A)), unsigned(B));
-  FF_LAUNCH((overlap_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene);
-  FF_LAUNCH_OVERLAPPED((target_kernel<kLegacy, U>), grid, dim3(kThreads), 0, stream, scene, sampler,
-                       make_decode_params<U>(weights, 0.0), out);
+  if (anchors.A)
+    FF_LAUNCH((overlap_kernel<kLegacy, true, U>), dim3(unsigned(scene.shares), unsigned(B)), dim3(unsigned(threads)), 0,
+              stream, scene, sampler, static_cast<int8_t*>(nullptr));
+  FF_LAUNCH_OVERLAPPED((target_kernel<kLegacy, U>), dim3(unsigned(B)), dim3(kDrawThreads), 0, stream, scene, threads,
+                       sampler, make_decode_params<U>(weights, 0.0), out);
   return launched();
 }
-
-// Of sample_anchors.
-struct SampleWorkspace {
-  int64_t* negatives;  // [B, shares]
-  DeviceSampler sampler;
-
-  void take_from(WorkspaceArena& arena, int64_t B, int64_t A, const SampleOptions& options) {
-    negatives = arena.take<int64_t>(B * shares_of(A));
-    unsigned* tickets = arena.take<unsigned>(B);
-    sampler = take_sampler(arena, B, A, options);
-    sampler.tickets = tickets;
-  }
-};
 
 }  // namespace
 
@@ -337,7 +390,7 @@ size_t sample_anchors_workspace_cuda(int64_t B, int64_t A, int64_t S) {
   WorkspaceArena arena(nullptr);
   SampleOptions options = {};
   options.batch_size = S;
-  SampleWorkspace().take_from(arena, B, A, options);
+  take_sampler(arena, B, A, kThreads, options, true);
   return arena.used();
 }
 
@@ -346,14 +399,12 @@ Status sample_anchors_cuda(const int8_t* labels, int64_t B, int64_t A, const Sam
   if (B == 0) return kOk;
   FF_TRY(check_images(B));
   WorkspaceArena arena(memory);
-  SampleWorkspace workspace;
-  workspace.take_from(arena, B, A, sample);
-  const int64_t chunks = chunks_of(A);
-  const dim3 grid(unsigned(shares_of(A)), unsigned(B));
-  FF_LAUNCH(count_kernel, grid, dim3(kThreads), 0, stream, labels, A, chunks, workspace.negatives,
-            workspace.sampler.tickets);
-  FF_LAUNCH_OVERLAPPED(sample_kernel, grid, dim3(kThreads), 0, stream, labels, workspace.sampler, chunks,
-                       workspace.negatives, indices, sampled, counts);
+  const DeviceSampler sampler = take_sampler(arena, B, A, kThreads, sample, true);
+  if (A)
+    FF_LAUNCH(note_kernel, dim3(unsigned(chunks_of(A, kThreads)), unsigned(B)), dim3(kThreads), 0, stream, labels,
+              sampler);
+  FF_LAUNCH_OVERLAPPED(sample_kernel, dim3(unsigned(B)), dim3(kDrawThreads), 0, stream, sampler, indices, sampled,
+                       counts);
   return launched();
 }
 
@@ -363,7 +414,7 @@ size_t rpn_targets_workspace_cuda(DType dtype, int64_t B, const AnchorSource& an
     AnchorWorkspace<typename decltype(tag)::type>().take_from(arena, B, anchors.A, G, nullptr);
     SampleOptions options = {};
     options.batch_size = S;
-    take_sampler(arena, B, anchors.A, options);
+    take_sampler(arena, B, anchors.A, threads_of(anchors.A), options, true);
     return arena.used();
   });
 }

@@ -5,8 +5,9 @@
 
 namespace frcnn_fast::anchor_target {
 
-constexpr int kThreads = 256;  // of every block here
-constexpr int kWarps = kThreads / kWarp;
+constexpr int kThreads = 256, kMostThreads = 512;  // of a block that labels: kThreads, or as many as its launch says
+constexpr int kMostWarps = kMostThreads / kWarp;
+constexpr int kTile = kThreads;  // objects in shared memory at a time
 
 template <class U>
 struct DeviceGroundTruth {
@@ -30,95 +31,124 @@ DeviceGroundTruth<U> device_ground_truth(const GroundTruth& gt) {
   return {static_cast<const U*>(gt.boxes), gt.counts, gt.crowd, int32_t(gt.G)};
 }
 
-// Up to kThreads objects, in the order of their index, in shared memory.
+// The overlap of two finite boxes, as its bits are with overlap_of: what fmax and fmin make of a zero's sign does not
+// show. A division of zero would be a slow one, so nothing is divided that has not met.
 template <class U>
-struct Tile {
-  Box<U> box[kThreads];
-  U area[kThreads];
-  OverlapBits<U> peak[kThreads];
-  int32_t index[kThreads];
-  int scratch[kWarps];
+struct Overlap {
+  U intersection, both;  // both: the union
+
+  template <bool kLegacy>
+  static __device__ __forceinline__ Overlap of(const Box<U>& a, U area_a, const Box<U>& b, U area_b) {
+    const U w = fmax(U(0), extent<kLegacy>(fmax(a.x1, b.x1), fmin(a.x2, b.x2)));
+    const U h = fmax(U(0), extent<kLegacy>(fmax(a.y1, b.y1), fmin(a.y2, b.y2)));
+    return {w * h, (area_a + area_b) - w * h};
+  }
+  __device__ __forceinline__ U iou() const {
+    const bool meets = intersection > U(0);
+    const U quotient = fmax(U(0), (meets ? intersection : both) / both);  // 0 where it is inf/inf
+    return meets ? quotient : U(0);
+  }
 };
 
-// Fills the tile with those of the boxes first, first + 1... that take part (or are crowd boxes); returns how many.
-// The barriers of the count part it from the last use of the tile; the last one shows it to the block.
+// Up to kTile objects in shared memory.
+template <class U>
+struct Tile {
+  Box<U> box[kTile];
+  U area[kTile];
+};
+
+// Fills the tile with those of the boxes first, first + 1..., size in all, that take part (or are crowd boxes); in the
+// place of others is NaN, which meets nothing. Returns whether there are any. The first barrier parts it from the last
+// use of the tile; the second one shows it to the block.
 template <bool kLegacy, class U>
-__device__ __forceinline__ int fill_tile(Tile<U>& tile, const DeviceGroundTruth<U>& gt, int64_t image, int32_t first,
-                                         bool crowd) {
-  const int32_t g = first + int32_t(threadIdx.x), count = gt.count(image);
-  const Box<U> box = g < count ? gt.box(image, g) : Box<U>{};
-  const bool taken = exists(box, g, count) && gt.is_crowd(image, g) == crowd;
-  int total;
-  const int place = block_exclusive_count(taken, tile.scratch, &total);
-  if (taken) {
-    tile.box[place] = box;
-    tile.area[place] = area<kLegacy>(box);
-    tile.peak[place] = 0;
-    tile.index[place] = g;
+__device__ __forceinline__ bool fill_tile(Tile<U>& tile, const DeviceGroundTruth<U>& gt, int64_t image, int32_t first,
+                                          int32_t size, bool crowd) {
+  const int32_t o = int32_t(threadIdx.x), g = first + o;
+  Box<U> box = {U(NAN), U(NAN), U(NAN), U(NAN)};
+  bool taken = false;
+  if (o < size) {
+    const Box<U> given = gt.box(image, g);
+    taken = exists(given, o, size) && gt.is_crowd(image, g) == crowd;
+    if (taken) box = given;
   }
   __syncthreads();
-  return total;
+  if (o < size) {
+    tile.box[o] = box;
+    tile.area[o] = area<kLegacy>(box);
+  }
+  return __syncthreads_or(taken);
 }
 
-// The smallest box around those of the warp that take part; what takes no part begins at +inf and ends at -inf.
+// In the place of a box that takes no part: it begins at +inf and ends at -inf, and meets nothing.
 template <class U>
-__device__ __forceinline__ Box<U> warp_hull(const Box<U>& box, bool takes_part) {
-  const U infinity = U(INFINITY);
-  const Box<U> mine = takes_part ? box : Box<U>{infinity, infinity, -infinity, -infinity};
-  return {warp_reduce(mine.x1, Smaller()), warp_reduce(mine.y1, Smaller()), warp_reduce(mine.x2, Larger()),
-          warp_reduce(mine.y2, Larger())};
+__device__ __forceinline__ Box<U> no_box() {
+  return {U(INFINITY), U(INFINITY), -U(INFINITY), -U(INFINITY)};
+}
+
+// The smallest box around those of the warp.
+template <class U>
+__device__ __forceinline__ Box<U> warp_hull(const Box<U>& box) {
+  return {warp_reduce(box.x1, Smaller()), warp_reduce(box.y1, Smaller()), warp_reduce(box.x2, Larger()),
+          warp_reduce(box.y2, Larger())};
 }
 
 template <class U>
 struct Match {
   U best;          // highest overlap
   int32_t object;  // the first object that has it; -1 where it is 0
-  bool takes_part, any_object;
 };
 
-// Every thread of the block calls, also where its box takes no part. coverable: crowd boxes may exclude the box. With
-// kPeaks, raises the block's own peaks, of object g at peaks[g * stride], to the highest overlap with each object. A
-// warp looks only at objects that meet the hull of its boxes (neighbours in a grid), tested a lane an object.
-template <bool kLegacy, bool kPeaks, class U>
-__device__ __forceinline__ Match<U> match_objects(Tile<U>& tile, const DeviceGroundTruth<U>& gt, int64_t image,
-                                                  const Box<U>& box, bool takes_part, bool coverable, U crowd_overlap,
-                                                  OverlapBits<U>* peaks, int64_t stride) {
+// Whether a crowd box covers the thread's box. Every thread of the block calls.
+template <bool kLegacy, class U>
+__device__ __forceinline__ bool covered_by_crowd(Tile<U>& tile, const DeviceGroundTruth<U>& gt, int64_t image,
+                                                 int32_t count, const Box<U>& box, U crowd_overlap) {
   const U box_area = area<kLegacy>(box);
-  const int32_t count = gt.count(image);
-  for (int32_t first = 0; gt.crowd && first < count; first += kThreads) {
-    const int crowds = fill_tile<kLegacy>(tile, gt, image, first, true);
-    for (int c = 0; c < crowds; ++c)
-      if (coverable && is_covered(intersection<kLegacy>(box, tile.box[c]), box_area, crowd_overlap)) takes_part = false;
+  bool covered = false;
+  for (int32_t first = 0; gt.crowd && first < count; first += kTile) {
+    const int size = minimum(count - first, kTile);
+    if (!fill_tile<kLegacy>(tile, gt, image, first, size, true)) continue;
+    for (int c = 0; c < size; ++c)
+      covered |= is_covered(intersection<kLegacy>(box, tile.box[c]), box_area, crowd_overlap);
   }
+  return covered;
+}
 
-  const Box<U> hull = warp_hull(box, takes_part);
-  Match<U> match = {U(0), -1, takes_part, false};
-  for (int32_t first = 0; first < count; first += kThreads) {
-    const int objects = fill_tile<kLegacy>(tile, gt, image, first, false);
-    match.any_object |= objects > 0;
-    for (int chunk = 0; chunk < objects; chunk += kWarp) {
-      const int mine = chunk + lane_id();
-      const bool near = mine < objects && meets<kLegacy>(hull, tile.box[mine]);
-      for (unsigned bits = __ballot_sync(kFullMask, near); bits; bits &= bits - 1) {
-        const int o = chunk + __ffs(int(bits)) - 1;
-        const U overlap = takes_part ? overlap_of<kLegacy>(box, box_area, tile.box[o], tile.area[o]) : U(0);
-        if (is_better(overlap, match.best)) {
-          match.best = overlap;
-          match.object = tile.index[o];
+// Matches the thread's box, or no_box(), with the tile's objects, the image's from `number` on. Whole warps call: a
+// warp looks only at objects that meet the hull of its boxes (neighbours in a grid), tested a lane an object, and at
+// two of them at a time, so that one's latencies hide the other's. note_peak(o, peak): the highest overlap of the warp
+// with the lane's object.
+template <bool kLegacy, bool kPeaks, class U, class NotePeak>
+__device__ __forceinline__ void match_tile(const Tile<U>& tile, int32_t number, int32_t size, const Box<U>& box,
+                                           const Box<U>& hull, Match<U>& match, const NotePeak& note_peak) {
+  const U box_area = box.x1 > box.x2 + U(1) ? U(0) : area<kLegacy>(box);  // not inf, which is slow to divide by
+  for (int first = 0; first < size; first += kWarp) {
+    const int mine = first + lane_id();
+    const bool near = mine < size && meets<kLegacy>(hull, tile.box[mine]);
+    OverlapBits<U> peak = 0;
+    for (unsigned bits = __ballot_sync(kFullMask, near); bits;) {
+      int lanes[2];
+      Overlap<U> overlaps[2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        lanes[k] = bits ? __ffs(int(bits)) - 1 : lanes[0];
+        bits &= bits - 1;
+        const int o = first + lanes[k];
+        overlaps[k] = Overlap<U>::template of<kLegacy>(box, box_area, tile.box[o], tile.area[o]);
+      }
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const U iou = overlaps[k].iou();
+        if (is_better(iou, match.best)) {
+          match.best = iou;
+          match.object = number + first + lanes[k];
         }
         if (!kPeaks) continue;
-        const OverlapBits<U> highest = warp_maximum(overlap_bits(overlap));
-        if (highest && lane_id() == 0) atomicMax(&tile.peak[o], highest);
+        const OverlapBits<U> highest = warp_maximum(overlap_bits(iou));
+        if (lanes[k] == lane_id()) peak = highest;
       }
     }
-    if (!kPeaks) continue;
-    __syncthreads();  // the block's peaks are complete
-    const int mine = int(threadIdx.x);
-    if (mine >= objects) continue;
-    OverlapBits<U>& peak = peaks[tile.index[mine] * stride];
-    peak = maximum(peak, tile.peak[mine]);
+    if (kPeaks && mine < size) note_peak(mine, peak);
   }
-  return match;
 }
 
 }  // namespace frcnn_fast::anchor_target

@@ -1,5 +1,5 @@
-// The head's sample: a thread labels a candidate (a proposal or an object), the last block of an image draws and
-// encodes. One launch.
+// The head's sample: blocks label candidates (proposals and objects), then one block an image draws and encodes. Two
+// launches.
 #include "../anchor_decode/anchor_decode.h"
 #include "sample.cuh"
 
@@ -39,28 +39,44 @@ struct RoiPointers {
   int64_t* counts;
 };
 
-// Shared memory: a tile of objects for the labels, then the selection's scratch.
+// A thread a candidate. Shared memory: a tile of objects.
 template <bool kLegacy, class U>
-__global__ void __launch_bounds__(kThreads, 2) roi_kernel(const RoiScene<U> scene, const DeviceSampler sampler,
-                                                          const DecodeParams<U> params, const RoiPointers<U> outputs) {
+__global__ void __launch_bounds__(kThreads, 2) roi_label_kernel(const RoiScene<U> scene, const DeviceSampler sampler) {
   FF_SHARED(Tile<U>, tile, );
-  FF_SHARED(SelectScratch, select, );
+  let_next_launch_start();
   const int64_t image = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const Box<U> box = i < sampler.M ? scene.candidate(image, i) : Box<U>{};
-  const bool candidate = i < sampler.M && scene.exists(box, image, i);
-  const Match<U> match = match_objects<kLegacy, false, U>(tile, scene.gt, image, box, candidate, i < scene.N,
-                                                          scene.rule.crowd_overlap, nullptr, 0);
-  const int8_t label = match.takes_part ? roi_label(match.best, scene.rule) : kIgnored;
+  const int32_t count = scene.gt.count(image);
+  Box<U> box = i < sampler.M ? scene.candidate(image, i) : Box<U>{};
+  bool takes_part = i < sampler.M && scene.exists(box, image, i);
+  const bool covered = covered_by_crowd<kLegacy>(tile, scene.gt, image, count, box, scene.rule.crowd_overlap);
+  if (covered && i < scene.N) takes_part = false;
+  if (!takes_part) box = no_box<U>();
+  const Box<U> hull = warp_hull(box);
+  Match<U> match = {U(0), -1};
+  for (int32_t first = 0; first < count; first += kTile) {
+    const int size = minimum(count - first, kTile);
+    fill_tile<kLegacy>(tile, scene.gt, image, first, size, false);
+    match_tile<kLegacy, false>(tile, first, size, box, hull, match, [](int, OverlapBits<U>) {});
+  }
+  const int8_t label = takes_part ? roi_label(match.best, scene.rule) : kIgnored;
   if (label == kPositive) scene.object[image * sampler.M + i] = match.object;
-  note(sampler, image, blockIdx.x, label, kAllLikely);
-  if (!is_last_block(sampler, image, select)) return;
+  note(sampler, image, i, label);
+}
 
-  const Drawn drawn = draw(sampler, image, kAllLikely, select);
-  for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kThreads) {
+// Block x: image x.
+template <bool kLegacy, class U>
+__global__ void __launch_bounds__(kDrawThreads, 1)
+    roi_target_kernel(const RoiScene<U> scene, const __grid_constant__ DeviceSampler sampler,
+                      const DecodeParams<U> params, const RoiPointers<U> outputs) {
+  FF_SHARED(DrawScratch, scratch, );
+  wait_for_launch_before();
+  const int64_t image = blockIdx.x;
+  const Drawn drawn = draw(sampler, image, scratch);
+  for (int32_t s = int32_t(threadIdx.x); s < sampler.S; s += kDrawThreads) {
     const int64_t out = image * sampler.S + s;
     const bool is_drawn = s < drawn.positives + drawn.negatives;
-    const int64_t chosen = is_drawn ? int64_t(sampler.chosen[out]) : -1;
-    const int32_t object = s < drawn.positives ? __ldcg(scene.object + image * sampler.M + chosen) : -1;
+    const int64_t chosen = is_drawn ? int64_t(drawn.index(sampler, scratch, image, s)) : -1;
+    const int32_t object = s < drawn.positives ? scene.object[image * sampler.M + chosen] : -1;
     const Box<U> roi = is_drawn ? scene.candidate(image, chosen) : Box<U>{};
     const bool has_object = object >= 0;
     store_box(outputs.rois + 4 * out, roi);
@@ -82,10 +98,7 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
   FF_TRY(check_images(B));
   const int64_t M = proposals.N + gt.G;
   WorkspaceArena arena(memory);
-  unsigned* tickets = arena.take<unsigned>(B);
-  FF_TRY(fill_bytes(tickets, 0, size_t(B) * sizeof(unsigned), stream));
-  DeviceSampler sampler = take_sampler(arena, B, M, sample_options);
-  sampler.tickets = tickets;
+  const DeviceSampler sampler = take_sampler(arena, B, M, kThreads, sample_options, false);
   const RoiScene<U> scene = {
       static_cast<const U*>(proposals.boxes),
       proposals.counts,
@@ -97,8 +110,11 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
       arena.take<int32_t>(B * M)};
   const RoiPointers<U> out = {static_cast<U*>(outputs.rois), outputs.labels, static_cast<U*>(outputs.targets),
                               outputs.matched, outputs.counts};
-  FF_LAUNCH((roi_kernel<kLegacy, U>), dim3(unsigned(chunks_of(M)), unsigned(B)), dim3(kThreads), 0, stream, scene,
-            sampler, make_decode_params<U>(weights, 0.0), out);
+  if (M)
+    FF_LAUNCH((roi_label_kernel<kLegacy, U>), dim3(unsigned(chunks_of(M, kThreads)), unsigned(B)), dim3(kThreads), 0,
+              stream, scene, sampler);
+  FF_LAUNCH_OVERLAPPED((roi_target_kernel<kLegacy, U>), dim3(unsigned(B)), dim3(kDrawThreads), 0, stream, scene,
+                       sampler, make_decode_params<U>(weights, 0.0), out);
   return launched();
 }
 
@@ -106,10 +122,9 @@ Status sample(int64_t B, const Proposals& proposals, const GroundTruth& gt, cons
 
 size_t sample_rois_workspace_cuda(DType, int64_t B, int64_t N, int64_t G, int64_t S) {
   WorkspaceArena arena(nullptr);
-  arena.take<unsigned>(B);
   SampleOptions options = {};
   options.batch_size = S;
-  take_sampler(arena, B, N + G, options);
+  take_sampler(arena, B, N + G, kThreads, options, false);
   arena.take<int32_t>(B * (N + G));
   return arena.used();
 }

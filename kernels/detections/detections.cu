@@ -1,4 +1,5 @@
-// The last step in a number of launches that shapes alone decide:
+// The last step where a cluster (detections_cluster.cu) has no room for it, in a number of launches that shapes alone
+// decide:
 //
 //   score_kernel   a warp a row: softmax, and a score for every candidate whose box decodes to something valid
 //   top-N          the candidates of every image, sorted (kernels/top_n)
@@ -10,10 +11,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../common/launch.cuh"
 #include "../common/workspace.h"
 #include "../top_n/top_n.h"
-#include "detections.h"
+#include "detections_cuda.h"
 
 namespace frcnn_fast::detections {
 using namespace top_n;
@@ -24,17 +24,8 @@ constexpr int kRowsPerBlock = kThreads / kWarp;
 
 // By value, to every kernel.
 template <class T>
-struct Detector {
+struct Detector : DetectorInputs<T> {
   using U = Compute<T>;
-  const T* logits;
-  const T* deltas;
-  const U* proposals;
-  const int64_t* counts;
-  const U* image_sizes;
-  int64_t B, N, K, first_class;
-  bool agnostic;
-  U score_threshold, min_size;
-  DecodeParams<U> params;
   int64_t D;
   int64_t ranks;        // an image at most
   U* scores;            // [B, N * K], NaN where there is no candidate
@@ -45,18 +36,6 @@ struct Detector {
   int32_t* keep;        // [B, D]: ranks
   int32_t* num_kept;    // [B]
 };
-
-template <bool kLegacy, class T, class U = Compute<T>>
-__device__ __forceinline__ Box<U> decoded_box(const Detector<T>& d, int64_t b, int64_t n, int64_t k, bool* valid) {
-  const T* const delta = d.deltas + b * d.N * deltas_of_row(d.K, d.first_class, d.agnostic) +
-                         delta_offset(n, k, d.K, d.first_class, d.agnostic);
-  const Window<U> window = make_window<kLegacy>(d.image_sizes + 2 * b, d.min_size, static_cast<const U*>(nullptr));
-  const Box<U> box = decode<kLegacy>(load_box(d.proposals + 4 * (b * d.N + n)), load(delta), load(delta + 1),
-                                     load(delta + 2), load(delta + 3), d.params);
-  const Box<U> clipped = clip(box, window);
-  *valid = is_valid<kLegacy>(box, clipped, window.min_side);
-  return clipped;
-}
 
 // A warp a row, a lane every 32nd class: the lanes' partial sums and their tree are the order of summation that
 // detections.h states. The powers are computed twice: few classes fit a lane's registers in general.
@@ -145,17 +124,8 @@ Status detect(const DetectionInputs& in, const DetectionSettings& set, void* wor
   Detector<T> d = {};
   void* scratch;
   take_detector(workspace, in, set, &d, &scratch);
-  d.logits = static_cast<const T*>(in.class_logits);
-  d.deltas = static_cast<const T*>(in.box_deltas);
-  d.proposals = static_cast<const U*>(in.proposals);
-  d.counts = in.counts;
-  d.image_sizes = static_cast<const U*>(in.image_sizes);
-  d.B = in.B, d.N = in.N, d.K = in.K, d.D = set.max_detections;
-  d.first_class = in.first_class;
-  d.agnostic = in.agnostic;
-  d.score_threshold = U(set.score_threshold);
-  d.min_size = U(set.min_size);
-  d.params = make_decode_params<U>(set.weights, set.clamp);
+  static_cast<DetectorInputs<T>&>(d) = make_inputs<T>(in, set);
+  d.D = set.max_detections;
   if (d.ranks == 0) {
     FF_TRY(fill_bytes(d.num_kept, 0, size_t(in.B) * sizeof(int32_t), stream));
     if (d.D > 0) FF_TRY(fill_bytes(d.keep, 0xff, size_t(in.B * d.D) * sizeof(int32_t), stream));
@@ -175,6 +145,7 @@ Status detect(const DetectionInputs& in, const DetectionSettings& set, void* wor
 }  // namespace
 
 size_t detections_workspace_cuda(const DetectionInputs& in, const DetectionSettings& set) {
+  if (detections_fit_cluster(in, set)) return 0;
   return visit(in.dtype, [&](auto tag) {
     Detector<typename decltype(tag)::type> d;
     void* scratch;
@@ -188,6 +159,7 @@ Status detections_cuda(const DetectionInputs& in, const DetectionSettings& set, 
   if (in.N * in.K > INT32_MAX)
     return invalid("class_logits: expected fewer than 2^31 candidates an image, got %lld boxes of %lld classes",
                    (long long)in.N, (long long)in.K);
+  if (detections_fit_cluster(in, set)) return detect_by_cluster(in, set, out, stream);
   return visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return set.legacy ? detect<true, T>(in, set, workspace, out, stream)

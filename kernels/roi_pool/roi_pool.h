@@ -83,9 +83,8 @@ size_t roi_pool_backward_workspace_cpu(DType dtype, const RoiPoolShape& shape);
 Status roi_pool_backward_cpu(DType dtype, const RoiPoolShape& shape, const void* grad_output,
                              bool grad_output_channels_last, const int32_t* argmax, const void* rois, void* workspace,
                              void* grad_input);
-size_t roi_pool_backward_workspace_cuda(DType dtype, const RoiPoolShape& shape);
 Status roi_pool_backward_cuda(DType dtype, const RoiPoolShape& shape, const void* grad_output,
                               bool grad_output_channels_last, const int32_t* argmax, const void* rois, double scale,
-                              void* workspace, void* grad_input, Stream stream);
+                              void* grad_input, Stream stream);
 
 }  // namespace frcnn_fast::roi_pool

@@ -18,7 +18,7 @@ ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
 
 # The ops that go another way on a device without clusters of blocks.
-CLUSTER_OPS = frozenset({"top_n", "rpn_proposals", "nms", "batched_nms", "nms_padded"})
+CLUSTER_OPS = frozenset({"top_n", "rpn_proposals", "nms", "batched_nms", "nms_padded", "detections"})
 
 
 @dataclass(frozen=True)

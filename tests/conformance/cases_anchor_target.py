@@ -73,6 +73,7 @@ def _assign_cases() -> Iterator[Case]:
                 small=positive == 0.7,
             )
     yield Case("more-objects-than-threads", lambda: _assign(1, 70, 600, crowd=0.3), small=True)
+    yield Case("tiles-and-chunks", lambda: _assign(1, 1100, 300, kind="integer", overwrite=True), small=True)
     yield Case("counts", lambda: _assign(4, 200, 6, counts=[0, 1, 5, 6]), small=True)
     yield Case(
         "counts-out-of-range",
@@ -130,11 +131,11 @@ def _far_away() -> Args:
     return args | {"gt_boxes": args["gt_boxes"] + 1e4}
 
 
-def _identical_anchors() -> Args:
+def _identical_anchors(A: int = 130, G: int = 2) -> Args:
     """Every anchor ties for the highest IoU: all are positive."""
-    args = _assign(2, 130, 2)
-    objects = tensor([[[10.0, 10.0, 60.0, 40.0], [30.0, 30.0, 90.0, 90.0]]] * 2)
-    return args | {"anchors": tensor([10.0, 10.0, 60.0, 70.0]).expand(130, 4).contiguous(), "gt_boxes": objects}
+    args = _assign(2, A, G)
+    objects = tensor([[[10.0, 10.0, 60.0, 40.0], [30.0, 30.0, 90.0, 90.0]] * (G // 2)] * 2)
+    return args | {"anchors": tensor([10.0, 10.0, 60.0, 70.0]).expand(A, 4).contiguous(), "gt_boxes": objects}
 
 
 def _identical_objects() -> Args:
@@ -212,6 +213,8 @@ def _targets_cases() -> Iterator[Case]:
         )
     yield case("odd", lambda: _assign(3, 300, 9, kind="odd random", crowd=0.2), batch_size=64, positive_fraction=0.5)
     yield case("chunks", lambda: _assign(2, 1100, 9, kind="integer"), batch_size=64, positive_fraction=0.5)
+    yield case("tiles-and-chunks", lambda: _assign(1, 1100, 300, kind="integer"))
+    yield case("every-anchor-ties", lambda: _identical_anchors(1100, 20))
     yield case("counts", lambda: _assign(3, 300, 5, counts=[0, 2, 5]), batch_size=100, positive_fraction=0.2)
     yield Case(
         "counts-out-of-range",

@@ -78,6 +78,7 @@ def _cases() -> Iterator[Case]:
     yield Case("last-agnostic", lambda: _detect(background="last", agnostic=True, logits="tied"), small=True)
     yield Case("last-legacy", lambda: _detect(background="last", legacy=True, dtype=torch.float16), small=True)
     yield Case("counts", lambda: _detect(4, 50, counts=[0, 1, 33, 50]), small=True)
+    yield Case("counts-K80", lambda: _detect(4, 30, 80, counts=[0, 1, 13, 30], score_threshold=0.02), small=True)
     yield Case(
         "counts-out-of-range",
         lambda: _detect(4, 50, counts=[51, -1, 33, 1 << 40]),

@@ -165,11 +165,12 @@ def _pool_cases(make: Callable[[Args], Args] = lambda args: args) -> Iterator[Ca
 
 def _growing(copies: int, C: int = 3) -> Args:
     """Each cell larger than the one before, so that a bin's maximum is its last cell, and (of several channels) a
-    channel of NaN, where there is none; boxes of one bin each, of 255 cells, of 256, and of the whole map."""
+    channel of NaN, where there is none; boxes of one bin each, of 15 x 16 cells, of one row or column more, and others
+    up to the whole map."""
     H, W = 33, 41
     values = np.arange(C * H * W).reshape(1, C, H, W) / 64
     values[:, 1:2] = np.nan
-    sizes = [(17, 15), (15, 17), (16, 16), (8, 32), (W, 2), (W, H)]
+    sizes = [(17, 15), (15, 17), (16, 15), (16, 16), (8, 32), (W, 2), (W, H)]
     rois = [[0.0, 1.0, 0.0, float(w), float(h - 1)] for w, h in sizes]
     return {
         "input": tensor(values),
