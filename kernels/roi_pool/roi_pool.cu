@@ -118,7 +118,12 @@ Status roi_pool_backward_cuda(DType dtype, const RoiPoolShape& shape, const void
                               bool grad_output_channels_last, const int32_t* argmax, const void* rois, double scale,
                               void* grad_input, Stream stream) {
   FF_TRY(check_shape(shape));
-  if (shape.B * shape.C * shape.H * shape.W == 0) return kOk;
+  const int64_t cells = shape.B * shape.C * shape.H * shape.W;
+  if (cells == 0) return kOk;
+  if (shape.R * shape.PH * shape.PW == 0)
+    return visit(dtype, [&](auto tag) {
+      return fill_bytes(grad_input, 0, size_t(cells) * sizeof(typename decltype(tag)::type), stream);
+    });
   return visit(dtype, [&](auto tag) {
     return pool_backward<typename decltype(tag)::type>(shape, grad_output, grad_output_channels_last, argmax, rois,
                                                        scale, grad_input, stream);
