@@ -5,6 +5,42 @@
 
 namespace frcnn_fast::roi_pool {
 
+// Walks through the cells that a bin touches along one axis, ascending.
+template <class U>
+class PreciseWalk {
+ public:
+  __device__ __forceinline__ explicit PreciseWalk(const PreciseBin<U>& bin) : bin_(bin), cell_(bin.first) {}
+
+  // The next cell and its weight; false where there is none.
+  __device__ __forceinline__ bool next(int32_t* cell, U* weight) {
+    if (cell_ > bin_.last) return false;
+    *weight = bin_.weight(cell_);
+    *cell = cell_++;
+    return true;
+  }
+
+ private:
+  PreciseBin<U> bin_;
+  int32_t cell_;
+};
+
+// Both axes of one RoI; without cells where it pools nothing.
+template <class U>
+struct PreciseWalks {
+  using Walk = PreciseWalk<U>;
+
+  PreciseAxes<U> axes;
+
+  __device__ __forceinline__ PreciseWalks(const DeviceShape<U>& s, const U* roi, const DeviceLevel<U>& level)
+      : axes(make_axes(roi, level.scale, int64_t(s.PH), int64_t(s.PW), int64_t(level.H), int64_t(level.W))) {
+    if (roi_image(roi, s.B) < 0) axes.rows.limit = axes.columns.limit = 0;
+  }
+  __device__ __forceinline__ Walk walk(bool of_rows, int32_t bin) const {
+    const PreciseAxis<U> axis = of_rows ? axes.rows : axes.columns;
+    return Walk(axis.bin(bin));
+  }
+};
+
 // With kGather the first L * B blocks list the RoIs of each image and level. Then each warp has one axis of one RoI and
 // takes its bins one after the other, a lane a cell; with kGather then a lane a cell of all that the RoI touches. No
 // thread reads what another one writes.

@@ -1,5 +1,5 @@
 // What the CUDA kernels of RoIAlign and precise RoI pooling share: the shapes that they are given, and the tables of
-// the RoIs' weights along both axes, cell by cell, that their first launch writes and their second one reads.
+// the RoIs' weights along both axes, cell by cell, that the first launch of a backward pass writes.
 #pragma once
 #include "roi_align.h"
 #include "roi_gather.cuh"
@@ -83,7 +83,7 @@ struct Slopes {
 };
 
 // What the weights are for: with kGather there are tables to fill, with kSlopes slopes.
-enum class Weighs { kForward, kGather, kSlopes };
+enum class Weighs { kGather, kSlopes };
 
 // The list of the RoIs of one image of one level, group = level * B + image. The whole block.
 template <class U>

@@ -4,6 +4,64 @@
 
 namespace frcnn_fast::roi_pool {
 
+// Walks through the cells that a bin touches along one axis, ascending. The weights grow in registers: a sample lies
+// between two cells, and no later one reaches below the first of them.
+template <class U>
+class SampleWalk {
+ public:
+  __device__ __forceinline__ SampleWalk(const SampleAxis<U>& axis, int32_t bin, U factor)
+      : axis_(axis), factor_(factor), bin_(bin), index_(axis.first(bin)) {
+    more_ = index_ < axis_.count && axis_.at(bin_, index_, &sample_);
+  }
+
+  // The next cell and its weight; false where there is none.
+  __device__ __forceinline__ bool next(int32_t* cell, U* weight) {
+    const bool carried = touched_;
+    if (!carried && !more_) return false;
+    cell_ = carried ? cell_ + 1 : sample_.low;
+    U sum = carried ? carry_ : U(0);
+    carry_ = U(0), touched_ = false;
+    for (; more_ && sample_.low == cell_; more_ = ++index_ < axis_.count && axis_.at(bin_, index_, &sample_)) {
+      sum += U(1) - sample_.fraction;
+      if (sample_.high == cell_) continue;  // the last cell: nothing is left for another
+      carry_ += sample_.fraction;
+      touched_ = true;
+    }
+    *cell = cell_;
+    *weight = sum * factor_;
+    return true;
+  }
+
+ private:
+  SampleAxis<U> axis_;
+  U factor_;
+  int32_t bin_, index_;
+  Sample<U> sample_;
+  bool more_;             // sample_ has yet to be added
+  int32_t cell_ = 0;      // the last one
+  U carry_ = U(0);        // of the cell after it
+  bool touched_ = false;  // which is touched
+};
+
+// Both axes of one RoI; without samples where it pools nothing.
+template <class U>
+struct SampleWalks {
+  using Walk = SampleWalk<U>;
+
+  SampleAxis<U> rows, columns;
+
+  __device__ __forceinline__ SampleWalks(const DeviceShape<U>& s, const U* roi, const DeviceLevel<U>& level)
+      : rows(make_samples(roi[2], roi[4], level.scale, s.aligned, int64_t(s.PH), s.sampling_ratio, int64_t(level.H))),
+        columns(
+            make_samples(roi[1], roi[3], level.scale, s.aligned, int64_t(s.PW), s.sampling_ratio, int64_t(level.W))) {
+    const bool pools = roi_image(roi, s.B) >= 0 && roi_is_finite(roi) && level.H > 0 && level.W > 0;
+    if (!pools) rows.count = columns.count = 0;
+  }
+  __device__ __forceinline__ Walk walk(bool of_rows, int32_t bin) const {
+    return Walk(of_rows ? rows : columns, bin, of_rows ? sample_share(rows, columns) : U(1));
+  }
+};
+
 // One bin's weights (and slopes), by one thread; the row of weights is filled with -1. Returns the touched span.
 template <class U, bool kSlopes>
 __device__ __forceinline__ void add_samples(const SampleAxis<U>& axis, int32_t bin, U factor, U* weights,

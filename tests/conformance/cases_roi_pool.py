@@ -85,7 +85,8 @@ def common_cases() -> Iterator[tuple[str, Callable[[], Args], bool]]:
         yield f"C{C}", lambda C=C: pooling((1, C, 9, 9), 6, 2), True
     for layout in ("contiguous", "channels_last"):  # channels enough to fill a program with one RoI
         yield f"C65-{layout}", lambda y=layout: pooling((1, 65, 5, 5), 3, (4, 9), layout=y), True
-    yield "C40-channels_last", lambda: pooling((1, 40, 9, 9), 6, 2, layout="channels_last"), True
+    for C in (40, 72):
+        yield f"C{C}-channels_last", lambda C=C: pooling((1, C, 9, 9), 6, 2, layout="channels_last"), True
     for name, dtype in DTYPES.items():
         yield name, lambda d=dtype: pooling(dtype=d), True
         for layout in ("channels_last", "strided", "sliced"):
