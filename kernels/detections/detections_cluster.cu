@@ -17,7 +17,7 @@
 // block after each step shows its results, and lets the next write over what it has read.
 #include <algorithm>
 
-#include "../common/launch.cuh"
+#include "../common/cluster_support.cuh"
 #include "../common/workspace.h"
 #include "../nms/resolve_chunk.cuh"
 #include "../top_n/top_n.h"
@@ -433,7 +433,12 @@ bool detections_fit_cluster(const DetectionInputs& in, const DetectionSettings& 
   if (in.N > kMostRows || in.K + 1 > kHeld * kWarp || set.max_detections > kMostBest) return false;
   return visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return shared_bytes(in, make_scene<T>(in, set)) <= most_shared();
+    const Scene<T> scene = make_scene<T>(in, set);
+    if (shared_bytes(in, scene) > most_shared()) return false;
+    if (scene.blocks == 1) return true;
+    return set.legacy
+               ? device_runs_clusters<&detections_cluster_kernel<true, T>>(kBlocks, dim3(kThreads), most_shared())
+               : device_runs_clusters<&detections_cluster_kernel<false, T>>(kBlocks, dim3(kThreads), most_shared());
   });
 }
 

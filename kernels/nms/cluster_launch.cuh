@@ -1,8 +1,8 @@
 // Launching kernels that run GreedyCluster: where they fit, and with how much shared memory.
 #pragma once
 #include <algorithm>
-#include <atomic>
 
+#include "../common/cluster_support.cuh"
 #include "greedy_cluster.cuh"
 
 namespace frcnn_fast::nms {
@@ -23,20 +23,9 @@ bool fits_cluster(int64_t longest, const ClusterSettings<U>& set) {
          ClusterMemory<U, Id>(nullptr, set).bytes <= most_cluster_shared();
 }
 
-// Whether the current device runs clusters of the kernel at all; asked once for each device.
 template <auto kKernel>
-bool device_runs_clusters() {
-  static std::atomic<int8_t> known[kMostDevices];  // 0: not asked yet, 1: no, 2: yes
-  if (!code_has_clusters()) return false;
-  int device = 0;
-  if (cudaGetDevice(&device) || device >= kMostDevices) return false;
-  int8_t answer = known[device];
-  if (!answer) {
-    const bool yes = !allow_dynamic_shared(kKernel, most_cluster_shared()) &&
-                     cluster_fits(kKernel, kCluster, dim3(kClusterChunk), most_cluster_shared());
-    known[device] = answer = yes ? 2 : 1;
-  }
-  return answer == 2;
+bool device_runs_greedy_clusters() {
+  return device_runs_clusters<kKernel>(kCluster, dim3(kClusterChunk), most_cluster_shared());
 }
 
 // A cluster a segment, of a kernel with these parameters.

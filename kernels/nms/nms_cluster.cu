@@ -89,7 +89,8 @@ bool nms_fits_cluster(const PaddedBoxes& in) {
     using T = typename decltype(tag)::type;
     using Id = decltype(id);
     constexpr bool kLegacy = decltype(legacy)::value;
-    return fits_cluster<Id>(in.N, make_settings<T>(in)) && device_runs_clusters<&nms_cluster_kernel<T, kLegacy, Id>>();
+    return fits_cluster<Id>(in.N, make_settings<T>(in)) &&
+           device_runs_greedy_clusters<&nms_cluster_kernel<T, kLegacy, Id>>();
   });
 }
 

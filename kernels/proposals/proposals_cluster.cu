@@ -64,7 +64,7 @@ class Level {
 
 // Grid: a cluster a segment.
 template <class T, bool kLegacy>
-__global__ void __launch_bounds__(kClusterChunk)
+__global__ void __launch_bounds__(kClusterChunk, 1)
     proposals_cluster_kernel(const __grid_constant__ Decoder<T, kLegacy> decoder,
                              const __grid_constant__ ScoreSegments<T> segments,
                              const __grid_constant__ ProposalRows<T> out,
@@ -95,8 +95,8 @@ bool proposals_fit_cluster(const ProposalInputs& in, const ProposalSettings& set
   return visit(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (!fits_cluster<NoClass>(in.A, make_settings<T>(in, set))) return false;
-    return set.legacy ? device_runs_clusters<&proposals_cluster_kernel<T, true>>()
-                      : device_runs_clusters<&proposals_cluster_kernel<T, false>>();
+    return set.legacy ? device_runs_greedy_clusters<&proposals_cluster_kernel<T, true>>()
+                      : device_runs_greedy_clusters<&proposals_cluster_kernel<T, false>>();
   });
 }
 
