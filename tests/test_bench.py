@@ -513,6 +513,14 @@ def test_resources_of_the_binary(capsys: pytest.CaptureFixture[str], tmp_path: P
     sources = {path.name for path in environment.ROOT.glob("kernels/*/*.cu")}
     assert {entry["source"] for entry in found} == sources
     dynamic = {entry["kernel"] for entry in found if entry["room_for_dynamic"] is not None}
-    assert dynamic == {"nms_cluster_kernel", "pool_tile_kernel", "proposals_cluster_kernel", "select_kernel"}
+    assert dynamic == {
+        "align_kernel",
+        "detections_cluster_kernel",
+        "nms_cluster_kernel",
+        "pool_scatter_kernel",
+        "pool_tile_kernel",
+        "proposals_cluster_kernel",
+        "select_kernel",
+    }
     assert all(entry["occupancy"] is None or entry["occupancy"][0] > 0 for entry in found)
     assert "proposals_cluster_kernel" in capsys.readouterr().out
