@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bench import schema
 from bench.environment import describe
 from frcnn_fast._waits import wait_settings
-from frcnn_fast.io import write_json
 
 MOST_TIME, MOST_PROCESSOR_TIME = 2.2, 1.3
 _WARM_UP = 3
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=40, help="of one measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind (default: %(default)s)")
     parser.add_argument("--busy", type=int, default=os.cpu_count() or 1, help="busy processes (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures, with the machine's description")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, with the machine's description")
     parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work:
@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"round {place + 1}, beside {busy} busy processes: {shown}", file=sys.stderr)
     found = report(alone, beside, args.busy)
     if args.json:
-        write_json(args.json, {"environment": describe("cpu"), **found})
+        about = {"schema": schema.VERSION, "benchmark": "busy", "environment": describe("cpu")}
+        schema.save({**about, **found}, args.json)
     print(json.dumps(found, indent=2))
     return 0 if found["fair"] else 1
 

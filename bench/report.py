@@ -1,11 +1,12 @@
 """Tables and plots from results files: `python -m bench.report bench/results/*.json`.
 
-The tables go into README.md and, in docs, benchmarks.md, torchvision.md and export.md, between <!-- bench:cpu --> and
-<!-- /bench:cpu -->, and likewise bench:cuda, bench:resources (from `python -m bench.resources`), from all files of
-`python -m bench.bccd` together bench:bccd, those of `python -m bench.r50` bench:r50, of `python -m bench.in_place`
-bench:in-place, of `python -m bench.cost` bench:cost, a choice of all that bench:short, and from
-`python -m bench.compat` whole calls of other libraries bench:callers and exported detectors bench:exported; the plots
-beside the files, and the README's into docs/images. Of several files of one kind the newest is shown.
+The tables go into README.md and, in docs, benchmarks.md, torchvision.md, export.md and training.md, between
+<!-- bench:cpu --> and <!-- /bench:cpu -->, and likewise bench:cuda, bench:resources (from `python -m bench.resources`),
+from all files of `python -m bench.bccd` together bench:bccd, those of `python -m bench.r50` bench:r50, of
+`python -m bench.in_place` bench:in-place, of `python -m bench.busy` bench:busy, of `python -m bench.cost` bench:cost, a
+choice of all that bench:short, and from `python -m bench.compat` whole calls of other libraries bench:callers and
+exported detectors bench:exported; the plots beside the files, and the README's into docs/images. Of several files of
+one kind the newest is shown.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from bench.row_timing import COLD, GRAPH, OURS, TRITON, best, ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("benchmarks.md", "torchvision.md", "export.md")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("benchmarks.md", "torchvision.md", "export.md", "training.md")),
+)
 PICTURE = ROOT / "docs" / "images" / "speed.png"
 
 
@@ -116,6 +120,9 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]], page: Path) 
     if compiled:
         path, report = compiled
         bodies["resources"] = resources.summary(_shown(path), report)
+    crowded = newest_named(reports, "busy")
+    if crowded:
+        bodies["busy"] = busy_words(_shown(crowded[0]), crowded[1])
     others = [report for _, report in reports if report.get("benchmark") == "compat"]
     files = [(path, report) for path, report in reports if "exported" in report]
     if files:
@@ -138,6 +145,17 @@ def fill(text: str, reports: Sequence[tuple[Path, dict[str, Any]]], page: Path) 
     if not found:
         raise ValueError("the text has no markers such as <!-- bench:cpu --> for these reports")
     return text
+
+
+def busy_words(shown: str, report: dict[str, Any]) -> list[str]:
+    """What `bench.busy` has found. shown: the report's file."""
+    e, alone, beside, ratio = (report[name] for name in ("environment", "alone", "beside", "ratio"))
+    return [
+        f"Iterations of the default detector that take {alone['time']:.1f} s alone take {beside['time']:.1f} s beside "
+        f"{report['busy_processes']} busy processes on {e['cores']} cores, **{ratio['time']:.2f} times** as long, and "
+        f"{ratio['processor_time']:.2f} times the processor time (`python -m bench.busy`, {e['date'][:10]}, "
+        f"{e['cpu']}; `{shown}`). Twice as long is a fair share.",
+    ]
 
 
 def caption(path: Path, report: dict[str, Any]) -> list[str]:

@@ -161,6 +161,20 @@ IN_PLACE = {
     ],
 }
 
+# bench.busy; seconds of some iterations, medians of the rounds, and beside over alone
+TAKEN = {"time": NUMBER, "processor_time": NUMBER}
+BUSY = {
+    "schema": int,
+    "benchmark": str,  # busy
+    "environment": ENVIRONMENT,
+    "busy_processes": int,
+    "rounds": int,
+    "alone": TAKEN,
+    "beside": TAKEN,
+    "ratio": TAKEN,
+    "fair": bool,
+}
+
 # bench.compat; a part that was not made is not there
 COMPAT: dict[str, Any] = {
     "schema": int,
@@ -269,6 +283,10 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
         return _check_in_place(report)
     if report.get("benchmark") == "cost":
         return _check_cost(report)
+    if report.get("benchmark") == "busy":
+        check(report, BUSY)
+        _check_version(report)
+        return report
     check(report)
     _check_version(report)
     seen = set()

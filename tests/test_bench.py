@@ -521,6 +521,7 @@ def test_resources_of_the_binary(capsys: pytest.CaptureFixture[str], tmp_path: P
         "pool_tile_kernel",
         "proposals_cluster_kernel",
         "select_kernel",
+        "turn_kernel",
     }
     assert all(entry["occupancy"] is None or entry["occupancy"][0] > 0 for entry in found)
     assert "proposals_cluster_kernel" in capsys.readouterr().out

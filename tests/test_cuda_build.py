@@ -1,4 +1,5 @@
-"""Every CUDA source compiles for Ampere, Hopper and Blackwell, and no kernel spills registers. No GPU is needed.
+"""Every CUDA source compiles for Hopper (with FRCNN_LONG=1 for Ampere and Blackwell, too), and no kernel spills
+registers. No GPU is needed.
 
 And no kernel's code has grown unnoticed (bench/cost/code_size.py).
 
@@ -29,7 +30,7 @@ from frcnn_fast import _extension
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "cuda_check"
 SOURCES = [*sorted((ROOT / "kernels").glob("*/*.cu")), ROOT / "tests" / "simt" / "harness_kernels.cu"]
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100) if os.environ.get("FRCNN_LONG") else (90,)
 FLAGS = [
     "-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-warn-spills,-Werror", "-Xcompiler", "-Wall",
     *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES),
@@ -238,4 +239,4 @@ def test_a_spilling_kernel_is_noticed(tmp_path: Path) -> None:
     subprocess.run([nvcc, *quiet, "-lineinfo", "-c", str(source), "-o", str(binary)], check=True)
     forms = in_binary(binary)["spill.cu"]
     assert {form.architecture for form in forms} == {f"sm_{arch}" for arch in ARCHITECTURES}
-    assert "spill (sm_80)" in spilling(forms)
+    assert f"spill (sm_{ARCHITECTURES[0]})" in spilling(forms)

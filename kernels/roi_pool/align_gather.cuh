@@ -131,25 +131,75 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(T) == 4 ? 3 : 2) tile_gat
   *reinterpret_cast<LaneChannels<T>*>(g.grad_input + cell * g.C + channel0) = stored;
 }
 
-// The gradients of the RoIs' bins from contiguous to channels_last. A block has a slice of the channels of one RoI, in
-// shared memory: one barrier between the ways.
-constexpr int kTurnChannels = 32, kTurnBins = 64, kTurnThreads = 256;
+// The gradients of the RoIs' bins from contiguous to channels_last, by vectors. A block has 128 bytes of channels of
+// one RoI, a run of memory that is read as it lies, two groups of a vector's channels a warp; one barrier, and they are
+// complete in shared memory; then a lane has a group of a bin. An odd number of vectors from group to group: lanes of
+// eight groups and four bins read from all banks.
+constexpr int kTurnGroups = 8, kTurnThreads = 128;
+#if defined(FF_TEST_BUILD)
+constexpr int kMostTurned = 72;
+#else
+constexpr int kMostTurned = 255;  // bins, whose vectors are 32 KB
+#endif
+constexpr size_t turn_shared(int32_t bins) { return size_t(kTurnGroups) * size_t(bins | 1) * sizeof(uint4); }
 
 template <class T>
 __global__ void __launch_bounds__(kTurnThreads)
     turn_kernel(int32_t C, int32_t bins, int32_t slices, const T* __restrict__ from, T* __restrict__ to) {
-  FF_SHARED(T, values, [kTurnChannels][kTurnBins + 1]);
+  using Vector = LaneChannels<T>;
+  constexpr int n = Vector::kCount, warps = kTurnThreads / kWarp, together = kWarp / kTurnGroups;
+  FF_DYN_SHARED(uint4, values);  // [kTurnGroups][bins | 1]
   const int64_t k = blockIdx.x / unsigned(slices);
-  const int32_t channel0 = int32_t(blockIdx.x % unsigned(slices)) * kTurnChannels;
-  const int32_t channels = minimum(C - channel0, kTurnChannels);
+  const int32_t channel0 = int32_t(blockIdx.x % unsigned(slices)) * (kTurnGroups * n);
+  const int32_t groups = minimum((C - channel0) / n, kTurnGroups), stride = bins | 1;
+  const uint4* const source = reinterpret_cast<const uint4*>(from + (k * C + channel0) * bins);
+  for (int32_t at = lane_id(); at < bins; at += 2 * kWarp) {
+    uint4 loaded[kTurnGroups / warps][2];
+#pragma unroll
+    for (int i = 0; i < kTurnGroups / warps; ++i)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        loaded[i][j] =
+            __ldg(source + minimum(warp_id() + i * warps, groups - 1) * bins + minimum(at + j * kWarp, bins - 1));
+#pragma unroll
+    for (int i = 0; i < kTurnGroups / warps; ++i)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        if (at + j * kWarp < bins) values[(warp_id() + i * warps) * stride + at + j * kWarp] = loaded[i][j];
+  }
+  __syncthreads();  // complete
+  const int32_t group = lane_id() % kTurnGroups;
+  if (group >= groups) return;
+  const T* const mine = reinterpret_cast<const T*>(values + group * stride);
+  T* const target = to + k * C * bins + channel0 + group * n;
+#pragma unroll 4
+  for (int32_t bin = warp_id() * together + lane_id() / kTurnGroups; bin < bins; bin += warps * together) {
+    Vector turned;
+#pragma unroll
+    for (int j = 0; j < n; ++j) turned.v[j] = mine[j * bins + bin];
+    *reinterpret_cast<Vector*>(target + bin * C) = turned;
+  }
+}
+
+// The same number by number, of any channels: a block has a slice of the channels of one RoI, in shared memory; one
+// barrier between the ways.
+constexpr int kPlainTurnChannels = 32, kPlainTurnBins = 64, kPlainTurnThreads = 256;
+
+template <class T>
+__global__ void __launch_bounds__(kPlainTurnThreads)
+    plain_turn_kernel(int32_t C, int32_t bins, int32_t slices, const T* __restrict__ from, T* __restrict__ to) {
+  FF_SHARED(T, values, [kPlainTurnChannels][kPlainTurnBins + 1]);
+  const int64_t k = blockIdx.x / unsigned(slices);
+  const int32_t channel0 = int32_t(blockIdx.x % unsigned(slices)) * kPlainTurnChannels;
+  const int32_t channels = minimum(C - channel0, kPlainTurnChannels);
   const T* const source = from + (k * C + channel0) * bins;
   T* const target = to + k * C * bins + channel0;
-  for (int32_t bin0 = 0; bin0 < bins; bin0 += kTurnBins) {
-    const int32_t width = minimum(bins - bin0, kTurnBins);
-    for (int32_t c = warp_id(); c < channels; c += kTurnThreads / kWarp)
+  for (int32_t bin0 = 0; bin0 < bins; bin0 += kPlainTurnBins) {
+    const int32_t width = minimum(bins - bin0, kPlainTurnBins);
+    for (int32_t c = warp_id(); c < channels; c += kPlainTurnThreads / kWarp)
       for (int32_t bin = lane_id(); bin < width; bin += kWarp) values[c][bin] = source[c * bins + bin0 + bin];
     __syncthreads();  // complete
-    for (int32_t bin = warp_id(); bin < width; bin += kTurnThreads / kWarp)
+    for (int32_t bin = warp_id(); bin < width; bin += kPlainTurnThreads / kWarp)
       if (lane_id() < channels) target[int64_t(bin0 + bin) * C + lane_id()] = values[lane_id()][bin];
     __syncthreads();  // written to again
   }

@@ -408,6 +408,23 @@ struct BackwardMemory {
       : tables(take_tables(arena, s)), turned(arena.take<T>(turns(s) ? s.R * s.C * s.PH * s.PW : 0)) {}
 };
 
+template <class T>
+Status turn(const RoiAlignShape& shape, const T* from, T* to, Stream stream) {
+  const int64_t bins = shape.PH * shape.PW, line = kTurnGroups * LaneChannels<T>::kCount;
+  if (shape.R == 0) return kOk;
+  const bool vectors = shape.C % LaneChannels<T>::kCount == 0 && is_aligned(from) && bins <= kMostTurned;
+  if (FF_MUTANT(align_turn_vectors, vectors, true)) {
+    const int64_t slices = (shape.C + line - 1) / line;
+    FF_LAUNCH(turn_kernel<T>, dim3(unsigned(shape.R * slices)), dim3(kTurnThreads), turn_shared(int32_t(bins)), stream,
+              int32_t(shape.C), int32_t(bins), int32_t(slices), from, to);
+  } else {
+    const int64_t slices = (shape.C + kPlainTurnChannels - 1) / kPlainTurnChannels;
+    FF_LAUNCH(plain_turn_kernel<T>, dim3(unsigned(shape.R * slices)), dim3(kPlainTurnThreads), 0, stream,
+              int32_t(shape.C), int32_t(bins), int32_t(slices), from, to);
+  }
+  return launched();
+}
+
 // The gradient of one level's map from channels_last gradients.
 template <class T>
 Status gather_tiles(const RoiAlignShape& shape, int64_t l, const RoiTables& tables, const Weights<Compute<T>>& weights,
@@ -447,10 +464,7 @@ Status align_backward(const RoiAlignShape& shape, const void* grad_output, const
   const T* from = static_cast<const T*>(grad_output);
   bool last = shape.output_channels_last;
   if (BackwardMemory<T>::turns(shape)) {
-    const int32_t slices = int32_t((shape.C + kTurnChannels - 1) / kTurnChannels);
-    if (shape.R > 0)
-      FF_LAUNCH(turn_kernel<T>, dim3(unsigned(shape.R * slices)), dim3(kTurnThreads), 0, stream, int32_t(shape.C),
-                s.PH * s.PW, slices, from, memory.turned);
+    FF_TRY(turn(shape, from, memory.turned, stream));
     from = memory.turned, last = true;
   }
   const WeightSource<T> source{s.C,           s.PH,    s.PW, cell_strides(shape.C, shape.PH * shape.PW, last),

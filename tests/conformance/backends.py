@@ -17,20 +17,22 @@ from tests.triton_interpreter import patching_once_a_launch
 ALWAYS = {"reference", "cpu"}
 REQUIRED = ALWAYS | set(os.environ.get("FRCNN_REQUIRE", "").replace(" ", "").split(","))
 
+LONG = bool(os.environ.get("FRCNN_LONG"))
 # The ops that go another way on a device without clusters of blocks.
 CLUSTER_OPS = frozenset({"top_n", "rpn_proposals", "nms", "batched_nms", "nms_padded", "detections"})
 
 
 @dataclass(frozen=True)
 class Backend:
-    """slow: only cases marked `small` run on it. missing: why it cannot run, empty where it can. ops: those it serves;
-    None: all."""
+    """slow: only cases marked `small` run on it, and one_in so many of an op's. missing: why it cannot run,
+    empty where it can. ops: those it serves; None: all."""
 
     name: str
     activate: Callable[[], contextlib.AbstractContextManager]
     device: str = "cpu"
     missing: str = ""
     slow: bool = False
+    one_in: int = 1
     ops: frozenset[str] | None = None
 
     def serves(self, op: str) -> bool:
@@ -75,6 +77,7 @@ def _all() -> tuple[Backend, ...]:
             device="cuda" if on_gpu else "cpu",
             missing=_triton_missing(),
             slow=not on_gpu,
+            one_in=1 if on_gpu or LONG else 3,  # the interpreter takes seconds a case
         ),
     )
 

@@ -223,6 +223,8 @@ def _maps(layout: str) -> Iterator[tuple[str, Callable[[], Args], bool]]:
         yield f"C{C}", lambda C=C: pooling((2, C, 7, 9), 6, (3, 2), layout=layout, sampling_ratio=2), C < 80
     yield "C32-f16", lambda: pooling((1, 32, 7, 9), 5, 3, layout=layout, dtype=torch.float16), False
     yield "one-bin", lambda: pooling((1, 32, 7, 9), 5, 1, layout=layout), True
+    for size in ((9, 8), (3, 40)):  # bins by vectors, more than two warps' and more than the test build has room for
+        yield f"{size[0]}x{size[1]}-bins", lambda s=size: pooling((1, 40, 7, 9), 3, s, layout=layout), True
     yield "one-channel", lambda: pooling((1, 1, 7, 9), 5, 3, layout=layout), False
     # Enough of them for the map to be loaded as a whole.
     yield "many", lambda: pooling((1, 32, 6, 7), 60, 2, layout=layout, rois="odd", sampling_ratio=2), False

@@ -26,12 +26,13 @@ def combinations() -> Iterator[Any]:
     """Case by case, so that the oracle's answer is worked out once for all backends. A missing backend has one row an
     op, which says why."""
     for op in OPS:
-        for case in op.cases:
+        for number, case in enumerate(op.cases):
             for backend in BACKENDS:
                 alone = backend.missing and case is not op.cases[0]
                 # The oracle is not asked what it thinks of data that is out of range.
                 idle = case.as_if is not None and backend.name == "reference"
                 fits = case.small or backend.missing or not backend.slow
+                fits = fits and number % backend.one_in == 0
                 if backend.serves(op.name) and fits and not alone and not idle:
                     marks = (*conditions(backend), *([pytest.mark.small] if case.small else []))
                     yield pytest.param(op, backend, case, id=f"{op.name}-{backend.name}-{case.name}", marks=marks)
