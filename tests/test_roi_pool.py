@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from frcnn_fast.ops._operator import Operator
 
 OPS = ("roi_pool", "roi_align", "roi_align_max", "multiscale_roi_align")
 LAST = torch.channels_last
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def example(
@@ -119,6 +123,31 @@ def test_few_and_many_regions_agree(op: str) -> None:
     output = call(op, features, rois, 7)
     for k in (0, 17, 79):
         assert torch.equal(call(op, features, rois[k : k + 1], 7), output[k : k + 1])
+
+
+STREAMED = """
+import torch
+from tests.test_roi_pool import OPS, call, example
+for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    features, rois = example(1400, 67, dtype=dtype)
+    for op in OPS:
+        whole = call(op, features, rois, 7)
+        assert whole.nbytes > 8 << 20
+        parts = torch.cat([call(op, features, some, 7) for some in rois.split(100)])
+        assert torch.equal(whole, parts), (op, dtype)
+    def argmax(rois):
+        rois = rois.to(torch.promote_types(dtype, torch.float32))
+        return torch.ops.frcnn_fast.roi_pool(features, rois, 7, 7, 0.25, True, True, None)[1]
+    assert torch.equal(argmax(rois), torch.cat([argmax(some) for some in rois.split(100)])), dtype
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_large_outputs_go_past_the_caches_and_are_the_same(isa: str) -> None:
+    """From 8 MB on, whatever the instruction set; the channels of a region begin anywhere in a line."""
+    environment = {**os.environ, "FRCNN_FAST_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", STREAMED], cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
