@@ -1,17 +1,12 @@
 // Boxes of one class, put into vertical strips of the image, or the cells of a grid over it, by their centres, so that
-// a candidate meets a long list of kept boxes only in part. Exact.
-//
-// Let the IoU of two boxes be above t. Then so is that of their horizontal extents, and that of their vertical ones:
-// the union is at least as wide and as high as either pair. Two intervals with v in common and a union of u have
-// doubled centres at most u - v apart, which is less than (1 - t) / t times the length of either. Floating point adds
-// errors that are relative as long as no area underflows: the reach below is generous about them, boxes with an area
-// that small but positive meet every cell, and those without area suppress nothing anyway.
+// a candidate meets a long list of kept boxes only in part. Exact (reach.h).
 //
 // For *_cpu_simd.cpp files, as kept_chains.h.
 #pragma once
 #include <cmath>
 
 #include "kept_chains.h"
+#include "reach.h"
 
 namespace frcnn_fast::nms {
 namespace FF_ISA {
@@ -43,15 +38,15 @@ class CellAxis {
   // Never falls as the centre grows, which is all that matters: cells at the ends take what lies beyond.
   FF_HD int32_t cell(U centre) const {
     const U at = (centre - low_) * per_pixel_;
-    return int32_t(at > U(0) ? (at < last_ ? at : last_) : U(0));
+    return int32_t(at > U(0) ? (at < last_ ? at : last_) : U(0));  // of a NaN the first
   }
 
   // The cells that a box of that centre and length reaches.
   FF_HD void reached(U centre, U length, int32_t* first, int32_t* last) const {
-    const U size = centre < U(0) ? -centre : centre;
-    const U reach = FF_MUTANT(nms_cell_reach, reach_, reach_ / U(2)) * length + U(1e-6) * (size + length);
+    const U reach = reach_of(FF_MUTANT(nms_cell_reach, reach_, reach_ / U(2)), centre, length);
     *first = cell(centre - reach);
-    *last = cell(centre + reach);
+    const U end = centre + reach;
+    *last = end == end ? cell(end) : int32_t(last_);
   }
 
  private:
@@ -83,9 +78,8 @@ class Cells {
 
   int64_t start(int64_t capacity, U threshold, const Spread<U>& x, const Spread<U>& y) {
     columns_ = rows_ = 1;
-    const U t = threshold < U(1) ? threshold : U(1);
-    const U reach = (U(1) - t) / t * U(1.0001) + U(1e-4);
-    if (most(capacity) > 1 && threshold >= U(0.2)) {
+    const U reach = reach_in_lengths(threshold);
+    if (most(capacity) > 1 && reach > U(0)) {
       // Of strips there are as many as the list is long enough for; where a grid has too many cells, both sides get
       // fewer.
       U columns = CellAxis<U>::wanted(x, reach), rows = capacity < kGridFrom ? U(1) : CellAxis<U>::wanted(y, reach);
@@ -108,7 +102,7 @@ class Cells {
     if (columns_ * rows_ > 1) {
       const U x = doubled_x(box), y = doubled_y(box);
       c->chain = y_.cell(y) * columns_ + x_.cell(x);
-      if (c->area > U(1e-25)) {
+      if (has_reach(c->area)) {
         x_.reached(x, extent<kLegacy>(box.x1, box.x2), &left, &right);
         y_.reached(y, extent<kLegacy>(box.y1, box.y2), &top, &bottom);
       }

@@ -117,6 +117,10 @@ def _padded_cases() -> Iterator[Case]:
     yield Case("chain-across-blocks", _long_chain)
     yield Case("all-scores-NaN", _all_nan, small=True)
     yield Case("areas-overflow", _overflowing, small=True)
+    yield Case("areas-of-few-units", _tiny, small=True)
+    yield Case("centres-overflow", _far, small=True)
+    for lying in (False, True):
+        yield Case(f"nested-across-{'rows' if lying else 'columns'}", lambda y=lying: _nested(y), small=True)
     yield Case("strided", lambda: _padded(2, 100, layout="strided"), small=True)
     yield Case("transposed", lambda: _padded(2, 100, layout="transposed"), small=True)
 
@@ -164,6 +168,45 @@ def _overflowing() -> Args:
         "scores": tensor(g.normal(size=(1, 80))),
         "iou_threshold": 0.5,
         "max_output": 80,
+    }
+
+
+def _tiny() -> Args:
+    """Areas of a few of the smallest numbers: their IoU is far from what the sides say."""
+    g = generator(11)
+    return {
+        "boxes": tensor(random_boxes(g, (1, 300), 40.0, 8.0) * 1e-22),
+        "scores": tensor(g.normal(size=(1, 300))),
+        "iou_threshold": 0.5,
+        "max_output": 300,
+    }
+
+
+def _far() -> Args:
+    """The last two overlap. The doubled centre of the one overflows, that of the other is zero."""
+    args = _padded(1, 300, kind="random", threshold=0.3, max_output=302)
+    long = tensor([[-1.7e38, 0.0, 1.7e38, 0.1], [-3.4e38, 0.0, -1e36, 0.1]])
+    args["boxes"] = torch.cat([args["boxes"] - 500, long[None]], dim=1)
+    args["scores"] = torch.cat([args["scores"], tensor([[-100.0, -101.0]])], dim=1)
+    return args
+
+
+def _nested(lying: bool) -> Args:
+    """Pairs, one box half of the other, from its one end or from its other: as far apart as boxes of that IoU can be.
+    The larger ones are kept first."""
+    g = generator(12)
+    n = 90
+    left, top = g.uniform(0, 4000, n), 40.0 * np.arange(n)
+    whole = np.stack([left, top, left + 1000, top + 30], axis=1)
+    half = whole.copy()
+    half[0::2, 0] += 490
+    half[1::2, 2] -= 490
+    boxes = np.concatenate([whole, half])[None]
+    return {
+        "boxes": tensor(boxes[..., [1, 0, 3, 2]] if lying else boxes),
+        "scores": tensor(-np.arange(2 * n)[None]),
+        "iou_threshold": 0.5,
+        "max_output": 2 * n,
     }
 
 
