@@ -61,7 +61,7 @@ class TestNames:
         command = [sys.executable, "-m", "frcnn_fast.cli", "detect", "in", "gone-ó.jpg", "--checkpoint", str(run)]
         environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*command, "-o", "out"], cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False
+            [*command, "-o", "out"], cwd=tmp_path, env=environment, capture_output=True, timeout=600, check=False
         )
         assert done.returncode == 1, done.stderr
         assert b"Traceback" not in done.stderr
@@ -90,7 +90,7 @@ class TestNames:
             [sys.executable, "-m", "frcnn_fast.cli", command, "--data-root", str(root), *arguments[command]],
             env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
             capture_output=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -95,7 +95,7 @@ def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(root))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     place = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, km=kernels, timeout=300, resources=place).execute()
+    nbclient.NotebookClient(notebook, km=kernels, timeout=900, resources=place).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     assert any("proposals" in output.get("text", "") for output in outputs)

@@ -220,7 +220,7 @@ class TestPage:
         done = subprocess.run(
             [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
              "--window-size=1200,900", "--dump-dom", (tmp_path / "counted.html").as_uri()],
-            text=True, capture_output=True, timeout=120, check=True,
+            text=True, capture_output=True, timeout=600, check=True,
         )  # fmt: skip
         images = len(Pictures(text).images)
         assert f"<title>{images} of {images}, true</title>" in done.stdout

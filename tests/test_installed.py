@@ -28,6 +28,7 @@ from tests.make_wheels import MOST_BYTES, pythons
 ROOT = Path(__file__).resolve().parents[1]
 LONG = bool(os.environ.get("FRCNN_LONG"))
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+MOST_OF_TORCHS_IMPORT = 0.25
 
 
 def elf(machine: int) -> bytes:
@@ -117,22 +118,22 @@ class TestFit:
 
 
 def test_the_import_costs_little():
-    """Beyond torch's own, of which there is much. Of the processor's time: the machine may be busy."""
+    """Beside torch's own. Both in processor time of one process, so that a slow or busy machine is slow for both."""
     code = (
-        "import time, torch\n"
-        "start = time.process_time()\n"
+        "import time\n"
+        "begin = time.process_time()\n"
+        "import torch\n"
+        "middle = time.process_time()\n"
         "import frcnn_fast\n"
-        "print(time.process_time() - start)\n"
+        "print((time.process_time() - middle) / (middle - begin))\n"
         "import sys; print(*sorted(m for m in ('PIL', 'matplotlib', 'scipy', 'sklearn', 'triton') if m in sys.modules))"
     )
-    best, loaded = 9.0, ""
+    shares, loaded = [], ""
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT, check=True)
-        seconds, loaded = done.stdout.splitlines()
-        best = min(best, float(seconds))
-        if best < 0.3:
-            break
-    assert best < 0.3
+        share, loaded = done.stdout.splitlines()
+        shares.append(float(share))
+    assert min(shares) < MOST_OF_TORCHS_IMPORT
     assert not loaded, "import frcnn_fast needs torch and numpy only"
 
 

@@ -92,7 +92,7 @@ for write in (lambda: save(30_000, 2.0), lambda: save(3_000_000, 3.0), lambda: w
 """
         paths = [str(tmp_path / name) for name in ("model.safetensors", "note.json")]
         done = subprocess.run(
-            [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True, timeout=120
+            [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True, timeout=600
         )
         assert done.stdout.count(f"{paths[0]}: the checkpoint could not be written") == 2
         assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "note.json"]

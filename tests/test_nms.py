@@ -215,7 +215,7 @@ def test_works_in_a_forked_process() -> None:
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(queue,))
     child.start()
-    assert queue.get(timeout=60) == wanted
+    assert queue.get(timeout=600) == wanted
     child.join()
 
 

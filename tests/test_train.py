@@ -503,12 +503,12 @@ class TestSignals:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (tmp_path / "metrics.jsonl").exists() and process.poll() is None:
             assert time.monotonic() < deadline, "training did not start"
             time.sleep(0.1)
         os.killpg(process.pid, number)  # as a terminal and a batch system do: workers get it, too
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=600)
         assert process.returncode == status, errors.decode()
         assert b"Traceback" not in errors
         assert b"the detector so far is in" in errors

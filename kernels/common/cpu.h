@@ -29,6 +29,14 @@ void mark_forked();
 // first touch of fresh memory in pages of 4 KiB takes longer than writing it. Does nothing to less than some megabytes.
 void use_huge_pages(void* data, size_t bytes);
 
+// What this thread has stored past the caches (stream_line() in vectors.h) is seen before anything that it stores
+// later.
+inline void end_streams() {
+#if defined(FF_X86_ISA)
+  __builtin_ia32_sfence();
+#endif
+}
+
 inline int max_threads() {
 #if defined(_OPENMP)
   return forked() || omp_in_parallel() ? 1 : omp_get_max_threads();

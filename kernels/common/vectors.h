@@ -106,6 +106,19 @@ template <class V, class U>
 FF_SIMD void store_raw(U* p, V lanes) {
   __builtin_memcpy(p, &lanes, sizeof lanes);
 }
+// Of 64 bytes, past the caches: for what nobody reads soon. to: a multiple of 64. Other threads see it after a fence.
+constexpr int kLineBytes = 64;
+FF_SIMD void stream_line(void* to, const void* from) {
+#if defined(FF_X86_ISA) && defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+#elif defined(FF_X86_ISA)
+  for (int i = 0; i < kLineBytes / 16; ++i)
+    _mm_stream_si128(static_cast<__m128i*>(to) + i, _mm_loadu_si128(static_cast<const __m128i*>(from) + i));
+#else
+  __builtin_memcpy(to, from, kLineBytes);
+#endif
+}
+
 template <class U>
 FF_SIMD Vector<U> lanes_at(const U* p) {
   return load_raw<Vector<U>>(p);

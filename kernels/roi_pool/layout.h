@@ -16,12 +16,12 @@ FF_ISA_DECLARE(
                     double* target);
     void load_lanes(const int32_t* source, CellStrides strides, int channels, int lanes, int64_t cells,
                     int32_t* target);
-    // The way back.
+    // The way back. streamed: past the caches, where it lies in one piece. Ended by end_streams().
     void store_lanes(DType dtype, const float* source, int channels, int lanes, int64_t cells, CellStrides strides,
-                     void* target);
+                     bool streamed, void* target);
     void store_lanes(DType dtype, const double* source, int channels, int lanes, int64_t cells, CellStrides strides,
-                     void* target);
-    void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides,
+                     bool streamed, void* target);
+    void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides, bool streamed,
                      int32_t* target))
 
 }  // namespace frcnn_fast::roi_pool

@@ -85,10 +85,20 @@ void store_planes(const U* source, int channels, int lanes, int64_t cells, int64
   }
 }
 
+// Copies n elements to a multiple of their size.
+template <class T>
+void stream(const T* from, int64_t n, T* to) {
+  constexpr int line = kLineBytes / int(sizeof(T));
+  int64_t i = 0;
+  for (; i < n && reinterpret_cast<uintptr_t>(to + i) % kLineBytes; ++i) to[i] = from[i];
+  for (; i + line <= n; i += line) stream_line(to + i, from + i);
+  for (; i < n; ++i) to[i] = from[i];
+}
+
 // The same where the channels lie one behind the other, a RoI's output: put together in the first-level cache, then
 // written from end to end, which memory takes much faster than one row of each channel after the other.
 template <class T, class U>
-bool store_packed(const U* source, int channels, int lanes, int64_t cells, T* target) {
+bool store_packed(const U* source, int channels, int lanes, int64_t cells, bool streamed, T* target) {
   constexpr int n = kLanes<U>;
   constexpr int64_t kMost = 16384 / int64_t(sizeof(T));
   if (cells < n || cells * n > kMost) return false;
@@ -98,6 +108,10 @@ bool store_packed(const U* source, int channels, int lanes, int64_t cells, T* ta
     store_planes(source + c, present, lanes, cells, cells, packed);
     T* to = target + c * cells;
     const int64_t total = present * cells;
+    if (streamed) {
+      stream(packed, total, to);
+      continue;
+    }
     int64_t i = 0;
     for (; i + n <= total; i += n) store_raw(to + i, load_raw<Elements<T>>(packed + i));
     for (; i < total; ++i) to[i] = packed[i];
@@ -115,11 +129,12 @@ void load_any(const void* source, CellStrides strides, int channels, int lanes, 
 }
 
 template <class T, class U>
-void store_any(const U* source, int channels, int lanes, int64_t cells, CellStrides strides, void* target) {
+void store_any(const U* source, int channels, int lanes, int64_t cells, CellStrides strides, bool streamed,
+               void* target) {
   T* typed = static_cast<T*>(target);
   if (strides.channel == 1)
     store_rows(source, channels, lanes, cells, strides.cell, typed);
-  else if (strides.channel != cells || !store_packed(source, channels, lanes, cells, typed))
+  else if (strides.channel != cells || !store_packed(source, channels, lanes, cells, streamed, typed))
     store_planes(source, channels, lanes, cells, strides.channel, typed);
 }
 
@@ -143,20 +158,21 @@ void load_lanes(const int32_t* source, CellStrides strides, int channels, int la
 }
 
 void store_lanes(DType dtype, const float* source, int channels, int lanes, int64_t cells, CellStrides strides,
-                 void* target) {
+                 bool streamed, void* target) {
   if (dtype == DType::kFloat16)
-    store_any<Half>(source, channels, lanes, cells, strides, target);
+    store_any<Half>(source, channels, lanes, cells, strides, streamed, target);
   else if (dtype == DType::kBFloat16)
-    store_any<BFloat16>(source, channels, lanes, cells, strides, target);
+    store_any<BFloat16>(source, channels, lanes, cells, strides, streamed, target);
   else
-    store_any<float>(source, channels, lanes, cells, strides, target);
+    store_any<float>(source, channels, lanes, cells, strides, streamed, target);
 }
 void store_lanes(DType, const double* source, int channels, int lanes, int64_t cells, CellStrides strides,
-                 void* target) {
-  store_any<double>(source, channels, lanes, cells, strides, target);
+                 bool streamed, void* target) {
+  store_any<double>(source, channels, lanes, cells, strides, streamed, target);
 }
-void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides, int32_t* target) {
-  store_any<int32_t>(source, channels, lanes, cells, strides, target);
+void store_lanes(const int32_t* source, int channels, int lanes, int64_t cells, CellStrides strides, bool streamed,
+                 int32_t* target) {
+  store_any<int32_t>(source, channels, lanes, cells, strides, streamed, target);
 }
 
 }  // namespace FF_ISA

@@ -132,7 +132,8 @@ class AlignBackward {
       FF_ISA_CALL(scatter_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.PH), int32_t(s_.PW),
                   plan.lanes, scratch.grads, plan.lanes);
     }
-    if (!plan.direct) FF_ISA_CALL(store_lanes, dtype_, scratch.tile, channels, int(plan.lanes), cells, map, target);
+    if (!plan.direct)
+      FF_ISA_CALL(store_lanes, dtype_, scratch.tile, channels, int(plan.lanes), cells, map, false, target);
   }
 
   DType dtype_;

@@ -8,6 +8,12 @@ template <class T>
 class Align {
   using U = Compute<T>;
   static constexpr bool kConverted = !std::is_same<T, U>::value;
+  static constexpr int kMostSamples = 4;
+#if defined(FF_TEST_BUILD)  // small cases have weights to remember
+  static constexpr int64_t kFewChannels = 2;
+#else
+  static constexpr int64_t kFewChannels = 4 * kBlockLanes;
+#endif
 
  public:
   Align(DType dtype, const RoiAlignShape& shape, const void* const* features, const void* rois, void* memory,
@@ -22,6 +28,7 @@ class Align {
     cut(arena);
     const bool last = FF_MUTANT(align_output_layout, s_.output_channels_last, s_.levels[0].channels_last);
     out_ = cell_strides(s_.C, bins_, last);
+    streamed_ = are_streamed(output_, s_.R * s_.C * bins_);
   }
 
   // Also tells how much the workspace must hold.
@@ -33,6 +40,10 @@ class Align {
       tile_size = std::max(tile_size, plans_[l].tile_size);
     }
     groups_ = RoiGroups::take(arena, s_.L, s_.B, s_.R);
+    if (remembers()) {
+      weights_ = geometry_.take(arena, false, s_.R);
+      found_ = arena.take<bool>(s_.R);
+    }
     const size_t before = arena.used();
     first_ = arena.take<char>(0);
     take(arena, tile_size);
@@ -55,6 +66,12 @@ class Align {
       if (lanes && prefers_whole_maps(l)) {
         const int64_t blocks = ceil_div(s_.C, lanes);
         const int64_t parts = std::max<int64_t>(1, std::min(threads / (s_.B * blocks), members / s_.B / 8));
+        if (remembers())
+          for_each_unit(members, threads, [&](int64_t, int64_t i) {
+            const int32_t k = groups_.order[first + i];
+            RoiWeights<U> weights = geometry_.part(weights_, k);
+            found_[k] = geometry_.find(k, l, weights);
+          });
         for_each_unit(s_.B * blocks * parts, threads, [&](int64_t thread, int64_t unit) {
           align_image(thread, l, unit / parts / blocks, unit / parts % blocks * lanes, unit % parts, parts);
         });
@@ -78,6 +95,12 @@ class Align {
     RoiWeights<U> weights;
     TouchedCells rows, columns;
   };
+
+  // Whether a RoI's weights are worked out once for all blocks of channels of a whole map: a few cells a bin, and a
+  // fraction of what the RoI writes.
+  bool remembers() const {
+    return !s_.precise && s_.sampling_ratio > 0 && s_.sampling_ratio <= kMostSamples && s_.C > kFewChannels;
+  }
 
   int64_t window_lanes() const { return std::min<int64_t>(4 * kBlockLanes, round_up(s_.C, kBlockLanes)); }
 
@@ -150,7 +173,8 @@ class Align {
                 scratch.tile);
     const Tile<const U> tile{scratch.tile, level.W * lanes, lanes, 0, int32_t(level.H), 0};
     for (const int32_t* k = first; k < last; ++k) {
-      if (!geometry_.find(*k, l, scratch.weights)) {
+      if (remembers()) scratch.weights = geometry_.part(weights_, FF_MUTANT(align_remembered, *k, *first));
+      if (!(remembers() ? found_[*k] : geometry_.find(*k, l, scratch.weights))) {
         clear(*k, c, channels);
         continue;
       }
@@ -211,7 +235,7 @@ class Align {
   }
 
   void store(int64_t k, int64_t c, int channels, int64_t lanes, const Scratch& scratch) const {
-    FF_ISA_CALL(store_lanes, dtype_, scratch.sums, channels, int(lanes), bins_, out_, output(k, c));
+    FF_ISA_CALL(store_lanes, dtype_, scratch.sums, channels, int(lanes), bins_, out_, streamed_, output(k, c));
   }
 
   DType dtype_;
@@ -221,11 +245,14 @@ class Align {
   RoiGeometry<U> geometry_;
   T* output_;
   CellStrides out_{};
+  bool streamed_ = false;
   Plan plans_[kMaxRoiLevels];
   int64_t threads_ = 1, tile_size_ = 0;
   size_t per_thread_ = 0;
   char* first_ = nullptr;
   RoiGroups groups_{};
+  RoiWeights<U> weights_{};  // of all RoIs, if it remembers
+  bool* found_ = nullptr;
 };
 
 }  // namespace

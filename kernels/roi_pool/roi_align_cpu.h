@@ -78,9 +78,15 @@ class RoiGeometry {
         [this](const U* roi) { return roi_level(roi, thresholds_, s_.num_thresholds); }, groups);
   }
 
-  // Memory for find(). slopes: it is to find them as well.
-  RoiWeights<U> take(WorkspaceArena& arena, bool slopes = false) const {
-    return {take_axis(arena, s_.PH, s_.max_height(), slopes), take_axis(arena, s_.PW, s_.max_width(), slopes), 0, -1};
+  // Memory for find(), of so many RoIs. slopes: it is to find them as well.
+  RoiWeights<U> take(WorkspaceArena& arena, bool slopes = false, int64_t rois = 1) const {
+    return {take_axis(arena, rois * s_.PH, rois, most_cells(s_.max_height()), slopes),
+            take_axis(arena, rois * s_.PW, rois, most_cells(s_.max_width()), slopes), 0, -1};
+  }
+  // The i-th RoI's part of it, without slopes.
+  RoiWeights<U> part(const RoiWeights<U>& all, int64_t i) const {
+    return {part(all.rows, i, s_.PH, most_cells(s_.max_height())),
+            part(all.columns, i, s_.PW, most_cells(s_.max_width())), 0, -1};
   }
 
   // False where the RoI pools nothing at all.
@@ -115,11 +121,16 @@ class RoiGeometry {
   }
 
  private:
-  AxisWeights<U> take_axis(WorkspaceArena& arena, int64_t bins, int64_t limit, bool slopes) const {
-    // Two cells a sample, and no cell twice in a bin.
-    const int64_t most = s_.sampling_ratio > 0 ? std::min<int64_t>(limit, 2 * int64_t(s_.sampling_ratio)) : limit;
-    return {arena.take<int32_t>(bins + 1), arena.take<int32_t>(bins * most), arena.take<U>(bins * most),
+  // Of a bin: two cells a sample, and no cell twice.
+  int64_t most_cells(int64_t limit) const {
+    return s_.sampling_ratio > 0 ? std::min<int64_t>(limit, 2 * int64_t(s_.sampling_ratio)) : limit;
+  }
+  static AxisWeights<U> take_axis(WorkspaceArena& arena, int64_t bins, int64_t rois, int64_t most, bool slopes) {
+    return {arena.take<int32_t>(bins + rois), arena.take<int32_t>(bins * most), arena.take<U>(bins * most),
             slopes ? arena.take<Slope<U>>(bins * most) : nullptr};
+  }
+  static AxisWeights<U> part(const AxisWeights<U>& all, int64_t i, int64_t bins, int64_t most) {
+    return {all.begin + i * (bins + 1), all.cells + i * bins * most, all.weights + i * bins * most, nullptr};
   }
 
   void fill(const SampleAxis<U>& axis, int64_t bins, U factor, AxisWeights<U>& out) const {

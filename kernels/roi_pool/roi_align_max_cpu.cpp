@@ -25,7 +25,8 @@ class AlignMax {
         argmax_y_(static_cast<U*>(argmax_y)),
         argmax_x_(static_cast<U*>(argmax_x)),
         map_(cell_strides(shape.C, level_.H * level_.W, level_.channels_last)),
-        out_(cell_strides(shape.C, bins_, shape.output_channels_last)) {
+        out_(cell_strides(shape.C, bins_, shape.output_channels_last)),
+        streamed_(are_streamed(output_, shape.R * shape.C * bins_)) {
     WorkspaceArena arena(memory);
     cut(arena);
   }
@@ -100,11 +101,11 @@ class AlignMax {
     for (const int32_t* k = first; k < last; ++k) {
       pool_roi(geometry_.roi(*k), scratch);
       const int64_t at = *k * s_.C * bins_ + c * out_.channel;
-      FF_ISA_CALL(store_lanes, dtype_, scratch.best, channels, int(lanes_), bins_, out_, output_ + at);
+      FF_ISA_CALL(store_lanes, dtype_, scratch.best, channels, int(lanes_), bins_, out_, streamed_, output_ + at);
       if (!argmax_y_) continue;
       const DType own = sizeof(U) == 8 ? DType::kFloat64 : DType::kFloat32;
-      FF_ISA_CALL(store_lanes, own, scratch.y, channels, int(lanes_), bins_, out_, argmax_y_ + at);
-      FF_ISA_CALL(store_lanes, own, scratch.x, channels, int(lanes_), bins_, out_, argmax_x_ + at);
+      FF_ISA_CALL(store_lanes, own, scratch.y, channels, int(lanes_), bins_, out_, streamed_, argmax_y_ + at);
+      FF_ISA_CALL(store_lanes, own, scratch.x, channels, int(lanes_), bins_, out_, streamed_, argmax_x_ + at);
     }
   }
 
@@ -138,6 +139,7 @@ class AlignMax {
   T* output_;
   U *argmax_y_, *argmax_x_;
   CellStrides map_, out_;
+  bool streamed_;
   int64_t threads_ = 1, lanes_ = 0;
   size_t per_thread_ = 0;
   char* first_ = nullptr;

@@ -108,18 +108,31 @@ void expect_writes(T* data, int64_t numbers) {
   use_huge_pages(data, size_t(numbers) * sizeof(T));
 }
 
+// Whether so many numbers of output are stored past the caches, which hold a few megabytes of them at best. A store
+// into a cache fetches its line first, for nothing.
+template <class T>
+bool are_streamed(const T*, int64_t numbers) {
+#if defined(FF_TEST_BUILD)
+  return numbers > 0;
+#else
+  return numbers * int64_t(sizeof(T)) >= 8 << 20;
+#endif
+}
+
 // How many threads are worth starting for that many multiply-adds (or moves) of one number.
 inline int64_t threads_for(double operations) {
   constexpr double kWorthAThread = 100e3;  // about 20 us
   return std::max<int64_t>(1, std::min<int64_t>(max_threads(), int64_t(operations / kWorthAThread)));
 }
 
-// body(thread, unit) for all units, each thread a contiguous share; `thread` < threads numbers the scratch memory.
+// body(thread, unit) for all units, each thread a contiguous share; `thread` < threads numbers the scratch memory. What
+// it has streamed is there when this returns.
 template <class Body>
 void for_each_unit(int64_t units, int64_t threads, const Body& body) {
   parallel_for(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t)
       for (int64_t u = units * t / threads; u < units * (t + 1) / threads; ++u) body(t, u);
+    end_streams();
   });
 }
 

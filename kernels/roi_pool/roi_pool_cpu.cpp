@@ -92,6 +92,7 @@ class Pool {
         argmax_(argmax) {
     map_ = cell_strides(s_.C, s_.H * s_.W, s_.channels_last);
     out_ = cell_strides(s_.C, plan_.bins, s_.channels_last);
+    streamed_ = are_streamed(output_, s_.R * s_.C * plan_.bins);
   }
 
   static size_t workspace_size(const RoiPoolShape& shape) {
@@ -221,8 +222,9 @@ class Pool {
     if (unset)
       repair(image(int64_t(rois_[k * kRoiFields])) + c * map_.channel, channels, lanes, scratch.edges, scratch.best,
              argmax_ ? scratch.argmax : nullptr);
-    FF_ISA_CALL(store_lanes, dtype_, scratch.best, channels, int(lanes), plan_.bins, out_, output_ + first);
-    if (argmax_) FF_ISA_CALL(store_lanes, scratch.argmax, channels, int(lanes), plan_.bins, out_, argmax_ + first);
+    FF_ISA_CALL(store_lanes, dtype_, scratch.best, channels, int(lanes), plan_.bins, out_, streamed_, output_ + first);
+    if (argmax_)
+      FF_ISA_CALL(store_lanes, scratch.argmax, channels, int(lanes), plan_.bins, out_, streamed_, argmax_ + first);
   }
 
   void clear_block(int64_t k, int64_t c, int channels) const {
@@ -266,6 +268,7 @@ class Pool {
   T* output_;
   int32_t* argmax_;
   CellStrides map_, out_;
+  bool streamed_;
 };
 
 // Each thread owns blocks of channels of an image, so that every cell is added to in the RoIs' order. Planes of the
@@ -341,7 +344,7 @@ Status pool_backward(DType dtype, const RoiPoolShape& s, const T* grad_output, b
             sums[c * cells + place] += load(gradients + c * grads.channel + bin * grads.cell);
         }
     }
-    if (!plan.in_place) FF_ISA_CALL(store_lanes, dtype, sums, int(channels), int(lanes), cells, map, target);
+    if (!plan.in_place) FF_ISA_CALL(store_lanes, dtype, sums, int(channels), int(lanes), cells, map, false, target);
   });
   return kOk;
 }

@@ -40,7 +40,7 @@ def harness() -> Path:
 def run(harness: Path, *arguments: str, order: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SIMT_ORDER": str(order)}
     return subprocess.run(
-        [str(harness), *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [str(harness), *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 
