@@ -106,11 +106,11 @@ struct ClusterMemory {
   Strips<U>* strips;          // replicated
   uint32_t* strip_begins;     // [kStrips + 1] replicated: kept boxes before each strip
   uint32_t* arrivals;         // [kStrips] replicated: boxes that come to each strip
-  Box<U>* kept_boxes;         // [most_kept] replicated: strip after strip, in a strip in no order that matters; without
-                              // strips, best first
-  U* kept_shares;             // [most_kept] replicated
-  Id* kept_ids;               // [most_kept] replicated
-  uint16_t* kept_ranks;       // [most_kept] replicated: among the kept
+  Box<U>* kept_boxes;         // [most_kept] replicated, but for the order within a strip, strip after strip; without
+                              // strips best first
+  U* kept_shares;             // [most_kept] of these
+  Id* kept_ids;               // [most_kept] of these
+  uint16_t* kept_ranks;       // [most_kept] of these, among the kept
   uint32_t* kept_order;       // [most_kept] replicated: their indices, best first
   size_t bytes;
 

@@ -275,7 +275,7 @@ class GreedyCluster {
       const PretestBox<U> mine = {m_.alive_boxes[row], m_.alive_shares[row]};
       const Id my_id = kClasses ? m_.alive_ids[row] : Id{};
       unsigned likely = 0, sure = 0;
-#pragma unroll 8
+#pragma unroll 4
       for (int i = 0; i < kTileRows; ++i) {
         const U overlap = pretest_overlap<kLegacy>(m_.alive_boxes[first + i], mine.box),
                 share = m_.alive_shares[first + i] + mine.share;
@@ -388,9 +388,11 @@ class GreedyCluster {
     __syncthreads();  // the last chunk is appended
     const int thread = int(cluster_rank()) * kClusterChunk + int(threadIdx.x), step = kClusterChunk * kCluster;
     if (thread == 0) segment_.write_count(kept_);
-    for (int i = thread; i < kept_; i += step) {
+    for (int i = int(threadIdx.x); i < kept_; i += kClusterChunk) {
       const int rank = FF_MUTANT(cluster_strip_rank, m_.kept_ranks[i], i);
-      segment_.write(rank, m_.kept_order[rank], m_.kept_boxes[i]);
+      // By rank: which box of a strip is where, each block has for itself.
+      if (rank / kClusterChunk % kCluster == int(cluster_rank()))
+        segment_.write(rank, m_.kept_order[rank], m_.kept_boxes[i]);
     }
     const int64_t rows = segment_.rows();
     for (int64_t i = FF_MUTANT(cluster_padding, kept_, kept_ + 1) + thread; i < rows; i += step) segment_.pad(i);
