@@ -19,7 +19,7 @@ inline size_t most_cluster_shared() { return std::min(max_dynamic_shared(), kClu
 // Whether a segment's candidates and kept boxes, with classes of type Id, fit into a cluster.
 template <class Id, class U>
 bool fits_cluster(int64_t longest, const ClusterSettings<U>& set) {
-  return longest <= 1 << 30 && set.n <= kCluster * kListRoom &&
+  return longest <= 1 << 30 && set.n <= kCluster * kListRoom && set.most_kept <= int(RowReach::kMostKept) &&
          ClusterMemory<U, Id>(nullptr, set).bytes <= most_cluster_shared();
 }
 

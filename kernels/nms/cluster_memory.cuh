@@ -3,21 +3,38 @@
 #pragma once
 #include "../common/workspace.h"
 #include "../top_n/rank_bins.cuh"
-#include "pretest.cuh"
+#include "strips.cuh"
 
 namespace frcnn_fast::nms {
 using namespace top_n;
 
 #if defined(FF_TEST_BUILD)  // small cases cross chunks and blocks too
-constexpr int kCluster = 4, kClusterChunk = 64, kRankBins = 64, kListRoom = 96;
+constexpr int kCluster = 4, kClusterChunk = 64, kRankBins = 64, kListRoom = 96, kStripsFrom = 80;
 #else
 constexpr int kCluster = 8;         // blocks: what every device with clusters can run together
 constexpr int kClusterChunk = 512;  // candidates at a time; a block has a thread for each
 constexpr int kRankBins = 1024;     // by estimated rank: a chunk ends at a bin's end
 constexpr int kListRoom = 2048;     // candidates a block may hold
+constexpr int kStripsFrom = 1024;   // boxes to keep, from which on it pays to sort them
 #endif
 constexpr int kChunkWarps = kClusterChunk / kWarp, kChunkWords = kChunkWarps;  // a word: a bit for each of 32 boxes
 constexpr int kOwnRows = kClusterChunk / kCluster;  // candidates of a chunk that a block ranks and reads
+
+// A row of the block and the part of the kept list that it has to meet, in one word, by whose order rows are dealt out
+// to the warps. A row that has nothing to meet comes last.
+struct RowReach {
+  static constexpr int kRowBits = 6, kPlaceBits = 13;
+  static constexpr unsigned kMostKept = (1u << kPlaceBits) - 1;
+  static_assert(kOwnRows <= 1 << kRowBits && kRowBits + 2 * kPlaceBits <= 32);
+  unsigned word;
+
+  static FF_HD RowReach of(int row, unsigned begin, unsigned end) {
+    return {(begin < end ? begin << kPlaceBits | end : kMostKept << kPlaceBits) << kRowBits | unsigned(row)};
+  }
+  FF_HD int row() const { return int(word & ((1u << kRowBits) - 1)); }
+  FF_HD int begin() const { return int(word >> (kRowBits + kPlaceBits)); }
+  FF_HD int end() const { return int(word >> kRowBits & kMostKept); }
+};
 
 // What has become of a candidate of the chunk.
 enum Verdict : unsigned { kTakesNoPart, kSuppressed, kAlive };
@@ -37,6 +54,7 @@ struct ClusterSettings {
   bool counts_valid_alone;  // whether candidates that take no part do not count among the n
   Suppression<U> suppression;
   U sure_factor;  // of must_exceed()
+  U reach;        // of reach_of(); 0: the kept boxes are not sorted
 };
 
 // longest: scores of a segment, at most.
@@ -51,6 +69,7 @@ ClusterSettings<U> cluster_settings(int64_t longest, int64_t n, int64_t most_kep
   set.counts_valid_alone = counts_valid_alone;
   set.suppression = make_suppression<U>(threshold);
   set.sure_factor = sure_factor(U(threshold));
+  set.reach = most_kept >= kStripsFrom ? reach_in_lengths(U(threshold)) : U(0);
   return set;
 }
 
@@ -66,6 +85,8 @@ struct ClusterMemory {
   U* row_shares;           // [kOwnRows]
   unsigned* row_verdicts;  // [kOwnRows]
   Id* row_ids;             // [kOwnRows]
+  RowReach* row_reaches;   // [kOwnRows] by row
+  RowReach* row_order;     // [kOwnRows] in the order in which they are dealt out
   unsigned* verdicts;      // [kClusterChunk] replicated: by rank
   Box<U>* boxes;           // [kClusterChunk] replicated: by rank
   U* shares;               // [kClusterChunk] replicated
@@ -82,10 +103,15 @@ struct ClusterMemory {
   unsigned* matrix;           // [kChunkWords][kClusterChunk], the first block's: bit i of word v of box j: 32 v + i
                               // suppresses j
   Ranking<Key>* list;         // [list_room] candidates: RankBins
-  Box<U>* kept_boxes;         // [most_kept] replicated
-  U* kept_shares;             // [most_kept] replicated
-  Id* kept_ids;               // [most_kept] replicated
-  uint32_t* kept_order;       // [most_kept] replicated: their indices
+  Strips<U>* strips;          // replicated
+  uint32_t* strip_begins;     // [kStrips + 1] replicated: kept boxes before each strip
+  uint32_t* arrivals;         // [kStrips] replicated: boxes that come to each strip
+  Box<U>* kept_boxes;         // [most_kept] replicated, but for the order within a strip, strip after strip; without
+                              // strips best first
+  U* kept_shares;             // [most_kept] of these
+  Id* kept_ids;               // [most_kept] of these
+  uint16_t* kept_ranks;       // [most_kept] of these, among the kept
+  uint32_t* kept_order;       // [most_kept] replicated: their indices, best first
   size_t bytes;
 
   FF_HD ClusterMemory(void* base, const ClusterSettings<U>& set) {
@@ -98,6 +124,8 @@ struct ClusterMemory {
     row_shares = arena.take<U>(kOwnRows);
     row_verdicts = arena.take<unsigned>(kOwnRows);
     row_ids = arena.take<Id>(kHasClasses<Id> ? kOwnRows : 0);
+    row_reaches = arena.take<RowReach>(kOwnRows);
+    row_order = arena.take<RowReach>(kOwnRows);
     verdicts = arena.take<unsigned>(kClusterChunk);
     boxes = arena.take<Box<U>>(kClusterChunk);
     shares = arena.take<U>(kClusterChunk);
@@ -111,10 +139,14 @@ struct ClusterMemory {
     totals = counts + kSelectBins;
     entries = reinterpret_cast<Ranking<Key>*>(counts);
     matrix = counts;
+    strips = arena.take<Strips<U>>(1);
+    strip_begins = arena.take<uint32_t>(kStrips + 1);
+    arrivals = arena.take<uint32_t>(kStrips);
     list = arena.take<Ranking<Key>>(set.list_room);
     kept_boxes = arena.take<Box<U>>(set.most_kept);
     kept_shares = arena.take<U>(set.most_kept);
     kept_ids = arena.take<Id>(kHasClasses<Id> ? set.most_kept : 0);
+    kept_ranks = arena.take<uint16_t>(set.most_kept);
     kept_order = arena.take<uint32_t>(set.most_kept);
     bytes = arena.used();
   }

@@ -6,11 +6,12 @@
 //   then, bins after bins, kClusterChunk candidates at most at a time:
 //   sort     every block reads the chunk and ranks it, each candidate among those of its bin
 //   read     each block takes every kCluster-th rank: its box, if it has one
-//   meet     against the boxes kept so far, four rows by a warp that stops when all are hit
+//   meet     against the boxes kept so far, four rows by a warp that stops when all are hit; where many are kept, rows
+//            that reach the same go together, and meet only what they reach
 //   publish  verdict and box, to its rank in every block                                           1 cluster barrier
 //   cross    of those alive, who suppresses whom: 16 rows x 32 columns over all warps              1 cluster barrier
 //   settle   the first block finds what greedy NMS keeps (resolve_chunk.cuh)                       1 cluster barrier
-//   append   every block to its own copy of the kept list
+//   append   every block to its own copy of the kept list; where many are kept, it is sorted into strips (strips.cuh)
 //   until the segment has its boxes or its candidates are spent; select goes on behind the last candidate where
 //   candidates that take no part do not count among the n, and where ties crowd a bin that no chunk can hold (then so
 //   many are selected at a time as a chunk holds)
@@ -45,6 +46,7 @@ class GreedyCluster {
   static constexpr bool kClasses = kHasClasses<Id>;
   static constexpr int kRowsAtOnce = sizeof(U) == 8 ? 2 : 4;  // that a warp compares with the kept boxes
   static constexpr int kTileRows = kWarp / 2;                 // that a warp compares with a word of boxes before them
+  static constexpr int kMoves = sizeof(U) == 8 ? 1 : 2;       // kept boxes that a thread moves at a time
 
   // scratch: shared, one a warp.
   __device__ __forceinline__ GreedyCluster(const Segment& segment, const ClusterSettings<U>& set,
@@ -52,6 +54,9 @@ class GreedyCluster {
       : segment_(segment), set_(set), m_(memory), scratch_(scratch), left_(set.n) {}
 
   __device__ __forceinline__ void run() {
+    const int thread = int(threadIdx.x);
+    if (thread < kStrips) m_.arrivals[thread] = 0;
+    for (int i = thread; i <= kStrips; i += kClusterChunk) m_.strip_begins[i] = 0;
     while (wants_more() && !spent_) {
       const RankBins<Key, kCluster> bins = select();
       const int candidates = int(m_.ends[kRankBins - 1]);
@@ -61,6 +66,7 @@ class GreedyCluster {
         if (gathered == 0) break;  // the next bin alone holds more than a chunk
         sort(bins, given, gathered);
         read(gathered);
+        if (sorted() && kept_ > 0) deal_rows();
         meet();
         publish(gathered);
         close_gaps(gathered);
@@ -76,11 +82,12 @@ class GreedyCluster {
 
  private:
   __device__ __forceinline__ bool wants_more() const { return kept_ < set_.most_kept && left_ > 0; }
+  __device__ __forceinline__ bool sorted() const { return set_.reach > U(0); }
 
   // Fills the lists with the best of those that were not yet given.
   __device__ __forceinline__ RankBins<Key, kCluster> select() {
     const auto all = segment_.slice();
-    const RestOfSlice<std::decay_t<decltype(all)>> slice(all, next_);
+    const RestOfSlice<std::decay_t<decltype(all)>> slice(all, next());
     const int room = crowded_ ? kClusterChunk : kCluster * set_.list_room;
     const Cut<Key> cut = find_cut<Key, kClusterChunk, kCluster>(slice, min(left_, room), room, m_.counts, m_.totals,
                                                                 scratch_, m_.starts);
@@ -113,8 +120,14 @@ class GreedyCluster {
       m_.ranked[place] = own;
     }
     __syncthreads();  // and in order
-    next_ = {m_.ranked[gathered - 1].key,
-             FF_MUTANT(cluster_next, m_.ranked[gathered - 1].index + 1, m_.ranked[gathered - 1].index + 2)};
+    ranked_ = gathered;
+  }
+
+  // The first candidate that was not yet given is this one, or comes after it.
+  __device__ __forceinline__ Ranking<Key> next() const {
+    if (ranked_ == 0) return {};
+    const Ranking<Key> last = m_.ranked[ranked_ - 1];
+    return {last.key, FF_MUTANT(cluster_next, last.index + 1, last.index + 2)};
   }
 
   // Row e of this block has rank e * kCluster + cluster_rank().
@@ -128,28 +141,65 @@ class GreedyCluster {
       m_.rows[row] = pretest.box;
       m_.row_shares[row] = pretest.share;
       m_.row_verdicts[row] = valid ? kAlive : kTakesNoPart;
+      (sorted() && kept_ > 0 ? m_.row_reaches : m_.row_order)[row] =
+          valid ? row_reach(row, box) : RowReach::of(row, 0, 0);
       if constexpr (kClasses) m_.row_ids[row] = valid ? segment_.class_id(m_.ranked[rank].index) : 0;
     }
     __syncthreads();  // the rows are read
   }
 
-  // A warp takes kRowsAtOnce rows through the kept boxes, 32 of them at a time, until all its rows are dead. The few
-  // pairs that the division-free test lets through are looked at afterwards, lane by lane.
+  __device__ __forceinline__ RowReach row_reach(int row, const Box<U>& box) const {
+    if (!sorted() || kept_ == 0 || !FF_MUTANT(cluster_strip_tiny, has_reach(area<kLegacy>(box)), true))
+      return RowReach::of(row, 0, unsigned(kept_));
+    const Strips<U> strips = *m_.strips;
+    const U centre = strips.centre(box), reach = reach_of(set_.reach, centre, strips.template length<kLegacy>(box));
+    const int first = strips.from(centre - reach), last = strips.up_to(centre + reach);
+    return RowReach::of(row, m_.strip_begins[FF_MUTANT(cluster_strip_first, first, first + 1)],
+                        m_.strip_begins[FF_MUTANT(cluster_strip_last, last + 1, last)]);
+  }
+
+  // In the order of what they reach, so that what a warp's rows reach together is little more than what each does. A
+  // warp places its share of them, each by a comparison with all.
+  __device__ __forceinline__ void deal_rows() {
+    constexpr int kEach = kOwnRows / kChunkWarps, kWords = (kOwnRows + kWarp - 1) / kWarp;
+    unsigned all[kWords];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const int row = w * kWarp + lane_id();
+      all[w] = row < kOwnRows ? m_.row_reaches[row].word : ~0u;
+    }
+#pragma unroll
+    for (int r = 0; r < kEach; ++r) {
+      const RowReach own = m_.row_reaches[kEach * warp_id() + r];
+      int place = 0;
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) place += __popc(__ballot_sync(kFullMask, all[w] < own.word));
+      if (lane_id() == 0) m_.row_order[place] = own;
+    }
+    __syncthreads();  // the rows are dealt out
+  }
+
+  // A warp takes kRowsAtOnce rows through the kept boxes that one of them reaches, 32 of them at a time, until all its
+  // rows are dead. The few pairs that the division-free test lets through are looked at afterwards, lane by lane.
   __device__ __forceinline__ void meet() {
     for (int first = kRowsAtOnce * warp_id(); first < kOwnRows; first += kRowsAtOnce * kChunkWarps) {
       PretestBox<U> rows[kRowsAtOnce];
       Id ids[kRowsAtOnce] = {};
-      unsigned dead = 0;
+      int begin = int(RowReach::kMostKept), end = 0;
+      unsigned dead = 0;  // or with nothing to meet
 #pragma unroll
       for (int r = 0; r < kRowsAtOnce; ++r) {
-        rows[r] = {m_.rows[first + r], m_.row_shares[first + r]};
-        if constexpr (kClasses) ids[r] = m_.row_ids[first + r];
-        dead |= unsigned(m_.row_verdicts[first + r] != kAlive) << r;
+        const RowReach reach = m_.row_order[first + r];
+        rows[r] = {m_.rows[reach.row()], m_.row_shares[reach.row()]};
+        if constexpr (kClasses) ids[r] = m_.row_ids[reach.row()];
+        begin = min(begin, reach.begin());
+        end = max(end, reach.end());
+        dead |= unsigned(reach.end() == 0) << r;
       }
       const unsigned dead_before = dead;
-      for (int base = 0; base < kept_ && dead != (1u << kRowsAtOnce) - 1; base += kWarp) {
+      for (int base = begin; base < end && dead != (1u << kRowsAtOnce) - 1; base += kWarp) {
         const int at = base + lane_id();
-        if (FF_MUTANT(cluster_kept_tail, at < kept_, at + 1 < kept_)) {
+        if (FF_MUTANT(cluster_kept_tail, at < end, at + 1 < end)) {
           const PretestBox<U> kept = {m_.kept_boxes[at], m_.kept_shares[at]};
           const Id id = kClasses ? m_.kept_ids[at] : Id{};
           unsigned likely = 0;
@@ -161,13 +211,15 @@ class GreedyCluster {
           }
           for (likely &= ~dead; likely; likely &= likely - 1) {
             const int r = __ffs(int(likely)) - 1;
-            dead |= unsigned(exceeds(iou<kLegacy>(kept.box, m_.rows[first + r]), set_.suppression.threshold)) << r;
+            dead |= unsigned(exceeds(iou<kLegacy>(kept.box, m_.rows[m_.row_order[first + r].row()]),
+                                     set_.suppression.threshold))
+                    << r;
           }
         }
         dead = __reduce_or_sync(kFullMask, dead);
       }
       if (lane_id() < kRowsAtOnce && FF_MUTANT(cluster_meet, (dead & ~dead_before) >> lane_id() & 1u, 0u))
-        m_.row_verdicts[first + lane_id()] = kSuppressed;
+        m_.row_verdicts[m_.row_order[first + lane_id()].row()] = kSuppressed;
     }
     __syncthreads();  // the rows have met all kept boxes
   }
@@ -223,7 +275,7 @@ class GreedyCluster {
       const PretestBox<U> mine = {m_.alive_boxes[row], m_.alive_shares[row]};
       const Id my_id = kClasses ? m_.alive_ids[row] : Id{};
       unsigned likely = 0, sure = 0;
-#pragma unroll 8
+#pragma unroll 4
       for (int i = 0; i < kTileRows; ++i) {
         const U overlap = pretest_overlap<kLegacy>(m_.alive_boxes[first + i], mine.box),
                 share = m_.alive_shares[first + i] + mine.share;
@@ -263,14 +315,71 @@ class GreedyCluster {
     const unsigned word = m_.kept_words[warp];
     const int through = warp_inclusive_scan(lane < kChunkWords ? __popc(m_.kept_words[lane]) : 0, Plus());
     const int before = __shfl_sync(kFullMask, through, warp) - __popc(word);
-    const int position = kept_ + before + __popc(word & lanes_below());
-    if (word >> lane & 1u && position < FF_MUTANT(cluster_most_kept, set_.most_kept, set_.most_kept - 1)) {
-      m_.kept_boxes[position] = m_.alive_boxes[thread];
-      m_.kept_shares[position] = m_.alive_shares[thread];
-      if constexpr (kClasses) m_.kept_ids[position] = m_.alive_ids[thread];
-      m_.kept_order[position] = m_.alive_order[thread];
+    const int rank = kept_ + before + __popc(word & lanes_below());
+    const bool kept = word >> lane & 1u && rank < FF_MUTANT(cluster_most_kept, set_.most_kept, set_.most_kept - 1);
+    const int place = sorted() ? make_room(kept) : rank;
+    if (kept) {
+      m_.kept_boxes[place] = m_.alive_boxes[thread];
+      m_.kept_shares[place] = m_.alive_shares[thread];
+      if constexpr (kClasses) m_.kept_ids[place] = m_.alive_ids[thread];
+      m_.kept_ranks[place] = uint16_t(rank);
+      m_.kept_order[rank] = m_.alive_order[thread];
     }
     kept_ = min(kept_ + __shfl_sync(kFullMask, through, kWarp - 1), set_.most_kept);
+  }
+
+  // Moves the boxes kept before, so that each strip has room behind its own for those that come to it. Where the
+  // thread's box goes, if it has one: the order in which they come to a strip shows in nothing. The first time it says
+  // where strips are.
+  __device__ __forceinline__ int make_room(bool comes) {
+    const int lane = lane_id(), thread = int(threadIdx.x);
+    const Strips<U> strips = kept_ > 0 ? *m_.strips : strips_over(m_.alive_boxes, alive_);
+    if (kept_ == 0 && thread == 0) *m_.strips = strips;
+    const int own = comes ? strips.from(strips.centre(m_.alive_boxes[thread])) : 0;
+    int place = comes ? int(m_.strip_begins[own + 1] + atomicAdd(&m_.arrivals[own], 1u)) : 0;
+    __syncthreads();  // those that come are counted
+    const unsigned even = m_.arrivals[2 * lane], odd = m_.arrivals[2 * lane + 1];
+    const unsigned through = warp_inclusive_scan(even + odd, Plus()), before = through - even - odd;
+    const unsigned shifts = before | (before + even) << 16;  // how far the boxes of the lane's two strips move
+    const auto shift = [&](int strip) {
+      return int(__shfl_sync(kFullMask, shifts, strip / 2) >> 16 * (strip % 2) & 0xffffu);
+    };
+    place += FF_MUTANT(cluster_strip_shift, shift(own), 0);
+    int rest = kept_;
+    do {  // from the last: nobody writes before the place that he has read
+      PretestBox<U> boxes[kMoves];
+      Id ids[kMoves] = {};
+      uint16_t ranks[kMoves] = {};
+      int to[kMoves];
+#pragma unroll
+      for (int j = 0; j < kMoves; ++j) {
+        const int from = rest - 1 - j * kClusterChunk - thread;
+        int strip = 0;
+        if (from >= 0) {
+          boxes[j] = {m_.kept_boxes[from], m_.kept_shares[from]};
+          if constexpr (kClasses) ids[j] = m_.kept_ids[from];
+          ranks[j] = m_.kept_ranks[from];
+          strip = strips.from(strips.centre(boxes[j].box));
+        }
+        to[j] = from + shift(strip);
+      }
+      __syncthreads();  // these are read; so are, in the last round, the counts
+#pragma unroll
+      for (int j = 0; j < kMoves; ++j) {
+        if (rest - 1 - j * kClusterChunk - thread < 0) continue;
+        m_.kept_boxes[to[j]] = boxes[j].box;
+        m_.kept_shares[to[j]] = boxes[j].share;
+        if constexpr (kClasses) m_.kept_ids[to[j]] = ids[j];
+        m_.kept_ranks[to[j]] = ranks[j];
+      }
+      rest -= kMoves * kClusterChunk;
+    } while (rest > 0);
+    if (thread < kWarp) {
+      m_.strip_begins[2 * lane + 1] += before + even;
+      m_.strip_begins[2 * lane + 2] += through;
+      m_.arrivals[2 * lane] = m_.arrivals[2 * lane + 1] = 0;
+    }
+    return place;
   }
 
   // The rows of the output are shared out. They are written last because a cluster barrier waits for every write to
@@ -279,7 +388,12 @@ class GreedyCluster {
     __syncthreads();  // the last chunk is appended
     const int thread = int(cluster_rank()) * kClusterChunk + int(threadIdx.x), step = kClusterChunk * kCluster;
     if (thread == 0) segment_.write_count(kept_);
-    for (int i = thread; i < kept_; i += step) segment_.write(i, m_.kept_order[i], m_.kept_boxes[i]);
+    for (int i = int(threadIdx.x); i < kept_; i += kClusterChunk) {
+      const int rank = FF_MUTANT(cluster_strip_rank, m_.kept_ranks[i], i);
+      // By rank: which box of a strip is where, each block has for itself.
+      if (rank / kClusterChunk % kCluster == int(cluster_rank()))
+        segment_.write(rank, m_.kept_order[rank], m_.kept_boxes[i]);
+    }
     const int64_t rows = segment_.rows();
     for (int64_t i = FF_MUTANT(cluster_padding, kept_, kept_ + 1) + thread; i < rows; i += step) segment_.pad(i);
   }
@@ -289,11 +403,11 @@ class GreedyCluster {
   const ClusterMemory<U, Id>& m_;
   uint32_t* const scratch_;
   int kept_ = 0;
-  int left_;                // of the n
-  int alive_ = 0;           // of the chunk, after the kept boxes
-  Ranking<Key> next_ = {};  // the first candidate that was not yet given is this one, or comes after it
-  bool crowded_ = false;    // a bin held more than a chunk
-  bool spent_ = false;      // all candidates were selected
+  int left_;              // of the n
+  int ranked_ = 0;        // of the last chunk
+  int alive_ = 0;         // of them, after the kept boxes
+  bool crowded_ = false;  // a bin held more than a chunk
+  bool spent_ = false;    // all candidates were selected
 };
 
 }  // namespace frcnn_fast::nms

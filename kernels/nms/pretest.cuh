@@ -5,8 +5,8 @@
 
 namespace frcnn_fast::nms {
 
-// Of numbers that are not NaN, or of boxes that take part in nothing; either zero will do. One instruction of a GPU,
-// where maximum() and minimum() are two.
+// Of numbers, or of a NaN and a number: the number; or of boxes that take part in nothing. Either zero will do. One
+// instruction of a GPU, where maximum() and minimum() are two.
 template <class U>
 FF_HD U larger(U a, U b) {
   return maximum(a, b);
