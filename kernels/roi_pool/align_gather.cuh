@@ -1,23 +1,44 @@
 // The gradient of a channels_last map, RoIAlign's backward pass: the sums of roi_gather.cuh, tile by tile.
 //
-// A block has a tile of cells and a slice of the channels, half a warp a cell of them, 16 bytes of channels a lane; the
-// two cells of a warp lie one above the other. The block goes through the list of its image's RoIs: each thread tests
-// one against the tile, and those that touch are noted in order. A batch of them at a time, a thread takes a row or
-// column of the tile for one of them and writes the bins that touch it, with their weights, into shared memory; one
-// barrier, and the table is complete; the cells add up, RoI by RoI; one barrier, and it may be written again. The same
-// two stand around the notes.
+// A block has a tile of cells and a slice of the channels, half a warp a cell of them, two vectors of channels a lane;
+// the two cells of a warp lie one above the other. The block goes through the list of its image's RoIs: a thread tests
+// some against the tile, and those that touch are noted in order, with the rows and columns that they touch; one
+// barrier, and the notes are complete. A batch of them at a time, a thread takes a row or column of the tile for one of
+// them and writes the bins that touch it, with their weights, into a table in shared memory; one barrier, and the table
+// is complete. Then half a warp lists the terms of its cell, a lane those of one RoI, in the order of their sum and as
+// many as there is room for, and adds them up; the list is the warp's own. Of two tables one may be written to while
+// others read the other: all have done with it when they meet at that one's barrier. The notes are written to anew
+// behind the barriers of counting them.
 #pragma once
 #include "bin_cells.cuh"
 #include "roi_weights.cuh"
 
 namespace frcnn_fast::roi_pool {
 
-constexpr int kTileSide = 4, kTileThreads = kTileSide * kTileSide * kCellLanes;
-#if defined(FF_TEST_BUILD)  // small cases fill a batch, and have cells in too many bins
-constexpr int kTileBatch = 2, kTileRoom = 2;
+constexpr int kTileSide = 4, kTileSides = 2 * kTileSide, kTileThreads = kTileSide * kTileSide * kCellLanes;
+constexpr int kLaneVectors = 2, kTermsAtOnce = 3, kBinsAtOnce = 4, kNotedEach = 4;
+#if defined(FF_TEST_BUILD)  // small cases fill a batch, a list and the notes, and have cells in too many bins
+constexpr int kTileBatch = 2, kTileTerms = 7, kTileNotes = 4;
+template <class U>
+constexpr int kTileRoom = 2;
 #else
-constexpr int kTileBatch = 16, kTileRoom = 4;
+constexpr int kTileBatch = 16, kTileTerms = 63, kTileNotes = kNotedEach * kTileThreads;
+template <class U>
+constexpr int kTileRoom = 32 / int(sizeof(U));  // bins of a row or column in the table
 #endif
+static_assert(kTileBatch <= kCellLanes && kTileBatch * kTileSides <= kTileThreads);
+
+// Half a warp's list.
+template <class U>
+struct TermList {
+  Touched<U>* terms;
+  int32_t place;  // of the next one; it is left out where there is none
+
+  __device__ __forceinline__ void put(U weight, int32_t at) {
+    if (unsigned(place) < unsigned(kTileTerms)) terms[place] = {weight, at};
+    ++place;
+  }
+};
 
 template <class T>
 struct TileGather {
@@ -32,103 +53,189 @@ struct TileGather {
   const T* grads;  // channels_last
   T* grad_input;
 
+  // Whether the numbers of vectors and of terms do not exceed 32 bits.
+  static bool counts(const RoiAlignShape& s) {
+    return s.R * s.PH * s.PW * (s.C / n) <= INT32_MAX && kTileBatch * s.PH * s.PW <= INT32_MAX;
+  }
+  // In vectors.
+  __device__ __forceinline__ int32_t at(int64_t k, int32_t p, int32_t q) const {
+    return ((int32_t(k) * PH + p) * PW + q) * (C / n);
+  }
+
+  // Writes down the bins of RoI k that touch a row or column, as far as there is room, and returns how many they are.
+  __device__ __forceinline__ int32_t list_bins(int64_t k, bool of_rows, int32_t cell, Touched<U>* bins) const {
+    const uint32_t range =
+        __ldg(of_rows ? tables.row_bins + k * tables.H + cell : tables.column_bins + k * tables.W + cell);
+    const AxisTable<U> axis = of_rows ? weights.rows : weights.columns;
+    const U* const of_cell = axis.of(k, 0) + cell;
+    const int32_t first = of_rows ? at(k, 0, 0) : 0, step = of_rows ? at(0, 1, 0) : at(0, 0, 1);
+    const int32_t last = int32_t(range >> 16);
+    int32_t touched = 0;
+    for (int32_t bin = int32_t(range & 0xffffu); bin <= last; bin += kBinsAtOnce) {
+      U found[kBinsAtOnce];
+#pragma unroll
+      for (int i = 0; i < kBinsAtOnce; ++i) found[i] = __ldg(of_cell + minimum(bin + i, last) * int64_t(axis.stride));
+#pragma unroll
+      for (int i = 0; i < kBinsAtOnce; ++i) {
+        if (FF_MUTANT(align_last_bin, bin + i > last, false) || found[i] < U(0)) continue;
+        if (touched < kTileRoom<U>) bins[touched] = {found[i], first + (bin + i) * step};
+        ++touched;
+      }
+    }
+    return touched;
+  }
+
   // What RoI k owes the cell, from the tables of the first launch.
-  __device__ __forceinline__ void add(int64_t k, int32_t y, int32_t x, const VectorLoad<T>& load_bin,
-                                      U (&sum)[n]) const {
+  __device__ __forceinline__ void list_terms(int64_t k, int32_t y, int32_t x, TermList<U>& list) const {
     const uint32_t rows = tables.row_bins[k * tables.H + y], across = tables.column_bins[k * tables.W + x];
     for (uint32_t p = rows & 0xffffu; p <= rows >> 16; ++p) {
       const U row_weight = weights.rows.of(k, int32_t(p))[y];
       for (uint32_t q = across & 0xffffu; q <= across >> 16; ++q) {
         const U column_weight = weights.columns.of(k, int32_t(q))[x];
         if (row_weight < U(0) || column_weight < U(0)) continue;
-        U values[n];
-        load_bin((int32_t(p) * PW + int32_t(q)) * (C / n), values);
-        const U weight = row_weight * column_weight;
-#pragma unroll
-        for (int j = 0; j < n; ++j) sum[j] += weight * values[j];
+        list.put(row_weight * column_weight, at(k, int32_t(p), int32_t(q)));
       }
     }
   }
 };
 
+// Of the tile's rows or columns from start, a bit each, those from first to end.
+__device__ __forceinline__ uint32_t sides_inside(int32_t first, int32_t end, int32_t start) {
+  const auto below = [&](int32_t cell) { return (1u << maximum(0, minimum(cell - start, kTileSide))) - 1; };
+  return below(end) & ~below(first);
+}
+
+// Adds count terms, or, where not kAll, as many of them as there are. Their loads do not wait for each other.
+template <bool kAll, class T, class U, int n>
+__device__ __forceinline__ void add_terms(const Touched<U>* terms, int32_t count,
+                                          const VectorLoad<T> (&vectors)[kLaneVectors], U (&sum)[kLaneVectors][n]) {
+  U values[kTermsAtOnce][kLaneVectors][n], weights[kTermsAtOnce];
+#pragma unroll
+  for (int i = 0; i < kTermsAtOnce; ++i) {
+    const Touched<U> term = terms[kAll ? i : minimum(i, count - 1)];
+    weights[i] = term.weight;
+#pragma unroll
+    for (int v = 0; v < kLaneVectors; ++v) vectors[v](term.at, values[i][v]);
+  }
+#pragma unroll
+  for (int i = 0; i < kTermsAtOnce; ++i) {
+    if (!kAll && FF_MUTANT(align_last_term, i >= count, false)) continue;
+#pragma unroll
+    for (int v = 0; v < kLaneVectors; ++v)
+#pragma unroll
+      for (int j = 0; j < n; ++j) sum[v][j] += weights[i] * values[i][v][j];
+  }
+}
+
 template <class T>
-__global__ void __launch_bounds__(kTileThreads, sizeof(T) == 4 ? 3 : 2) tile_gather_kernel(TileGather<T> g) {
+__global__ void __launch_bounds__(kTileThreads, 2) tile_gather_kernel(TileGather<T> g) {
   using U = Compute<T>;
-  constexpr int n = LaneChannels<T>::kCount, sides = 2 * kTileSide;
+  constexpr int n = LaneChannels<T>::kCount;
   FF_SHARED(int, scratch, [32]);
-  FF_SHARED(int32_t, touching, [kTileThreads]);
-  FF_SHARED(Touched<U>, bins, [kTileBatch * sides][kTileRoom]);
-  FF_SHARED(int32_t, counts, [kTileBatch * sides]);
+  FF_SHARED(int32_t, noted, [kTileNotes]);
+  FF_SHARED(uint8_t, noted_sides, [kTileNotes]);
+  FF_SHARED(Touched<U>, bins, [2][kTileBatch * kTileSides][kTileRoom<U>]);
+  FF_SHARED(int32_t, counts, [2][kTileBatch * kTileSides]);
+  FF_SHARED(Touched<U>, terms, [kTileThreads / kCellLanes][kTileTerms + 3]);  // a warp's two start in different banks
   const int32_t slice = int32_t(blockIdx.x % unsigned(g.slices)), block = int32_t(blockIdx.x / unsigned(g.slices));
-  const int64_t image = block / g.tiles;
+  const int32_t image = block / g.tiles;
   const int32_t tile = block % g.tiles, top = tile / g.columns * kTileSide, left = tile % g.columns * kTileSide;
   const int32_t row = warp_id() / kTileSide * 2 + lane_id() / kCellLanes, column = warp_id() % kTileSide;
-  const int32_t y = top + row, x = left + column, channel0 = (slice * kCellLanes + lane_id() % kCellLanes) * n;
-  const bool mine = y < g.H && x < g.W && channel0 < g.C;
+  const int32_t y = top + row, x = left + column, lane = lane_id() % kCellLanes;
   const int32_t count = g.tables.counts[g.group0 + image];
-  const int32_t* const members = g.tables.members + (g.group0 + image) * g.tables.R;
-  const int64_t of_roi = int64_t(g.PH) * g.PW * g.C;
+  const auto channel = [&](int v) { return ((slice * kLaneVectors + v) * kCellLanes + lane) * n; };
+  const auto present = [&](int v) { return FF_MUTANT(align_channels, channel(v) < g.C, true); };
+  Touched<U>* const own = terms[int(threadIdx.x) / kCellLanes];
 
-  U sum[n];
-  clear(sum);
-  for (int32_t base = 0; base < count; base += kTileThreads) {
-    const int32_t at = base + int32_t(threadIdx.x), k = at < count ? members[at] : -1;
-    bool touches = false;
-    if (k >= 0) {
-      const int32_t* window = g.tables.windows + 4 * int64_t(k);
-      touches = window[0] < top + kTileSide && window[1] > top && window[2] < left + kTileSide && window[3] > left;
+  VectorLoad<T> vectors[kLaneVectors];
+  U sum[kLaneVectors][n];
+#pragma unroll
+  for (int v = 0; v < kLaneVectors; ++v) {
+    vectors[v].map = reinterpret_cast<const LaneChannels<T>*>(g.grads + (present(v) ? channel(v) : 0));
+    clear(sum[v]);
+  }
+  int odd = 0;
+  for (int32_t base = 0; base < count; base += kTileNotes) {
+    const int32_t at = base + int32_t(threadIdx.x) * kNotedEach, end = minimum(count, base + kTileNotes);
+    int32_t k[kNotedEach];
+    uint32_t sides[kNotedEach] = {};
+    int touching = 0, found = 0;
+    if (FF_MUTANT(align_notes, at < end, at < count)) {
+#pragma unroll
+      for (int i = 0; i < kNotedEach; ++i)
+        k[i] = __ldg(g.tables.members + (g.group0 + image) * g.tables.R + minimum(at + i, count - 1));
+#pragma unroll
+      for (int i = 0; i < kNotedEach; ++i) {
+        const int4 window = __ldg(reinterpret_cast<const int4*>(g.tables.windows) + k[i]);
+        const uint32_t rows = sides_inside(window.x, window.y, top), across = sides_inside(window.z, window.w, left);
+        if (FF_MUTANT(align_last_note, at + i < count, true) && rows != 0 && across != 0)
+          sides[i] = rows | across << kTileSide;
+        touching += sides[i] != 0;
+      }
     }
-    int found = 0;
-    const int before = block_exclusive_count(touches, scratch, &found);
-    if (touches) touching[before] = k;
+    int before = block_exclusive_sum(touching, scratch, &found);
+#pragma unroll
+    for (int i = 0; i < kNotedEach; ++i) {
+      if (sides[i] == 0) continue;
+      noted[before] = k[i];
+      noted_sides[before++] = uint8_t(sides[i]);
+    }
     __syncthreads();  // all are noted
-    for (int32_t first = 0; first < found; first += kTileBatch) {
+    for (int32_t first = 0; first < found; first += kTileBatch, odd ^= 1) {
       const int32_t batch = minimum(found - first, kTileBatch);
-      for (int32_t item = int32_t(threadIdx.x); item < batch * sides; item += kTileThreads) {
-        const int64_t roi = touching[first + item / sides];
-        const int32_t side = item % sides, step = side < kTileSide ? g.PW * (g.C / n) : g.C / n;
+      if (const int32_t item = int32_t(threadIdx.x); item < batch * kTileSides) {
+        const int32_t i = first + item / kTileSides, side = item % kTileSides;
         const bool of_rows = side < kTileSide;
-        const int32_t cell = of_rows ? top + side : left + side - kTileSide;
-        const int32_t* window = g.tables.windows + 4 * roi + (of_rows ? 0 : 2);
-        int32_t touched = 0;
-        if (cell >= window[0] && cell < window[1]) {
-          const uint32_t range =
-              of_rows ? g.tables.row_bins[roi * g.tables.H + cell] : g.tables.column_bins[roi * g.tables.W + cell];
-          const AxisTable<U> axis = of_rows ? g.weights.rows : g.weights.columns;
-          for (uint32_t bin = range & 0xffffu; bin <= range >> 16; ++bin) {
-            const U weight = axis.of(roi, int32_t(bin))[cell];
-            if (weight < U(0)) continue;
-            if (touched < kTileRoom) bins[item][touched] = {weight, int32_t(bin) * step};
-            ++touched;
-          }
-        }
-        counts[item] = touched;
+        counts[odd][item] =
+            noted_sides[i] >> side & 1
+                ? g.list_bins(noted[i], of_rows, of_rows ? top + side : left + side - kTileSide, bins[odd][item])
+                : 0;
       }
       __syncthreads();  // the table is complete
-      for (int32_t i = 0; mine && i < batch; ++i) {
-        const int32_t of_row = i * sides + row, of_column = i * sides + kTileSide + column;
-        const int32_t height = counts[of_row], width = counts[of_column];
-        if (height == 0 || width == 0) continue;
-        const int64_t roi = touching[first + i];
-        const VectorLoad<T> load_bin{reinterpret_cast<const LaneChannels<T>*>(g.grads + roi * of_roi + channel0)};
-        if (FF_MUTANT(align_many_bins, height > kTileRoom || width > kTileRoom, false))
-          g.add(roi, y, x, load_bin, sum);
-        else if (width == 1)
-          add_cells<1, true>(bins[of_row], height, bins[of_column], width, load_bin, sum);
-        else if (width == 2)
-          add_cells<2, true>(bins[of_row], height, bins[of_column], width, load_bin, sum);
-        else
-          add_cells<4, false>(bins[of_row], height, bins[of_column], width, load_bin, sum);
+      const int32_t of_row = lane * kTileSides + row, of_column = lane * kTileSides + kTileSide + column;
+      const int32_t height = lane < batch ? counts[odd][of_row] : 0, width = lane < batch ? counts[odd][of_column] : 0;
+      const int32_t owed = height * width;
+      int32_t places = owed;  // up to those of this lane
+#pragma unroll
+      for (int d = 1; d < kCellLanes; d *= 2) {
+        const int32_t below = __shfl_up_sync(kFullMask, places, d, kCellLanes);
+        if (FF_MUTANT(align_places, lane, lane_id()) >= d) places += below;
       }
-      __syncthreads();  // nobody reads it, or the notes, any more
+      const int32_t total = __shfl_sync(kFullMask, places, kCellLanes - 1, kCellLanes);
+      const int32_t most = maximum(total, __shfl_xor_sync(kFullMask, total, kCellLanes));
+      for (int32_t from = 0; FF_MUTANT(align_full_list, from < most, from < 1); from += kTileTerms) {
+        TermList<U> list{own, places - owed - from};
+        if (FF_MUTANT(align_many_bins, height > kTileRoom<U> || width > kTileRoom<U>, false)) {
+          if (owed > 0) g.list_terms(noted[first + lane], y, x, list);
+        } else {
+#pragma unroll 1
+          for (int32_t r = 0; r < height; ++r) {
+            const Touched<U> across = bins[odd][of_row][r];
+            for (int32_t c = 0; c < width; ++c) {
+              const Touched<U> down = bins[odd][of_column][c];
+              list.put(across.weight * down.weight, across.at + down.at);
+            }
+          }
+        }
+        __syncwarp();  // the list is complete
+        const int32_t listed = minimum(total - from, kTileTerms);
+        int32_t t = 0;
+#pragma unroll 1
+        for (; t + kTermsAtOnce <= listed; t += kTermsAtOnce) add_terms<true>(own + t, kTermsAtOnce, vectors, sum);
+        if (t < listed) add_terms<false>(own + t, listed - t, vectors, sum);
+        __syncwarp();  // and read
+      }
     }
   }
-  if (!mine) return;
-  LaneChannels<T> stored;
 #pragma unroll
-  for (int j = 0; j < n; ++j) store(stored.v + j, sum[j]);
-  const int64_t cell = (image * g.H + y) * g.W + x;
-  *reinterpret_cast<LaneChannels<T>*>(g.grad_input + cell * g.C + channel0) = stored;
+  for (int v = 0; v < kLaneVectors; ++v) {
+    if (y >= g.H || x >= g.W || !present(v)) continue;
+    LaneChannels<T> stored;
+#pragma unroll
+    for (int j = 0; j < n; ++j) store(stored.v + j, sum[v][j]);
+    const int64_t cell = (int64_t(image) * g.H + y) * g.W + x;
+    *reinterpret_cast<LaneChannels<T>*>(g.grad_input + cell * g.C + channel(v)) = stored;
+  }
 }
 
 // The gradients of the RoIs' bins from contiguous to channels_last, by vectors. A block has 128 bytes of channels of

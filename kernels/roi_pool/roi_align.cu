@@ -429,14 +429,14 @@ Status turn(const RoiAlignShape& shape, const T* from, T* to, Stream stream) {
 template <class T>
 Status gather_tiles(const RoiAlignShape& shape, int64_t l, const RoiTables& tables, const Weights<Compute<T>>& weights,
                     const T* grads, T* grad_input, Stream stream) {
-  constexpr int n = LaneChannels<T>::kCount;
   const RoiAlignLevel& level = shape.levels[l];
   TileGather<T> g{};
   g.C = int32_t(shape.C), g.H = int32_t(level.H), g.W = int32_t(level.W);
   g.PH = int32_t(shape.PH), g.PW = int32_t(shape.PW), g.group0 = l * shape.B;
   g.columns = int32_t((level.W + kTileSide - 1) / kTileSide);
   g.tiles = g.columns * int32_t((level.H + kTileSide - 1) / kTileSide);
-  g.slices = int32_t((shape.C + kCellLanes * n - 1) / (kCellLanes * n));
+  constexpr int slice = kLaneVectors * kCellLanes * TileGather<T>::n;
+  g.slices = int32_t((shape.C + slice - 1) / slice);
   g.tables = tables, g.weights = weights, g.grads = grads, g.grad_input = grad_input;
   const int64_t blocks = shape.B * g.tiles * g.slices;
   if (blocks > INT32_MAX)
@@ -472,7 +472,7 @@ Status align_backward(const RoiAlignShape& shape, const void* grad_output, const
   for (int64_t l = 0; l < shape.L; ++l) {
     T* const to = static_cast<T*>(grads[l]);
     if (last && shape.levels[l].channels_last && shape.C % LaneChannels<T>::kCount == 0 && is_aligned(from) &&
-        is_aligned(to)) {
+        is_aligned(to) && TileGather<T>::counts(shape)) {
       FF_TRY(gather_tiles(shape, l, memory.tables, weights, from, to, stream));
       continue;
     }
