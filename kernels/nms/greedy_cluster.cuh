@@ -47,6 +47,7 @@ class GreedyCluster {
   static constexpr int kRowsAtOnce = sizeof(U) == 8 ? 2 : 4;  // that a warp compares with the kept boxes
   static constexpr int kTileRows = kWarp / 2;                 // that a warp compares with a word of boxes before them
   static constexpr int kMoves = sizeof(U) == 8 ? 1 : 2;       // kept boxes that a thread moves at a time
+  static constexpr bool kSorts = !(kClasses && sizeof(U) == 8);  // for these there are no registers
 
   // scratch: shared, one a warp.
   __device__ __forceinline__ GreedyCluster(const Segment& segment, const ClusterSettings<U>& set,
@@ -82,7 +83,7 @@ class GreedyCluster {
 
  private:
   __device__ __forceinline__ bool wants_more() const { return kept_ < set_.most_kept && left_ > 0; }
-  __device__ __forceinline__ bool sorted() const { return set_.reach > U(0); }
+  __device__ __forceinline__ bool sorted() const { return kSorts && set_.reach > U(0); }
 
   // Fills the lists with the best of those that were not yet given.
   __device__ __forceinline__ RankBins<Key, kCluster> select() {
