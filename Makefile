@@ -24,32 +24,31 @@ TRAIN_CUDA := $(if $(wildcard /dev/nvidiactl),AUTO,OFF)
 # The environment with the competitors where it was made, else the one of the tests (which lacks torchvision).
 BENCH_PY = $(firstword $(wildcard $(BENCH_VENV)/bin/python) $(PY))
 
+# What the tests run on: what is built here already; else the CUDA half for one generation of GPUs, in a third of the time.
+# With FRCNN_LONG it is whole.
+TESTED = $(VENV)/$(if $(FRCNN_LONG)$(wildcard $(VENV)/built),built,built-test)
+
 # Every step of `make test`, two at a time: first the one with the long build of its own, last the one that is two
 # processes by itself. Each prints when it ends, and none is left out because another failed.
 STEPS := test-sanitized check-ruff check-clang-format check-mypy test-suite test-interpreted
 
-.PHONY: train test test-build test-long test-aarch64 test-compat compat-tests compat-bench $(STEPS) check format build wheel bench bench-env gpu-smoke gpu-test gpu-bench docs clean
+.PHONY: train test test-long test-aarch64 test-compat compat-tests compat-bench $(STEPS) check format build wheel bench bench-env gpu-smoke gpu-test gpu-bench docs clean
 
 train: $(VENV)/ready
 	@test -f $(VENV)/built || $(MAKE) --no-print-directory $(VENV)/built-cpu
 	$(PY) -m frcnn_fast.train --dataset digits --out $(OUT)
 
 # Threads that wait sleep: another step has use for the core.
-test: test-build $(VENV)/test-ready
+test: $(TESTED) $(VENV)/test-ready
 	@OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -k -j2 --output-sync=target $(STEPS)
 
-# What the tests run on: what is built here already; else the CUDA half for one generation of GPUs, in a third of the time.
-# With FRCNN_LONG it is whole.
-test-build:
-	@$(MAKE) --no-print-directory $(VENV)/$(if $(FRCNN_LONG)$(wildcard $(VENV)/built),built,built-test)
-
-test-suite: test-build $(VENV)/test-ready
+test-suite: $(TESTED) $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m pytest -q
 
-test-sanitized: test-build $(VENV)/test-ready
+test-sanitized: $(TESTED) $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m tests.run_sanitized
 
-test-interpreted: test-build $(VENV)/test-ready
+test-interpreted: $(TESTED) $(VENV)/test-ready
 	PATH="$(BIN):$$PATH" $(PY) -m tests.run_interpreted
 
 test-long:
