@@ -23,7 +23,7 @@ NODES = {
     ("encode", "legacy"): (1,),
     ("top_n", "N2049-n300"): (1,),
     ("nms", "N65"): (1, 6),
-    ("batched_nms", "ties"): (1, 10),
+    ("batched_nms", "strided"): (1, 6),
     ("nms_padded", "counts-classes-odd"): (1, 8),
     ("nms_padded", "max-output-64"): (16,),  # too many boxes for a cluster of the test build
     ("rpn_proposals", "grid"): (1, 8),

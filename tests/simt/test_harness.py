@@ -23,7 +23,7 @@ SOURCES = ["fiber.cpp", "scheduler.cpp", "runtime.cpp", "harness_main.cpp", "har
 @pytest.fixture(scope="session")
 def harness() -> Path:
     """The program of harness_main.cpp, built anew when a source has changed."""
-    files = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp"), *HERE.glob("*.cu"), *(ROOT / "kernels/common").glob("*")])
+    files = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp"), *HERE.glob("*.cu"), *(ROOT / "kernels/common").glob("*.*")])
     key = hashlib.sha256(b"".join(path.read_bytes() for path in files) + " ".join(FLAGS).encode()).hexdigest()[:16]
     program = OUT / f"harness-{key}"
     if not program.exists():
