@@ -28,7 +28,7 @@ def accepts_arrays(function: F) -> F:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if args and _is_tensor(args[0]):
+        if args and (type(args[0]) is Tensor or _is_tensor(args[0])):
             # Nearly every call. Only one that fails is searched for arrays among the other arguments.
             try:
                 return function(*args, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from operator import itemgetter
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -92,6 +93,7 @@ class Operator:
         self._Arguments = self.schema.Arguments
         self._tensors = self.schema.positions("Tensor") + self.schema.positions("Tensor?")
         self._lists = self.schema.positions("Tensor[]")
+        self._tensors_of = _picker(self._tensors)
         self._single = len(self.schema.results) == 1
         LIBRARY.define(self.schema.with_backend())
         qualified = f"frcnn_fast::{self.name}"
@@ -108,9 +110,9 @@ class Operator:
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         """Takes the arguments in the schema's order."""
-        tensors = [args[i] for i in self._tensors]
+        tensors = self._tensors_of(args)
         for i in self._lists:
-            tensors += args[i]
+            tensors += tuple(args[i])
         plain, needs_grad = can_bypass_dispatcher(), False
         for t in tensors:
             if t is not None:
@@ -173,8 +175,7 @@ class Operator:
                 workspace = first.new_empty(size, dtype=torch.uint8) if size else None
                 found = getattr(C, self.name)(*a, workspace, *results)
         if self.dynamic_rows:
-            padded = results[0]
-            return padded.resize_(found if number is None else int(number), *padded.shape[1:])
+            return results[0].resize_(found if number is None else int(number))
         return results[0] if self._single else results
 
     def _from_dispatcher(self, *args: Any) -> Any:
@@ -325,6 +326,11 @@ def _one_by_one(
         return torch.stack(results), 0
     kind = list if isinstance(first, list) else tuple
     return kind(map(torch.stack, zip(*results, strict=True))), kind([0] * len(first))
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that gives those elements of a sequence: in C, where there are several."""
+    return itemgetter(*places) if len(places) > 1 else lambda values: tuple([values[i] for i in places])
 
 
 def _selected(a: Any, dim: Any, sample: int) -> Any:

@@ -64,7 +64,7 @@ class Cells {
 
   // Settles the grid for boxes like these: they may be few of all. Returns how many cells it has.
   int64_t start(int64_t capacity, U threshold, const Candidate<U>* candidates, int64_t n) {
-    if (n == 0) return start(capacity, threshold, {}, {});
+    if (n == 0 || most(capacity) == 1) return start(capacity, threshold, Spread<U>{}, Spread<U>{});  // one cell
     Spread<U> x = {doubled_x(candidates[0].pretest.box), doubled_x(candidates[0].pretest.box), U(0)};
     Spread<U> y = {doubled_y(candidates[0].pretest.box), doubled_y(candidates[0].pretest.box), U(0)};
     for (int64_t i = 0; i < n; ++i) {

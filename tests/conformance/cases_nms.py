@@ -116,6 +116,9 @@ def _padded_cases() -> Iterator[Case]:
     yield Case("sliding-chain", _chain, small=True)
     yield Case("chain-across-blocks", _long_chain)
     yield Case("all-scores-NaN", _all_nan, small=True)
+    for N in (5, 700):
+        yield Case(f"no-finite-box-N{N}", lambda N=N: _not_finite(N, N), small=N == 5)
+    yield Case("the-best-are-not-finite", lambda: _not_finite(700, 600))
     yield Case("areas-overflow", _overflowing, small=True)
     yield Case("areas-of-one-unit", _tiny, small=True)
     yield Case("centres-overflow", _far, small=True)
@@ -157,6 +160,14 @@ def _long_chain() -> Args:
 def _all_nan() -> Args:
     args = _padded(2, 70)
     return args | {"scores": torch.full_like(args["scores"], float("nan"))}
+
+
+def _not_finite(N: int, n: int) -> Args:
+    """The n boxes of the best scores are not finite."""
+    args = _padded(1, N, max_output=N)
+    best = args["scores"].argsort(descending=True)[:, :n]
+    args["boxes"][0, best[0], 2] = torch.tensor([float("nan"), float("inf")])[torch.arange(n) % 2]
+    return args
 
 
 def _overflowing() -> Args:
