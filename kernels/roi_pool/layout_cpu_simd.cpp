@@ -7,6 +7,9 @@ namespace FF_ISA {
 using namespace frcnn_fast::FF_ISA;
 namespace {
 
+// So few cells are moved one by one, sooner than as part of a square.
+constexpr int64_t kFewCells = 2;
+
 // Cells per full vector; the last vector of a run starts early and writes some cells twice.
 inline int64_t vector_start(int64_t i, int64_t cells, int lanes) { return i + lanes <= cells ? i : cells - lanes; }
 
@@ -70,6 +73,11 @@ void store_planes(const U* source, int channels, int lanes, int64_t cells, int64
       continue;
     }
     for (int64_t i = 0; i < cells; i += n) {
+      if (cells - i <= kFewCells) {  // 49 bins are three squares and one cell
+        for (; i < cells; ++i)
+          for (int j = 0; j < present; ++j) store(planes + j * channel_stride + i, source[i * lanes + c + j]);
+        break;
+      }
       const int64_t start = vector_start(i, cells, n);
       Vector<U> square[n];
 #pragma GCC unroll 16

@@ -46,12 +46,17 @@ struct Scratch {
 template <class U>
 struct Workspace {
   RoiGroups groups;
+  int32_t* edges;      // of all RoIs, where whole maps are turned into tiles
+  bool* found;         // whether a RoI has any
   Scratch<U> scratch;  // the first thread's
   size_t used, per_thread;
 
   Workspace(void* memory, const RoiPoolShape& s, const Plan& plan) {
     WorkspaceArena arena(memory);
     groups = RoiGroups::take(arena, 1, s.B, s.R);
+    const int64_t remembered = plan.map_lanes ? s.R : 0;
+    edges = arena.take<int32_t>(remembered * 2 * (s.PH + s.PW));
+    found = arena.take<bool>(remembered);
     const size_t before = arena.used();
     scratch = take(arena, s, plan);
     per_thread = arena.used() - before;
@@ -63,10 +68,13 @@ struct Workspace {
     scratch.tile = arena.take<U>(plan.tile_size);
     scratch.best = arena.take<U>(plan.bins * lanes);
     scratch.argmax = arena.take<int32_t>(plan.bins * lanes);
-    int32_t* edges = arena.take<int32_t>(2 * (s.PH + s.PW));
-    scratch.edges = {int32_t(s.PH), int32_t(s.PW), edges, edges + s.PH, edges + 2 * s.PH, edges + 2 * s.PH + s.PW};
+    scratch.edges = edges_in(arena.take<int32_t>(2 * (s.PH + s.PW)), s);
     return scratch;
   }
+  static BinEdges edges_in(int32_t* memory, const RoiPoolShape& s) {
+    return {int32_t(s.PH), int32_t(s.PW), memory, memory + s.PH, memory + 2 * s.PH, memory + 2 * s.PH + s.PW};
+  }
+  BinEdges edges_of(int64_t k, const RoiPoolShape& s) const { return edges_in(edges + k * 2 * (s.PH + s.PW), s); }
   Scratch<U> of(int64_t thread, const RoiPoolShape& s, const Plan& plan) const {
     WorkspaceArena arena(reinterpret_cast<char*>(scratch.tile) + thread * per_thread);
     return take(arena, s, plan);
@@ -113,6 +121,12 @@ class Pool {
     if (plan_.map_lanes && prefers_whole_maps()) {
       const int64_t blocks = ceil_div(s_.C, plan_.map_lanes);
       const int64_t parts = std::max<int64_t>(1, std::min(threads / (s_.B * blocks), groups.grouped / s_.B / 8));
+      // Once for all blocks of channels.
+      for_each_unit(groups.grouped, threads, [&](int64_t, int64_t i) {
+        const int32_t k = groups.order[i];
+        BinEdges edges = workspace_.edges_of(k, s_);
+        workspace_.found[k] = find_edges(k, edges);
+      });
       for_each_unit(s_.B * blocks * parts, threads, [&](int64_t thread, int64_t unit) {
         pool_image(thread, unit / parts / blocks, unit / parts % blocks * plan_.map_lanes, unit % parts, parts);
       });
@@ -166,10 +180,11 @@ class Pool {
     FF_ISA_CALL(load_lanes, dtype_, image(b) + c * map_.channel, map_, channels, int(lanes), s_.H * s_.W, scratch.tile);
     const Tile<const U> tile{scratch.tile, s_.W * lanes, lanes, 0, int32_t(s_.H), 0};
     for (const int32_t* k = first; k < last; ++k) {
-      if (!find_edges(*k, scratch.edges)) {
+      if (!workspace_.found[*k]) {
         clear_block(*k, c, channels);
         continue;
       }
+      scratch.edges = workspace_.edges_of(FF_MUTANT(pool_remembered, *k, *first), s_);
       const bool unset = pool(tile, scratch, lanes, true);
       finish(*k, c, channels, lanes, unset, scratch);
     }
