@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from operator import itemgetter
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -93,7 +92,8 @@ class Operator:
         self._Arguments = self.schema.Arguments
         self._tensors = self.schema.positions("Tensor") + self.schema.positions("Tensor?")
         self._lists = self.schema.positions("Tensor[]")
-        self._tensors_of = _picker(self._tensors)
+        n = len(self._tensors)
+        self._leading = n if self._tensors == tuple(range(n)) else 0
         self._single = len(self.schema.results) == 1
         LIBRARY.define(self.schema.with_backend())
         qualified = f"frcnn_fast::{self.name}"
@@ -110,7 +110,8 @@ class Operator:
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         """Takes the arguments in the schema's order."""
-        tensors = self._tensors_of(args)
+        # A slice, where the tensors come first: a small call is a few microseconds in all.
+        tensors = args[: self._leading] if self._leading else tuple([args[i] for i in self._tensors])
         for i in self._lists:
             tensors += tuple(args[i])
         plain, needs_grad = can_bypass_dispatcher(), False
@@ -326,11 +327,6 @@ def _one_by_one(
         return torch.stack(results), 0
     kind = list if isinstance(first, list) else tuple
     return kind(map(torch.stack, zip(*results, strict=True))), kind([0] * len(first))
-
-
-def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """A function that gives those elements of a sequence: in C, where there are several."""
-    return itemgetter(*places) if len(places) > 1 else lambda values: tuple([values[i] for i in places])
 
 
 def _selected(a: Any, dim: Any, sample: int) -> Any:

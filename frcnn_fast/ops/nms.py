@@ -133,6 +133,8 @@ SOFT_METHODS = ("linear", "gaussian", "hard")
 
 def _check_boxes_and_scores(boxes: Tensor, scores: Tensor) -> None:
     _checks.check_float("boxes", boxes, "[N, 4]", 2, 4)
+    if _checks.alike(scores, boxes.shape[:1], boxes):
+        return
     _checks.check_float("scores", scores, "[N]", 1)
     _checks.check_size("scores", scores, "[N]", boxes.shape[:1])
     _checks.check_same("scores", scores, "boxes", boxes)
