@@ -127,14 +127,18 @@ class AlignBackward {
     for (const int32_t* k = groups_.begin(group); k < groups_.end(group); ++k) {
       if (row_spans_[2 * *k] >= row1 || row_spans_[2 * *k + 1] < row0) continue;
       if (!geometry_.find(*k, l, scratch.weights)) continue;
-      FF_ISA_CALL(load_lanes, dtype_, grad_output_ + *k * s_.C * bins_ + c * out_.channel, out_, channels,
-                  int(plan.lanes), bins_, scratch.grads);
+      FF_ISA_CALL(load_lanes, dtype_, gradients_of(*k, c), out_, channels, int(plan.lanes), bins_, scratch.grads);
+      Ahead ahead;
+      if (k + 1 < groups_.end(group)) ahead = Ahead::of(gradients_of(k[1], c), out_, channels, bins_, bins_);
       FF_ISA_CALL(scatter_bins, tile, scratch.weights.rows, scratch.weights.columns, int32_t(s_.PH), int32_t(s_.PW),
-                  plan.lanes, scratch.grads, plan.lanes);
+                  plan.lanes, scratch.grads, plan.lanes, ahead);
     }
     if (!plan.direct)
       FF_ISA_CALL(store_lanes, dtype_, scratch.tile, channels, int(plan.lanes), cells, map, false, target);
   }
+
+  // A RoI's gradients from channel c on.
+  const T* gradients_of(int64_t k, int64_t c) const { return grad_output_ + k * s_.C * bins_ + c * out_.channel; }
 
   DType dtype_;
   const RoiAlignShape& s_;

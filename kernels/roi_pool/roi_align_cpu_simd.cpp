@@ -62,10 +62,11 @@ FF_HD void scatter_bin(const Tile<U>& tile, const AxisWeights<U>& rows, const Ax
 
 template <class U>
 FF_HD void scatter_all(const Tile<U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t PH,
-                       int32_t PW, int64_t lanes, const U* grads, int64_t stride) {
+                       int32_t PW, int64_t lanes, const U* grads, int64_t stride, const Ahead& ahead) {
   constexpr int n = kLanes<U>;
   for (int32_t p = 0; p < PH; ++p) {
     for (int32_t q = 0; q < PW; ++q, grads += stride) {
+      ahead.fetch(p * PW + q);
       int64_t s = 0;
       for (; s + 4 * n <= lanes; s += 4 * n) scatter_bin<4>(tile, rows, columns, p, q, s, grads + s);
       for (; s + 2 * n <= lanes; s += 2 * n) scatter_bin<2>(tile, rows, columns, p, q, s, grads + s);
@@ -78,8 +79,8 @@ FF_HD void scatter_all(const Tile<U>& tile, const AxisWeights<U>& rows, const Ax
 
 FF_ALIGN_BINS(float) { sum_all(tile, rows, columns, PH, PW, lanes, fresh, sums, stride); }
 FF_ALIGN_BINS(double) { sum_all(tile, rows, columns, PH, PW, lanes, fresh, sums, stride); }
-FF_SCATTER_BINS(float) { scatter_all(tile, rows, columns, PH, PW, lanes, grads, stride); }
-FF_SCATTER_BINS(double) { scatter_all(tile, rows, columns, PH, PW, lanes, grads, stride); }
+FF_SCATTER_BINS(float) { scatter_all(tile, rows, columns, PH, PW, lanes, grads, stride, ahead); }
+FF_SCATTER_BINS(double) { scatter_all(tile, rows, columns, PH, PW, lanes, grads, stride, ahead); }
 
 }  // namespace FF_ISA
 }  // namespace frcnn_fast::roi_pool

@@ -36,6 +36,25 @@ struct AxisWeights {
   Slope<U>* slopes;
 };
 
+// A RoI's block of numbers that is wanted next, fetched part by part: the blocks lie far apart, and the processor does
+// not guess where the next one begins; all of it asked for at once would only be waited for at once.
+struct Ahead {
+  const char* data = nullptr;
+  int64_t step = 0;   // bytes from part to part
+  int64_t bytes = 0;  // of a part
+
+  // channels x cells numbers: one run in `parts` parts, or a run a cell.
+  template <class T>
+  static Ahead of(const T* numbers, CellStrides strides, int64_t channels, int64_t cells, int64_t parts) {
+    const int64_t size = sizeof(T), part = (channels * cells + parts - 1) / parts * size;
+    const char* data = reinterpret_cast<const char*>(numbers);
+    return strides.cell == 1 ? Ahead{data, part, part} : Ahead{data, strides.cell * size, channels * size};
+  }
+  FF_HD void fetch(int64_t part) const {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + part * step + i);
+  }
+};
+
 // Folds the tile's rows into the maxima: best and argmax (or null) hold bin b's lanes at b * stride. fresh: they hold
 // nothing yet. True where some lane of a bin has nothing above -inf. Cell (y, x) has index y * W + x.
 #define FF_POOL_BINS(U)                                                                                           \
@@ -45,10 +64,11 @@ struct AxisWeights {
 #define FF_ALIGN_BINS(U)                                                                                            \
   void align_bins(const Tile<const U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t PH, \
                   int32_t PW, int64_t lanes, bool fresh, U* sums, int64_t stride)
-// The transpose: adds each bin's gradients, its lanes at b * stride, to the tile's cells.
+// The transpose: adds each bin's gradients, its lanes at b * stride, to the tile's cells. With each bin a part of what
+// is wanted next is fetched.
 #define FF_SCATTER_BINS(U)                                                                                      \
   void scatter_bins(const Tile<U>& tile, const AxisWeights<U>& rows, const AxisWeights<U>& columns, int32_t PH, \
-                    int32_t PW, int64_t lanes, const U* grads, int64_t stride)
+                    int32_t PW, int64_t lanes, const U* grads, int64_t stride, const Ahead& ahead)
 FF_ISA_DECLARE(FF_POOL_BINS(float); FF_POOL_BINS(double); FF_ALIGN_BINS(float); FF_ALIGN_BINS(double);
                FF_SCATTER_BINS(float); FF_SCATTER_BINS(double))
 

@@ -341,23 +341,35 @@ Status pool_backward(DType dtype, const RoiPoolShape& s, const T* grad_output, b
     for (const int32_t* k = groups.begin(b); k < groups.end(b); ++k) {
       const int32_t* places = argmax + *k * s.C * bins + c0 * from.channel;
       const T* gradients = grad_output + *k * s.C * bins + c0 * grads.channel;
+      Ahead next_places, next_gradients;
+      if (k + 1 < groups.end(b)) {
+        const int64_t parts = plan.in_place ? channels : bins;
+        next_places = Ahead::of(argmax + k[1] * s.C * bins + c0 * from.channel, from, channels, bins, parts);
+        next_gradients = Ahead::of(grad_output + k[1] * s.C * bins + c0 * grads.channel, grads, channels, bins, parts);
+      }
       if (!plan.in_place) {
         // Both are brought in first: rows far apart are then fetched at the same time.
         FF_ISA_CALL(load_lanes, dtype, gradients, grads, int(channels), int(lanes), bins, values);
         FF_ISA_CALL(load_lanes, places, from, int(channels), int(lanes), bins, cell_of);
-        for (int64_t bin = 0; bin < bins; ++bin)
+        for (int64_t bin = 0; bin < bins; ++bin) {
+          next_places.fetch(bin);
+          next_gradients.fetch(bin);
           for (int64_t c = 0; c < channels; ++c) {
             const int64_t place = cell_of[bin * lanes + c];
             if (uint64_t(place) < uint64_t(cells)) sums[place * lanes + c] += values[bin * lanes + c];
           }
+        }
         continue;
       }
-      for (int64_t c = 0; c < channels; ++c)
+      for (int64_t c = 0; c < channels; ++c) {
+        next_places.fetch(c);
+        next_gradients.fetch(c);
         for (int64_t bin = 0; bin < bins; ++bin) {
           const int64_t place = places[c * bins + bin];
           if (uint64_t(place) < uint64_t(cells))
             sums[c * cells + place] += load(gradients + c * grads.channel + bin * grads.cell);
         }
+      }
     }
     if (!plan.in_place) FF_ISA_CALL(store_lanes, dtype, sums, int(channels), int(lanes), cells, map, false, target);
   });
