@@ -49,15 +49,13 @@ struct Decoder {
     }
     for (int i = count; i < kBlock; ++i)
       for (int k = 0; k < 4; ++k) a[k][i] = d[k][i] = U(0);
-    const DecodeParams<U> p = params;  // copies: what is stored might lie over the members, and the loop stay scalar
-    const Window<U> w = window;
 #pragma GCC ivdep
     for (int i = 0; i < kBlock; ++i) {
       const Box<U> decoded =
-          decode<kLegacy>(Box<U>{a[0][i], a[1][i], a[2][i], a[3][i]}, d[0][i], d[1][i], d[2][i], d[3][i], p);
-      const Box<U> box = clip(decoded, w);
+          decode<kLegacy>(Box<U>{a[0][i], a[1][i], a[2][i], a[3][i]}, d[0][i], d[1][i], d[2][i], d[3][i], params);
+      const Box<U> box = clip(decoded, window);
       out->x1[i] = box.x1, out->y1[i] = box.y1, out->x2[i] = box.x2, out->y2[i] = box.y2;
-      out->valid[i] = is_valid<kLegacy>(decoded, box, w.min_side);
+      out->valid[i] = is_valid<kLegacy>(decoded, box, window.min_side);
     }
   }
 };
