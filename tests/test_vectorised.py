@@ -21,7 +21,8 @@ def _options() -> list[str]:
     text = (ROOT / "CMakeLists.txt").read_text()
     [numeric] = re.findall(r"set\(NUMERIC_OPTIONS ([^)]+)\)", text)
     [instructions] = re.findall(r"add_isa\(avx512 ([^)]+)\)", text)
-    return [*numeric.split(), *instructions.split(), *["-DFF_ISA=avx512", "-DFF_X86_ISA", "-fopenmp", "-O3", "-std=c++17"]]
+    fixed = ["-DFF_ISA=avx512", "-DFF_X86_ISA", "-fopenmp", "-O3", "-std=c++17"]
+    return [*numeric.split(), *instructions.split(), *fixed]
 
 
 def scalar_loops(source: Path) -> list[int]:
