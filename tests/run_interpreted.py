@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter, on the processor: `python -m tests.run_interpreted [pytest arguments]`.
 
-Runs the hand-worked table, a third of the small conformance cases and a few planted mistakes on the backend "triton",
+Runs the hand-worked table, a fifth of the small conformance cases and a few planted mistakes on the backend "triton",
 or with FRCNN_LONG=1 all of them. What the kernels compile to is tests/test_triton.py's matter: a process either
 interprets kernels or compiles them.
 """

@@ -19,6 +19,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from bench.triton_ahead import TARGETS, compiling, resources
+from bench.workloads import FPN, VGG, Shape, scene
 
 LONG = bool(os.environ.get("FRCNN_LONG"))
 KNOWN: dict[str, set] = {}
@@ -61,6 +62,20 @@ def pooled(op: str, features: torch.Tensor, size: tuple[int, int]) -> None:
             ops.multiscale_roi_align([features[..., :1, :1], features], rois, size, (0.5, 0.25), 2)
         else:
             getattr(ops, op)(features, rois, size)
+
+
+def launches_of(order: str, shape: Shape, before: int, after: int) -> int:
+    """How many launches a proposal step takes."""
+    s, settings = scene(shape, "trained", 1), {"pre_nms_top_n": before, "post_nms_top_n": after, "filter_order": order}
+    with compiling(TARGETS["sm_90"], set()) as found:
+        ops.rpn_proposals(s.logits, s.deltas, shape.grids("cpu"), s.image_sizes, backend="triton", **settings)
+    return found.launches
+
+
+@pytest.mark.parametrize(("shape", "before", "after"), [(VGG, 6000, 300), (VGG, 12000, 2000), (FPN, 1000, 1000)])
+def test_leaving_small_boxes_out_first_takes_no_launch_more(shape: Shape, before: int, after: int) -> None:
+    """All anchors are judged by one launch, and the one that closes gaps is not needed."""
+    assert launches_of("before_top_n", shape, before, after) == launches_of("after_top_n", shape, before, after)
 
 
 @pytest.mark.parametrize("op", ["roi_pool", "roi_align", "multiscale_roi_align"])

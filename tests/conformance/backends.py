@@ -77,7 +77,7 @@ def _all() -> tuple[Backend, ...]:
             device="cuda" if on_gpu else "cpu",
             missing=_triton_missing(),
             slow=not on_gpu,
-            one_in=1 if on_gpu or LONG else 3,  # the interpreter takes seconds a case
+            one_in=1 if on_gpu or LONG else 5,  # the interpreter takes seconds a case
         ),
     )
 
