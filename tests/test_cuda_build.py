@@ -217,6 +217,26 @@ def test_instructions_are_counted(tmp_path: Path) -> None:
     assert found["two.cu:sum"]["forms"] == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "instructions"), [("Half", ["cvt.f32.f16", "cvt.rn.f16.f32"]), ("BFloat16", ["cvt.rn.bf16.f32"])]
+)
+def test_halves_are_converted_by_the_hardware(tmp_path: Path, kind: str, instructions: list[str]) -> None:
+    """One instruction each way, not a dozen, and nothing is selected: no case of them needs any care."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    source, assembly = tmp_path / "copy.cu", tmp_path / "copy.ptx"
+    source.write_text(
+        f'#include "{ROOT}/kernels/common/dtype.h"\nusing namespace frcnn_fast;\n'
+        f"__global__ void copy({kind}* x) {{ store(x, load(x + 1)); }}\n"
+    )
+    subprocess.run([nvcc, "-arch=sm_80", "-std=c++17", "-ptx", str(source), "-o", str(assembly)], check=True)
+    text = assembly.read_text()
+    assert [name for name in instructions if name not in text] == []
+    assert "selp" not in text
+    assert "setp" not in text
+
+
 def test_a_spilling_kernel_is_noticed(tmp_path: Path) -> None:
     """The check checks: a kernel that needs more registers than it may have is refused."""
     nvcc = find_nvcc()

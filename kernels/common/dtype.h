@@ -55,17 +55,30 @@ FF_HD double bits_double(uint64_t bits) {
   return value;
 }
 
+// On a GPU one instruction each way; elsewhere the vector code has its own (roi_pool/lanes.h, top_n/scan.h), and this is
+// what remains. The bits of a NaN may differ, nothing else.
 FF_HD float half_to_float(uint16_t h) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(h));
+  return value;
+#else
   const uint32_t sign = uint32_t(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;
   // Subnormal halves become normal floats by one exact product with 2^112 (which rebiases the exponent).
   const float widened = bits_float(magnitude << 13) * bits_float(0x77800000u);
   const uint32_t special = magnitude >= 0x7c00u ? (0x7f800000u | (magnitude & 0x3ffu) << 13) : float_bits(widened);
   return bits_float(sign | special);
+#endif
 }
 
 // Round to nearest even; NaN stays NaN, overflow goes to infinity.
 FF_HD uint16_t float_to_half(float value) {
+#if defined(__CUDA_ARCH__)
+  uint16_t h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(value));
+  return h;
+#else
   const uint32_t bits = float_bits(value);
   const uint16_t sign = uint16_t(bits >> 16 & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -77,12 +90,19 @@ FF_HD uint16_t float_to_half(float value) {
   }
   const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
   return uint16_t(sign | (rounded - 0x38000000u) >> 13);
+#endif
 }
 
 FF_HD uint16_t float_to_bfloat16(float value) {
+#if defined(__CUDA_ARCH__)
+  uint16_t b;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(b) : "f"(value));
+  return b;
+#else
   const uint32_t bits = float_bits(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t(bits >> 16 | 0x40u);
   return uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+#endif
 }
 
 FF_HD float load(const Half* p) { return half_to_float(p->bits); }
