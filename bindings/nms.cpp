@@ -84,6 +84,31 @@ std::optional<int64_t> nms(const TensorView& boxes, const TensorView& scores, do
   return dynamic("nms", boxes, scores, nullptr, iou_threshold, workspace, keep, num_keep);
 }
 
+// A tensor that a CPU launcher takes as it is.
+bool is_plain(const TensorView& tensor, int64_t ndim) {
+  return tensor.device().type == dlpack::kCpu && !uses_cuda(tensor) && tensor.ndim() == ndim && tensor.is_contiguous();
+}
+
+// nms of what it is given most: plain boxes [N, 4] and scores [N] of one floating type, so few that no workspace is
+// needed. The number kept, or -1: look closer, and say what is wrong if anything is. For calls of a few microseconds,
+// of which checks one by one are a third.
+int64_t nms_small(py::handle boxes, py::handle scores, double iou_threshold, const TensorView& keep) {
+  TensorView corners, values;
+  try {
+    corners.load(boxes.ptr());
+    values.load(scores.ptr());
+  } catch (const std::exception&) {
+    return -1;
+  }
+  if (!is_plain(corners, 2) || !is_plain(values, 1) || corners.size(1) != 4 || corners.size(0) != values.size(0) ||
+      !corners.is_floating() || !corners.has_type_of(values) || !(iou_threshold >= 0) || nms_workspace(corners) > 0)
+    return -1;
+  const int64_t N = corners.size(0);
+  int64_t count = 0;
+  padded("nms", corners, values, nullptr, nullptr, 1, N, iou_threshold, N, false, OptionalTensor(), keep, &count);
+  return count;
+}
+
 size_t batched_nms_workspace(const TensorView& boxes) {
   return padded_workspace(boxes, 1, boxes.size(0), boxes.size(0), true);
 }
@@ -151,6 +176,7 @@ const Registrar registrar([](py::module_& m) {
         "grad_boxes"_a);
   m.def("nms_workspace", &nms_workspace, "boxes"_a);
   m.def("nms", &nms, "boxes"_a, "scores"_a, "iou_threshold"_a, "workspace"_a, "keep"_a, "num_keep"_a);
+  m.def("nms_small", &nms_small, "boxes"_a, "scores"_a, "iou_threshold"_a, "keep"_a);
   m.def("batched_nms_workspace", &batched_nms_workspace, "boxes"_a);
   m.def("batched_nms", &batched_nms, "boxes"_a, "scores"_a, "idxs"_a, "iou_threshold"_a, "workspace"_a, "keep"_a,
         "num_keep"_a);

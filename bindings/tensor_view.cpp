@@ -138,12 +138,17 @@ std::string TensorView::describe() const {
   return text + (is_cuda() ? "] on cuda:" + std::to_string(tensor_.device.id) : std::string("] on cpu"));
 }
 
+bool TensorView::is_floating() const {
+  const uint8_t bits = tensor_.dtype.bits;
+  return tensor_.dtype.lanes == 1 &&
+         ((tensor_.dtype.code == dlpack::kFloat && (bits == 16 || bits == 32 || bits == 64)) ||
+          (tensor_.dtype.code == dlpack::kBfloat && bits == 16));
+}
+
 DType TensorView::dtype(const char* name) const {
-  if (tensor_.dtype.lanes == 1) {
-    if (tensor_.dtype.code == dlpack::kFloat && tensor_.dtype.bits == 16) return DType::kFloat16;
-    if (tensor_.dtype.code == dlpack::kFloat && tensor_.dtype.bits == 32) return DType::kFloat32;
-    if (tensor_.dtype.code == dlpack::kFloat && tensor_.dtype.bits == 64) return DType::kFloat64;
-    if (tensor_.dtype.code == dlpack::kBfloat && tensor_.dtype.bits == 16) return DType::kBFloat16;
+  if (is_floating()) {
+    if (tensor_.dtype.code == dlpack::kBfloat) return DType::kBFloat16;
+    return tensor_.dtype.bits == 16 ? DType::kFloat16 : tensor_.dtype.bits == 32 ? DType::kFloat32 : DType::kFloat64;
   }
   throw py::type_error(std::string(name) + ": expected float16, bfloat16, float32 or float64, got " + describe());
 }

@@ -34,6 +34,11 @@ class TensorView {
   bool is_cuda() const { return tensor_.device.type == dlpack::kCuda || tensor_.device.type == dlpack::kCudaManaged; }
   std::string describe() const;  // "float32[3, 4] on cpu"
 
+  bool is_floating() const;
+  bool has_type_of(const TensorView& other) const {
+    return tensor_.dtype.code == other.tensor_.dtype.code && tensor_.dtype.bits == other.tensor_.dtype.bits &&
+           tensor_.dtype.lanes == other.tensor_.dtype.lanes;
+  }
   // One of the four floating types. `name` is for the error.
   DType dtype(const char* name) const;
   // The data of a contiguous floating tensor.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from frcnn_fast import ops, reference
+from frcnn_fast import ops, reference, use_backend
 
 
 def random_boxes(n: int, *, seed: int = 0, spread: float = 500.0, side: float = 80.0) -> tuple[Tensor, Tensor]:
@@ -267,3 +269,29 @@ def test_soft_nms_refuses(error: type[Exception], named: str, wrong: dict[str, A
     boxes, scores = _soft_input()
     with pytest.raises(error, match=named):
         ops.soft_nms(boxes, scores, **{"max_output": 5, **wrong})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("N", [0, 1, 40, 128, 129])
+def test_few_boxes_take_the_short_way_to_the_same_answer(N: int, dtype: torch.dtype) -> None:
+    """The usual way is the one that a named backend goes."""
+    box, scores = (t.to(dtype) for t in random_boxes(N, seed=N))
+    short = sys.modules["frcnn_fast.ops.nms"]._nms_of_few(box, scores, 0.3)
+    assert (short is None) == (N > 128)
+    wanted = ops.nms(box, scores, 0.3, backend="cpu")
+    assert torch.equal(ops.nms(box, scores, 0.3), wanted)
+    assert torch.equal(ops.nms(box.t().contiguous().t(), scores, 0.3), wanted)
+
+
+def test_few_boxes_take_the_usual_way_where_somebody_watches() -> None:
+    box, scores = random_boxes(20)
+    few = sys.modules["frcnn_fast.ops.nms"]._nms_of_few
+    assert few(box, scores, 0.3) is not None
+    with use_backend("reference"):
+        assert few(box, scores, 0.3) is None
+    with FlopCounterMode(display=False):
+        assert few(box, scores, 0.3) is None
+    for wrong in (scores[:5], scores.double(), scores[None], scores.to("meta"), scores.long()):
+        assert few(box, wrong, 0.3) is None
+    for threshold in (-0.1, float("nan"), 1):
+        assert few(box, scores, threshold) is None

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from frcnn_fast import reference
+from frcnn_fast._extension import extension
 from frcnn_fast.ops import _checks
 from frcnn_fast.ops._arrays import accepts_arrays
+from frcnn_fast.ops._backends import asked_for
 from frcnn_fast.ops._operator import Operator, contiguous_saved
+from frcnn_fast.ops._torch_private import can_bypass_dispatcher
 from frcnn_fast.ops.results import PaddedKeep, SoftKeep
 
 # box_iou
@@ -169,9 +172,28 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, backend: str | N
     Exact and bitwise repeatable. No boxes give an empty result. Time O(N log N) for the order plus, at most, boxes
     times boxes kept; memory O(N). Source: Felzenszwalb et al. 2010, section 5.2; Ren et al. 2015, section 3.3.
     """
+    if backend is None and type(boxes) is Tensor and boxes.is_cpu:
+        keep = _nms_of_few(boxes, scores, iou_threshold)
+        if keep is not None:
+            return keep
     _check_boxes_and_scores(boxes, scores)
     threshold = _checks.check_threshold("iou_threshold", iou_threshold)
     return _nms(boxes.contiguous(), scores.contiguous(), threshold, backend=backend)
+
+
+_FEW = 128  # boxes: all that such a call works in fits on its stack, and it takes no longer than what stands around it
+
+
+def _nms_of_few(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor | None:
+    """The same for plain tensors of few boxes on a CPU, checked by the binding; None: take the usual way."""
+    if not can_bypass_dispatcher() or type(scores) is not Tensor or type(iou_threshold) is not float:
+        return None
+    N = scores.numel()
+    if N > _FEW or asked_for(None) is not None:
+        return None
+    keep = boxes.new_empty(N, dtype=torch.int64)
+    kept = extension().nms_small(boxes, scores, iou_threshold, keep)
+    return None if kept < 0 else keep.resize_(kept)
 
 
 def _class_ids(idxs: Tensor) -> Tensor:
