@@ -68,20 +68,24 @@ __device__ __forceinline__ T block_reduce(T value, Op op, T* scratch) {
   return total;
 }
 
-// The sum over the threads below this one; *total, in every thread, the whole block's. For integers. scratch: shared,
-// one T a warp; free to reuse on return.
+// Of numbers that the block's warps have in scratch, one each: the sum of those of the warps below this one; *total:
+// of all. A lane reads a warp's, so that no load waits for another. For integers of 32 bits.
+template <class T>
+__device__ __forceinline__ T sum_over_warps(const T* scratch, T* total) {
+  const T own = lane_id() < warps_per_block() ? scratch[lane_id()] : T(0);
+  *total = __reduce_add_sync(kFullMask, own);
+  return __reduce_add_sync(kFullMask, lane_id() < warp_id() ? own : T(0));
+}
+
+// The sum over the threads below this one; *total, in every thread, the whole block's. For integers of 32 bits.
+// scratch: shared, one T a warp; free to reuse on return.
 template <class T>
 __device__ __forceinline__ T block_exclusive_sum(T value, T* scratch, T* total) {
   const T inclusive = warp_inclusive_scan(value, Plus());
   if (lane_id() == kWarp - 1) scratch[warp_id()] = inclusive;
   __syncthreads();
-  T before = 0, sum = 0;
-  for (int w = 0; w < warps_per_block(); ++w) {
-    if (w == warp_id()) before = sum;
-    sum += scratch[w];
-  }
-  __syncthreads();
-  *total = sum;
+  const T before = sum_over_warps(scratch, total);
+  __syncthreads();  // all have read
   return before + inclusive - value;
 }
 
@@ -90,13 +94,8 @@ __device__ __forceinline__ int block_exclusive_count(bool flag, int* scratch, in
   const unsigned votes = __ballot_sync(kFullMask, flag);
   if (lane_id() == 0) scratch[warp_id()] = __popc(votes);
   __syncthreads();
-  int before = 0, sum = 0;
-  for (int w = 0; w < warps_per_block(); ++w) {
-    if (w == warp_id()) before = sum;
-    sum += scratch[w];
-  }
-  __syncthreads();
-  *total = sum;
+  const int before = sum_over_warps(scratch, total);
+  __syncthreads();  // all have read
   return before + __popc(votes & lanes_below());
 }
 

@@ -205,16 +205,9 @@ __device__ __forceinline__ void compact(const Slice& slice, const Cut<Key>& cut,
     warp_ties[warp_id()] = ties;
   }
   __syncthreads();  // every warp's counts are there
-  less = ties = 0;
-  int all_less = 0, all_ties = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp_id()) {
-      less = all_less;
-      ties = all_ties;
-    }
-    all_less += warp_less[w];
-    all_ties += warp_ties[w];
-  }
+  int all_less, all_ties;
+  less = sum_over_warps(warp_less, &all_less);
+  ties = sum_over_warps(warp_ties, &all_ties);
   if (threadIdx.x == 0) {
     block_less = all_less;
     block_ties = all_ties;
