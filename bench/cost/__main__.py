@@ -2,6 +2,7 @@
 
 python -m bench.cost --json bench/results/cost-DATE.json     every row that has a goal on a GPU: a quarter of an hour
 python -m bench.cost --op roi_pool                           rows of one op
+python -m bench.cost --machine A100 --row "rpn_proposals: vgg test 6000->300 b1 trained before_top_n"
 python -m bench.cost --compare bench/results/cost-DATE.json  exit status 1 where a kernel issues 5 % more than there
 
 The kernels of a row run on the processor, with the constants of production, and are counted (counts.py); the counts are
@@ -31,13 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--op", default="", help="only rows of ops whose name has this in it")
+    parser.add_argument("--row", action="append", metavar="OP: WORKLOAD", help="any row of the bench; may be repeated")
     parser.add_argument("--machine", action="append", choices=MACHINES, help="may be repeated (default: H200, B200)")
     parser.add_argument("--binary", type=Path, help="instead of the installed one")
     parser.add_argument("--json", type=Path, help="write the report here, row by row")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="say which kernel issues more than in that report")
     args = parser.parse_args(argv)
     machines = [MACHINES[name] for name in args.machine or DEFAULT]
-    goals = [goal for goal in model.GOALS if args.op in goal.op]
+    if args.row and args.json:
+        parser.error("--json: for the rows that have a goal")
+    rows = [model.Goal(*name.split(": ", 1)) for name in args.row or ()]
+    goals = rows or [goal for goal in model.GOALS if args.op in goal.op]
     report = model.new_report(machines)
     try:
         for entry in model.predict(goals, args.binary or Path(str(extension().__file__)), machines):

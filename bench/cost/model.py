@@ -28,12 +28,12 @@ FORWARD, BACKWARD = "forward", "backward"
 class Goal:
     """A row of the bench and what is aimed at, in µs on an H200, of a replay of a graph.
 
-    part: of its launches; skip: how many of them come before that part.
+    us: 0 where nothing is. part: of its launches; skip: how many of them come before that part.
     """
 
     op: str
     workload: str
-    us: float
+    us: float = 0.0
     part: str = ""
     skip: int = 0
 
@@ -197,7 +197,8 @@ def new_report(machines: Sequence[Machine]) -> dict[str, Any]:
 
 def text(entry: dict[str, Any]) -> list[str]:
     """For the terminal."""
-    lines = [f"{entry['op']}: {entry['workload']} {entry['part']} (goal {entry['us']:g} µs)"]
+    goal = f"(goal {entry['us']:g} µs)" if entry["us"] else ""
+    lines = [f"{entry['op']}: {entry['workload']} {entry['part']} {goal}".rstrip()]
     for name, found in entry["machines"].items():
         head = "  ".join(f"{what} {found[what]:.1f}" for what in ("issue", "bytes", "chain", "node"))
         lines.append(f"  {name}: predicted {found['predicted']:.1f} µs = {head}")
