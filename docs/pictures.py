@@ -449,12 +449,12 @@ def cluster(figure: Figure) -> None:
     blocks, chunk = (int(re.search(rf"\b{name} = (\d+)", header)[1]) for name in ("kCluster", "kClusterChunk"))  # type: ignore[index]
     steps = (
         ("select", "the best n, spread\nover the blocks", 1.7, True, BLUE),
-        ("gather", f"the next {chunk}\nat most, to all", 1.5, True, GREEN),
+        ("gather", f"the next {chunk}\nat most, to all", 1.5, False, GREEN),
         ("rank", "place, and box,\nof every 8th", 1.3, False, GREEN),
         ("meet", "against the\nkept boxes", 1.3, False, OUR_COLOR),
         ("publish", "to its rank\nin every block", 1.2, True, GREEN),
         ("cross", "who suppresses whom:\ntiles of 32 × 32", 1.75, True, OUR_COLOR),
-        ("settle", "what greedy\nNMS keeps", 1.2, True, PURPLE),
+        ("settle", "what greedy\nNMS keeps", 1.2, False, PURPLE),
         ("append", "to each block's\nkept list", 1.25, False, GREEN),
         ("write", "rows of\nthe output", 1.0, False, BLUE),
     )
@@ -464,16 +464,12 @@ def cluster(figure: Figure) -> None:
     for name, about, width, waits, colour in steps:
         starts[name] = x
         for block in range(blocks):
-            works = name != "settle" or block == 0
-            axes.add_patch(
-                Rectangle((x + 0.04, block + 0.14), width - 0.08, 0.72, facecolor=colour, alpha=0.8 if works else 0.12)
-            )
+            axes.add_patch(Rectangle((x + 0.04, block + 0.14), width - 0.08, 0.72, facecolor=colour, alpha=0.8))
         axes.text(x + width / 2, -0.95, name, ha="center", fontsize=9.5, fontweight="bold", color=colour)
         axes.text(x + width / 2, blocks + 0.3, about, ha="center", va="top", fontsize=7, color=INK)
         x += width
         if waits:
-            for shift in (-0.05, 0.05) if name == "gather" else (0,):
-                axes.plot([x + shift] * 2, [-0.2, blocks + 0.1], color=INK, linewidth=2)
+            axes.plot([x, x], [-0.2, blocks + 0.1], color=INK, linewidth=2)
         if name in ("select", "append"):
             x += 0.35
     begin, end = starts["gather"], starts["write"] - 0.35

@@ -23,6 +23,8 @@ struct AnchorMap {
   int64_t image_stride, anchor_stride, row_stride, cell_stride, value_stride;
   uint32_t per_cell, rows, width;
 
+  // Whether an index is where the number lies.
+  FF_HD bool flat() const { return per_cell == 1 && rows == 1 && FF_MUTANT(map_flat, cell_stride == 1, true); }
   // Where the anchor of that index, ((y * width + x) * per_cell + a), has its first number.
   FF_HD int64_t offset(uint32_t index) const {
     int64_t at = 0;
@@ -70,6 +72,7 @@ template <class T>
 struct AnchorRow {
   const T* data;
   int64_t image_stride;
+  FF_HD bool flat() const { return true; }
   FF_HD int64_t offset(uint32_t index) const { return index; }
 };
 

@@ -9,14 +9,18 @@ namespace frcnn_fast::nms {
 using namespace top_n;
 
 #if defined(FF_TEST_BUILD)  // small cases cross chunks and blocks too
-constexpr int kCluster = 4, kClusterChunk = 64, kRankBins = 64, kListRoom = 96, kStripsFrom = 80;
+constexpr int kCluster = 4, kClusterChunk = 64, kMostRankBins = 64, kListRoom = 96, kStripsFrom = 80, kMostWaiting = 40;
 #else
-constexpr int kCluster = 8;         // blocks: what every device with clusters can run together
-constexpr int kClusterChunk = 512;  // candidates at a time; a block has a thread for each
-constexpr int kRankBins = 1024;     // by estimated rank: a chunk ends at a bin's end
-constexpr int kListRoom = 2048;     // candidates a block may hold
-constexpr int kStripsFrom = 1024;   // boxes to keep, from which on it pays to sort them
+constexpr int kCluster = 8;          // blocks: what every device with clusters can run together
+constexpr int kClusterChunk = 512;   // candidates at a time; a block has a thread for each
+constexpr int kMostRankBins = 2048;  // by estimated rank: a chunk ends at a bin's end
+constexpr int kListRoom = 2048;      // candidates a block may hold
+constexpr int kStripsFrom = 1024;    // boxes to keep, from which on it pays to sort them
+constexpr int kMostWaiting = 4096;   // candidates that a block may let wait while they are selected, if there is room
 #endif
+// Doubles have half as many, and with them room for 2,000 kept boxes.
+template <class U>
+constexpr int kRankBins = sizeof(U) == 8 && kMostRankBins > kClusterChunk ? kMostRankBins / 2 : kMostRankBins;
 constexpr int kChunkWarps = kClusterChunk / kWarp, kChunkWords = kChunkWarps;  // a word: a bit for each of 32 boxes
 constexpr int kOwnRows = kClusterChunk / kCluster;  // candidates of a chunk that a block ranks and reads
 
@@ -78,8 +82,11 @@ ClusterSettings<U> cluster_settings(int64_t longest, int64_t n, int64_t most_kep
 template <class U, class Id>
 struct ClusterMemory {
   using Key = RankKey<U>;
+  static constexpr int kRoom = kClusterChunk * int(2 * (sizeof(Box<U>) + sizeof(U)) + sizeof(uint32_t)) /
+                               int(sizeof(Arrival<Key>)),
+                       kWaitingRoom = kRoom < kMostWaiting ? kRoom : kMostWaiting;
   uint32_t* starts;        // [kSelectBins + 1] replicated: candidates before each first digit
-  uint32_t* ends;          // [kRankBins] replicated: candidates up to each bin's end
+  uint32_t* ends;          // [kRankBins<U>] replicated: candidates up to each bin's end
   Ranking<Key>* ranked;    // [kClusterChunk] replicated: the chunk, in the rank order
   Box<U>* rows;            // [kOwnRows] of ranks cluster_rank(), cluster_rank() + kCluster, ...
   U* row_shares;           // [kOwnRows]
@@ -96,11 +103,12 @@ struct ClusterMemory {
   U* alive_shares;        // [kClusterChunk] replicated
   Id* alive_ids;          // [kClusterChunk] replicated
   uint32_t* alive_order;  // [kClusterChunk] replicated: their indices
-  unsigned* kept_words;   // [kChunkWords] replicated: which of those alive are kept
+  Arrival<Key>* waiting;  // [kWaitingRoom] candidates while they are selected, in the place of these, from `boxes` on
+  unsigned (*kept_words)[kChunkWords];  // [2], the same: replicated: which of those alive are kept
   // One place, three uses: counting while candidates are selected, in `sort`, and from `cross` to `settle`.
   uint32_t *counts, *totals;  // [kSelectBins] each
   Ranking<Key>* entries;      // [kClusterChunk] replicated: the chunk, bin after bin
-  unsigned* matrix;           // [kChunkWords][kClusterChunk], the first block's: bit i of word v of box j: 32 v + i
+  unsigned* matrix;           // [kChunkWords][kClusterChunk] replicated: bit i of word v of box j: 32 v + i
                               // suppresses j
   Ranking<Key>* list;         // [list_room] candidates: RankBins
   Strips<U>* strips;          // replicated
@@ -118,7 +126,7 @@ struct ClusterMemory {
     constexpr int kCounts = 2 * kSelectBins, kMatrix = kChunkWords * kClusterChunk;
     WorkspaceArena arena(base);
     starts = arena.take<uint32_t>(kSelectBins + 1);
-    ends = arena.take<uint32_t>(kRankBins);
+    ends = arena.take<uint32_t>(kRankBins<U>);
     ranked = arena.take<Ranking<Key>>(kClusterChunk);
     rows = arena.take<Box<U>>(kOwnRows);
     row_shares = arena.take<U>(kOwnRows);
@@ -134,7 +142,8 @@ struct ClusterMemory {
     alive_shares = arena.take<U>(kClusterChunk);
     alive_ids = arena.take<Id>(kHasClasses<Id> ? kClusterChunk : 0);
     alive_order = arena.take<uint32_t>(kClusterChunk);
-    kept_words = arena.take<unsigned>(kChunkWords);
+    waiting = reinterpret_cast<Arrival<Key>*>(boxes);
+    kept_words = arena.take<unsigned[kChunkWords]>(2);
     counts = arena.take<uint32_t>(kCounts > kMatrix ? kCounts : kMatrix);
     totals = counts + kSelectBins;
     entries = reinterpret_cast<Ranking<Key>*>(counts);

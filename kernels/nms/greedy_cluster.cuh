@@ -10,7 +10,7 @@
 //            that reach the same go together, and meet only what they reach
 //   publish  verdict and box, to its rank in every block                                           1 cluster barrier
 //   cross    of those alive, who suppresses whom: 16 rows x 32 columns over all warps              1 cluster barrier
-//   settle   the first block finds what greedy NMS keeps (resolve_chunk.cuh)                       1 cluster barrier
+//   settle   every block finds what greedy NMS keeps (resolve_chunk.cuh)
 //   append   every block to its own copy of the kept list; where many are kept, it is sorted into strips (strips.cuh)
 //   until the segment has its boxes or its candidates are spent; select goes on behind the last candidate where
 //   candidates that take no part do not count among the n, and where ties crowd a bin that no chunk can hold (then so
@@ -43,10 +43,13 @@ class GreedyCluster {
   using U = Compute<T>;
   using Key = RankKey<U>;
   using Id = typename Segment::ClassId;
+  static constexpr int kBins = kRankBins<U>;
   static constexpr bool kClasses = kHasClasses<Id>;
   static constexpr int kRowsAtOnce = sizeof(U) == 8 ? 2 : 4;  // that a warp compares with the kept boxes
+  static constexpr int kKeptAtOnce = sizeof(U) == 8 ? 1 : 2;  // of these, by a lane
   static constexpr int kTileRows = kWarp / 2;                 // that a warp compares with a word of boxes before them
   static constexpr int kMoves = sizeof(U) == 8 ? 1 : 2;       // kept boxes that a thread moves at a time
+  static constexpr bool kHolds = sizeof(U) < 8;               // keys, while it selects: doubles have no registers
   static constexpr bool kSorts = !(kClasses && sizeof(U) == 8);  // for these there are no registers
 
   // scratch: shared, one a warp.
@@ -60,7 +63,7 @@ class GreedyCluster {
     for (int i = thread; i <= kStrips; i += kClusterChunk) m_.strip_begins[i] = 0;
     while (wants_more() && !spent_) {
       const RankBins<Key, kCluster> bins = select();
-      const int candidates = int(m_.ends[kRankBins - 1]);
+      const int candidates = int(m_.ends[kBins - 1]);
       int given = 0;
       while (given < candidates && wants_more()) {
         const int gathered = whole_bins(given);
@@ -88,22 +91,31 @@ class GreedyCluster {
   // Fills the lists with the best of those that were not yet given.
   __device__ __forceinline__ RankBins<Key, kCluster> select() {
     const auto all = segment_.slice();
-    const RestOfSlice<std::decay_t<decltype(all)>> slice(all, next());
+    using Rest = RestOfSlice<std::decay_t<decltype(all)>>;
+    const std::conditional_t<kHolds, HeldSlice<Rest, kClusterChunk>, Rest> slice(Rest(all, next()));
     const int room = crowded_ ? kClusterChunk : kCluster * set_.list_room;
     const Cut<Key> cut = find_cut<Key, kClusterChunk, kCluster>(slice, min(left_, room), room, m_.counts, m_.totals,
                                                                 scratch_, m_.starts);
     spent_ = cut.ties == 0;
     const Ranking<Key> last = last_of_cut<Key, kClusterChunk, kCluster>(slice, cut, m_.counts, m_.totals, scratch_);
-    const RankBins<Key, kCluster> bins = {m_.list, m_.starts, m_.ends, bin_shift(last.key, m_.starts, kRankBins)};
-    fill_bins<kClusterChunk, kRankBins>(slice, last, bins, m_.counts, m_.totals, m_.ends, scratch_);
+    const RankBins<Key, kCluster> bins = {m_.list, m_.starts, m_.ends, bin_shift(last.key, m_.starts, kBins)};
+    fill_bins<kClusterChunk, kBins>(slice, last, bins, m_.counts, m_.totals, m_.ends, scratch_, m_.waiting,
+                                    ClusterMemory<U, Id>::kWaitingRoom);
     return bins;
   }
 
-  // How many candidates the next bins have, kClusterChunk at most.
+  // How many candidates the next bins have, kClusterChunk at most. Each warp finds out for itself: ends never fall,
+  // so it looks at the last of 32 parts of them first, and then into one part.
   __device__ __forceinline__ int whole_bins(int given) const {
-    int end = 0;
-    for (int i = 0; i < kRankBins; i += kClusterChunk)
-      end += __syncthreads_count(int(m_.ends[i + int(threadIdx.x)]) <= given + kClusterChunk);
+    constexpr int kEach = kBins / kWarp;
+    const int lane = lane_id(), most = given + kClusterChunk;
+    const int first = kEach * __popc(__ballot_sync(kFullMask, int(m_.ends[kEach * lane + kEach - 1]) <= most));
+    int end = first;
+    if (first < kBins) {
+#pragma unroll
+      for (int i = 0; i < kEach; i += kWarp)
+        end += __popc(__ballot_sync(kFullMask, i + lane < kEach && int(m_.ends[first + i + lane]) <= most));
+    }
     return end > 0 ? int(m_.ends[end - 1]) - given : 0;
   }
 
@@ -140,7 +152,7 @@ class GreedyCluster {
       const bool valid = rank < gathered && segment_.read(m_.ranked[rank].index, &box);
       const PretestBox<U> pretest = make_pretest_box<kLegacy>(box, set_.suppression);
       m_.rows[row] = pretest.box;
-      m_.row_shares[row] = pretest.share;
+      m_.row_shares[row] = sure_share(pretest.share, set_.sure_factor);
       m_.row_verdicts[row] = valid ? kAlive : kTakesNoPart;
       (sorted() && kept_ > 0 ? m_.row_reaches : m_.row_order)[row] =
           valid ? row_reach(row, box) : RowReach::of(row, 0, 0);
@@ -180,8 +192,9 @@ class GreedyCluster {
     __syncthreads();  // the rows are dealt out
   }
 
-  // A warp takes kRowsAtOnce rows through the kept boxes that one of them reaches, 32 of them at a time, until all its
-  // rows are dead. The few pairs that the division-free test lets through are looked at afterwards, lane by lane.
+  // A warp takes kRowsAtOnce rows through the kept boxes that one of them reaches, kKeptAtOnce times 32 at a time,
+  // until all its rows are dead. The few pairs that the division-free test lets through are looked at afterwards, lane
+  // by lane.
   __device__ __forceinline__ void meet() {
     for (int first = kRowsAtOnce * warp_id(); first < kOwnRows; first += kRowsAtOnce * kChunkWarps) {
       PretestBox<U> rows[kRowsAtOnce];
@@ -198,24 +211,30 @@ class GreedyCluster {
         dead |= unsigned(reach.end() == 0) << r;
       }
       const unsigned dead_before = dead;
-      for (int base = begin; base < end && dead != (1u << kRowsAtOnce) - 1; base += kWarp) {
-        const int at = base + lane_id();
-        if (FF_MUTANT(cluster_kept_tail, at < end, at + 1 < end)) {
-          const PretestBox<U> kept = {m_.kept_boxes[at], m_.kept_shares[at]};
-          const Id id = kClasses ? m_.kept_ids[at] : Id{};
-          unsigned likely = 0;
+      for (int base = begin; base < end && dead != (1u << kRowsAtOnce) - 1; base += kKeptAtOnce * kWarp) {
+        // Beyond the end a lane takes the last once more.
+        const auto place = [&](int c) {
+          return min(base + c * kWarp + lane_id(), FF_MUTANT(cluster_kept_tail, end - 1, end - 2));
+        };
+        unsigned likely = 0;
+#pragma unroll
+        for (int c = 0; c < kKeptAtOnce; ++c) {
+          const PretestBox<U> kept = {m_.kept_boxes[place(c)], m_.kept_shares[place(c)]};
+          const Id id = kClasses ? m_.kept_ids[place(c)] : Id{};
 #pragma unroll
           for (int r = 0; r < kRowsAtOnce; ++r) {
             const bool same = FF_MUTANT(cluster_class_kept, id == ids[r], true);
             likely |= unsigned(same && pretest_overlap<kLegacy>(kept.box, rows[r].box) >= kept.share + rows[r].share)
-                      << r;
+                      << (c * kRowsAtOnce + r);
           }
-          for (likely &= ~dead; likely; likely &= likely - 1) {
-            const int r = __ffs(int(likely)) - 1;
-            dead |= unsigned(exceeds(iou<kLegacy>(kept.box, m_.rows[m_.row_order[first + r].row()]),
-                                     set_.suppression.threshold))
-                    << r;
-          }
+        }
+        static_assert(kKeptAtOnce <= 2);
+        for (likely &= ~(kKeptAtOnce > 1 ? dead << kRowsAtOnce | dead : dead); likely; likely &= likely - 1) {
+          const int pair = __ffs(int(likely)) - 1, r = pair % kRowsAtOnce;
+          const Box<U> row = m_.rows[m_.row_order[first + r].row()];
+          dead |=
+              unsigned(exceeds(iou<kLegacy>(m_.kept_boxes[place(pair / kRowsAtOnce)], row), set_.suppression.threshold))
+              << r;
         }
         dead = __reduce_or_sync(kFullMask, dead);
       }
@@ -268,23 +287,24 @@ class GreedyCluster {
   __device__ __forceinline__ void cross() {
     const int words = (alive_ + kWarp - 1) / kWarp, halves = words * (words + 1);
     const int own = lane_id() % kTileRows, column = lane_id() / kTileRows * kTileRows;
-    unsigned* const matrix = cluster_map(m_.matrix, 0);
+    constexpr int kHanded = kCluster / 2;  // a lane hands the bits of its row to half of the blocks
     for (int half = warp_id() * kCluster + int(cluster_rank()); half < halves; half += kChunkWarps * kCluster) {
       const int line = half / 2 / (words + 1), at = half / 2 % (words + 1);
       const int g = at <= line ? line : words - 1 - line, v = at <= line ? at : at - line - 1;
       const int place = half % 2 * kTileRows + own, row = g * kWarp + place, first = v * kWarp + column;
       const PretestBox<U> mine = {m_.alive_boxes[row], m_.alive_shares[row]};
       const Id my_id = kClasses ? m_.alive_ids[row] : Id{};
-      unsigned likely = 0, sure = 0;
+      unsigned unlikely = 0, sure = 0;  // the last column's bit is shifted in first
 #pragma unroll 4
-      for (int i = 0; i < kTileRows; ++i) {
+      for (int i = kTileRows - 1; i >= 0; --i) {
         const U overlap = pretest_overlap<kLegacy>(m_.alive_boxes[first + i], mine.box),
                 share = m_.alive_shares[first + i] + mine.share;
-        const Id id = kClasses ? m_.alive_ids[first + i] : Id{};
-        const bool same = FF_MUTANT(cluster_class_chunk, id == my_id, true);
-        likely |= unsigned(same && overlap >= share) << i;
-        sure |= unsigned(same && must_exceed(overlap, share, set_.sure_factor)) << i;
+        const bool same = !kClasses || FF_MUTANT(cluster_class_chunk, m_.alive_ids[first + i] == my_id, true);
+        unlikely = shift_in_sign(unlikely, same ? overlap - share : U(-1));
+        sure = shift_in_sign(sure, lifted_share(share, set_.sure_factor) - overlap);
       }
+      const unsigned likely = ~unlikely & ((1u << kTileRows) - 1);
+      sure = pairs_are_sure(set_.sure_factor) ? sure & likely : 0u;
       for (unsigned open = likely & ~sure; open; open &= open - 1) {
         const int i = __ffs(int(open)) - 1;
         sure |= unsigned(exceeds(iou<kLegacy>(m_.alive_boxes[first + i], mine.box), set_.suppression.threshold)) << i;
@@ -292,30 +312,27 @@ class GreedyCluster {
       unsigned bits = sure << column;
       bits |= __shfl_xor_sync(kFullMask, bits, kTileRows);
       if (v == g) bits &= FF_MUTANT(cluster_nearest, (1u << place) - 1, ((1u << place) - 1) >> 1);
-      if (column == 0) matrix[v * kClusterChunk + row] = bits;
+#pragma unroll
+      for (int i = 0; i < kHanded; ++i)
+        cluster_map(m_.matrix, unsigned(lane_id() / kTileRows * kHanded + i))[v * kClusterChunk + row] = bits;
     }
-    cluster_sync();  // the first block has the whole matrix
+    cluster_sync();  // every block has the whole matrix
   }
 
   __device__ __forceinline__ void settle() {
-    FF_SHARED(unsigned, guesses, [2][kChunkWords]);
-    if (cluster_rank() == 0) {
-      const int thread = int(threadIdx.x);
-      unsigned overlaps[kChunkWords];
+    const int thread = int(threadIdx.x);
+    unsigned overlaps[kChunkWords];
 #pragma unroll
-      for (int v = 0; v < kChunkWords; ++v)
-        overlaps[v] = v <= warp_id() && thread < alive_ ? m_.matrix[v * kClusterChunk + thread] : 0u;
-      const unsigned word = resolve_chunk<kChunkWords>(thread < alive_, overlaps, guesses);
-      if (lane_id() < kCluster) cluster_map(m_.kept_words, unsigned(lane_id()))[warp_id()] = word;
-    }
-    cluster_sync();  // every block knows what is kept
+    for (int v = 0; v < kChunkWords; ++v)
+      overlaps[v] = v <= warp_id() && thread < alive_ ? m_.matrix[v * kClusterChunk + thread] : 0u;
+    resolve_chunk<kChunkWords>(thread < alive_, overlaps, m_.kept_words);
   }
 
   __device__ __forceinline__ void append() {
     const int lane = lane_id(), warp = warp_id(), thread = int(threadIdx.x);
-    const unsigned word = m_.kept_words[warp];
-    const int through = warp_inclusive_scan(lane < kChunkWords ? __popc(m_.kept_words[lane]) : 0, Plus());
-    const int before = __shfl_sync(kFullMask, through, warp) - __popc(word);
+    const unsigned word = m_.kept_words[0][warp];
+    const int count = lane < kChunkWords ? __popc(m_.kept_words[0][lane]) : 0;
+    const int before = __reduce_add_sync(kFullMask, lane < warp ? count : 0);
     const int rank = kept_ + before + __popc(word & lanes_below());
     const bool kept = word >> lane & 1u && rank < FF_MUTANT(cluster_most_kept, set_.most_kept, set_.most_kept - 1);
     const int place = sorted() ? make_room(kept) : rank;
@@ -326,7 +343,7 @@ class GreedyCluster {
       m_.kept_ranks[place] = uint16_t(rank);
       m_.kept_order[rank] = m_.alive_order[thread];
     }
-    kept_ = min(kept_ + __shfl_sync(kFullMask, through, kWarp - 1), set_.most_kept);
+    kept_ = min(kept_ + __reduce_add_sync(kFullMask, count), set_.most_kept);
   }
 
   // Moves the boxes kept before, so that each strip has room behind its own for those that come to it. Where the

@@ -25,8 +25,24 @@ __device__ __forceinline__ Word resolve_word(const bool (&alive)[kParts], const 
   }
 }
 
+// From shared memory, where they begin at a multiple of 16 bytes, as they do in a workspace.
+template <int kWords>
+__device__ __forceinline__ void load_words(const unsigned* from, unsigned (&words)[kWords]) {
+  if constexpr (kWords % 4 == 0) {  // all lanes read the same: a quarter of the accesses
+#pragma unroll
+    for (int v = 0; v < kWords; v += 4) {
+      const uint4 four = reinterpret_cast<const uint4*>(from)[v / 4];
+      words[v] = four.x, words[v + 1] = four.y, words[v + 2] = four.z, words[v + 3] = four.w;
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < kWords; ++v) words[v] = from[v];
+  }
+}
+
 // Thread i: whether box i is there, and the bits of the boxes before it that would suppress it, if kept: bit b of
-// overlaps[v] is box 32 v + b. Returns the word of kept boxes of the thread's warp. kept: shared, 2 words a warp.
+// overlaps[v] is box 32 v + b. Returns the word of kept boxes of the thread's warp. kept: shared, 2 words a warp; on
+// return either half of it has the words of all warps, for every thread to read.
 //
 // A box is kept if no earlier kept one suppresses it: a fixed point, which is unique because "earlier" is an order. All
 // warps look for it at once, a barrier a round: each settles its word, given what the words before it are taken to
@@ -36,18 +52,26 @@ template <int kWords>
 __device__ __forceinline__ unsigned resolve_chunk(bool alive, const unsigned (&overlaps)[kWords],
                                                   unsigned (*kept)[kWords]) {
   const int warp = warp_id();
-  unsigned own[] = {0};
+  unsigned own[] = {0}, before[kWords];
 #pragma unroll
-  for (int v = 0; v < kWords; ++v) own[0] = v == warp ? overlaps[v] : own[0];  // a register has no run-time index
+  for (int v = 0; v < kWords; ++v) {  // a register has no run-time index
+    own[0] = v == warp ? overlaps[v] : own[0];
+    before[v] = v < warp ? overlaps[v] : 0u;
+  }
   unsigned mine = __ballot_sync(kFullMask, alive);
   if (lane_id() == 0) kept[0][warp] = mine;
   __syncthreads();  // the first guess is there
+  const bool any = mine;
   for (int round = 0;; ++round) {
-    unsigned hits = 0;
+    unsigned next = 0;
+    if (any) {
+      unsigned hits = 0, words[kWords];
+      load_words(kept[round % 2], words);
 #pragma unroll
-    for (int v = 0; v < kWords; ++v) hits |= v < warp ? overlaps[v] & kept[round % 2][v] : 0u;
-    const bool open[] = {alive && FF_MUTANT(nms_chunk_words, !hits, true)};
-    const unsigned next = resolve_word(open, own);
+      for (int v = 0; v < kWords; ++v) hits |= before[v] & words[v];
+      const bool open[] = {alive && FF_MUTANT(nms_chunk_words, !hits, true)};
+      next = resolve_word(open, own);
+    }
     if (lane_id() == 0) kept[(round + 1) % 2][warp] = next;
     const bool changes = next != mine;
     mine = next;

@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // One block a segment walks its ranks in pieces of kCompactThreads; a block-wide scan gives every valid box its place,
 // so that order survives. A place is never behind its rank: a piece is read whole before any of it is written, and the
-// barriers inside block_exclusive_sum stand between the two and between the pieces.
+// barriers inside block_exclusive_count stand between the two and between the pieces.
 template <class U>
 __global__ void __launch_bounds__(kCompactThreads)
     proposals_compact_kernel(int64_t n, const uint8_t* __restrict__ valid /* [S, n] */,
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kCompactThreads)
       a = anchors[s * n + rank];
     }
     int total;
-    const int64_t place = s * n + written + block_exclusive_sum(int(stays), scratch, &total);
+    const int64_t place = s * n + written + block_exclusive_count(stays, scratch, &total);
     if (stays) {
       store_box(boxes + 4 * place, box);
       anchors[place] = a;
@@ -170,9 +170,16 @@ struct ClusterKept {
 template <class T, class Kept>
 Status merge(const Kept& kept, int64_t B, int64_t L, int64_t k, int64_t P, const ProposalOutputs& out, Stream stream) {
   const unsigned blocks = blocks_for(std::max({L * k, P, int64_t(1)}), kMergeThreads);  // one at least, for the count
-  FF_LAUNCH_OVERLAPPED((proposals_merge_kernel<T, Kept>), dim3(blocks * unsigned(B)), dim3(kMergeThreads), 0, stream,
-                       kept, int(L), int(k > 0 ? k : 1), P, static_cast<Compute<T>*>(out.boxes),
-                       static_cast<T*>(out.scores), out.indices, out.counts, blocks);
+  const int room = merge_room(k);
+  const auto launch = [&](auto kernel) {
+    FF_LAUNCH_OVERLAPPED(kernel, dim3(blocks * unsigned(B)), dim3(kMergeThreads), 0, stream, kept, int(L),
+                         int(k > 0 ? k : 1), room, P, static_cast<Compute<T>*>(out.boxes), static_cast<T*>(out.scores),
+                         out.indices, out.counts, blocks);
+  };
+  if (L * room <= kMergeShared / int64_t(sizeof(RankKey<Compute<T>>)))
+    launch(proposals_merge_kernel<T, Kept, true>);
+  else
+    launch(proposals_merge_kernel<T, Kept, false>);
   return launched();
 }
 

@@ -47,24 +47,45 @@ __device__ __forceinline__ void take_up_to(const Slice& slice, const Ranking<Key
   for (int first = slice.begin + int(threadIdx.x); first < slice.end; first += kBatch * kThreads) {
     Key keys[kBatch];
     slice.keys(first, kThreads, slice.end, keys);
+    uint32_t taken = 0;
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const uint32_t column = uint32_t(first + j * kThreads);
-      if (!comes_before(last, {keys[j], column})) take(keys[j], column);
+    for (int j = 0; j < kBatch; ++j) taken |= uint32_t(keys[j] <= last.key) << j;
+    if (last.index != ~0u) {  // not all that are equal to the last
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        taken &= ~(uint32_t(comes_before(last, {keys[j], uint32_t(first + j * kThreads)})) << j);
     }
+    if (!taken) continue;  // where few of many are taken, mostly
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j)
+      if (taken >> j & 1u) take(keys[j], uint32_t(first + j * kThreads));
   }
 }
 
+// A candidate on its way to its bin.
+template <class Key>
+struct Arrival {
+  static constexpr int kBinBits = 16;
+  Key key;
+  uint32_t column, place;  // place: the bin, and above it how many of the block came to it before
+};
+
 // Fills the lists and the ends [kBins] with all of the slices up to `last`. counts, before: shared [kBins]; scratch:
-// shared, one a warp.
+// shared, one a warp; arrivals: shared [room], where a block that takes no more than that lets them wait for their
+// places. One that takes more passes over its slice once more.
 template <int kThreads, int kBins, class Slice, class Key, int kBlocks>
 __device__ __forceinline__ void fill_bins(const Slice& slice, const Ranking<Key>& last,
                                           const RankBins<Key, kBlocks>& bins, uint32_t* counts, uint32_t* before,
-                                          uint32_t* ends, uint32_t* scratch) {
-  constexpr int kOwn = kBins / kThreads;
+                                          uint32_t* ends, uint32_t* scratch, Arrival<Key>* arrivals, uint32_t room) {
+  FF_SHARED(uint32_t, taken);
+  constexpr int kOwn = kBins / kThreads, kBinBits = Arrival<Key>::kBinBits;
   for (int bin = int(threadIdx.x); bin < kBins; bin += kThreads) counts[bin] = 0;
+  if (threadIdx.x == 0) taken = 0;
   __syncthreads();  // cleared
-  take_up_to<kThreads>(slice, last, [&](Key key, uint32_t) { atomicAdd(&counts[bins.bin(key)], 1u); });
+  take_up_to<kThreads>(slice, last, [&](Key key, uint32_t column) {
+    const uint32_t bin = uint32_t(bins.bin(key)), earlier = atomicAdd(&counts[bin], 1u), at = atomicAdd(&taken, 1u);
+    if (at < room) arrivals[at] = {key, column, earlier << kBinBits | bin};
+  });
   sum_over_cluster<kThreads, kBins, kBlocks>(counts, ends, before);
   uint32_t own[kOwn], sum = 0, total;
   for (int j = 0; j < kOwn; ++j) sum += own[j] = ends[kOwn * int(threadIdx.x) + j];
@@ -75,8 +96,16 @@ __device__ __forceinline__ void fill_bins(const Slice& slice, const Ranking<Key>
     ends[bin] = end += own[j];
   }
   __syncthreads();  // the ends and the places are there
-  take_up_to<kThreads>(
-      slice, last, [&](Key key, uint32_t column) { bins.at(atomicAdd(&before[bins.bin(key)], 1u)) = {key, column}; });
+  const uint32_t count = taken;
+  if (FF_MUTANT(rank_arrivals, count <= room, true)) {
+    for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
+      const Arrival<Key> own = arrivals[i];
+      bins.at(before[own.place & ((1u << kBinBits) - 1)] + (own.place >> kBinBits)) = {own.key, own.column};
+    }
+  } else {
+    take_up_to<kThreads>(
+        slice, last, [&](Key key, uint32_t column) { bins.at(atomicAdd(&before[bins.bin(key)], 1u)) = {key, column}; });
+  }
   cluster_sync();  // the lists are complete
 }
 
@@ -101,6 +130,34 @@ class RestOfSlice {
  private:
   const Slice slice_;
   const Ranking<Key> first_;
+};
+
+// A slice of which the threads hold the keys that they pass first, so that they are loaded once. For passes by kThreads
+// threads, one column after the other.
+template <class Slice, int kThreads>
+class HeldSlice {
+ public:
+  using Key = typename Slice::Key;
+  __device__ explicit HeldSlice(const Slice& slice) : begin(slice.begin), end(slice.end), slice_(slice) {
+    if (begin < end) slice_.keys(begin + int(threadIdx.x), kThreads, end, held_);
+  }
+  template <int kBatch>
+  __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
+    static_assert(kBatch == kHeld);
+    if (first < begin + kThreads) {
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) keys[j] = held_[j];
+    } else {
+      slice_.keys(first, stride, limit, keys);
+    }
+  }
+
+  const int begin, end;
+
+ private:
+  static constexpr int kHeld = kSelectBatch<kThreads, Slice>;
+  const Slice slice_;
+  Key held_[kHeld];
 };
 
 // Of a slice, the columns with that key; they are ranked by themselves, as ties are.

@@ -56,17 +56,20 @@ class SegmentSlice {
   // loaded before the first is looked at.
   template <int kBatch>
   __device__ __forceinline__ void keys(int first, int stride, int limit, Key (&keys)[kBatch]) const {
-    T scores[kBatch];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j)
-      scores[j] = scores_[map_.offset(uint32_t(min(first + j * stride, limit - 1) - first_))];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) keys[j] = rank_key(load(&scores[j]));
-    if (first + (kBatch - 1) * stride >= limit) {
+    T scores[kBatch] = {};
+    const int left = limit - first;
+    if (map_.flat()) {  // one address for all
+      const T* const from = scores_ + (first - first_);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
-        if (first + j * stride >= limit) keys[j] = kNoRank<Key>;
+        if (j * stride < left) scores[j] = from[j * stride];
+    } else {
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+        scores[j] = scores_[map_.offset(uint32_t(min(first + j * stride, limit - 1) - first_))];
     }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) keys[j] = j * stride < left ? rank_key(load(&scores[j])) : kNoRank<Key>;
     if (valid_) {
       uint8_t valid[kBatch];
 #pragma unroll

@@ -68,13 +68,22 @@ __device__ void sort_shared(const Ranking<Key>* items, int count, Key least, Key
                             DigitTable& table, uint32_t* scratch) {
   for (int i = int(threadIdx.x); i < count; i += kSortThreads) order[i] = uint16_t(i);
   __syncthreads();
-  for (int shift = 0; shift < int(8 * sizeof(Key)) && (most - least) >> shift; shift += kSortBits) {
+  int bits = 0;  // that differ
+  while (bits < int(8 * sizeof(Key)) && (most - least) >> bits) bits += kSortBits;
+  for (int shift = 0; shift < bits; shift += kSortBits) {
     const auto digit = [&](uint32_t item) { return digit_of(Key(items[item].key - least), shift); };
-    uint32_t held[kItems], total;
+    uint32_t held[kItems];
     const uint32_t sum = rank_tile<kItems>(count, [&](int i) { return uint32_t(order[i]); }, digit, table, held);
-    const uint32_t start = block_exclusive_sum(sum, scratch, &total);
-    if (threadIdx.x < kDigits)
+    uint32_t start = warp_inclusive_scan(sum, Plus());
+    if (lane_id() == kWarp - 1) scratch[warp_id()] = start;
+    start -= sum;
+    __syncthreads();  // the sums of the warps are there
+    if (threadIdx.x < kDigits) {
+#pragma unroll
+      for (int w = 0; w < kDigits / kWarp; ++w) start += w < warp_id() ? scratch[w] : 0u;
+#pragma unroll 4
       for (int w = 0; w < kSortWarps; ++w) table[w][threadIdx.x] += start;
+    }
     __syncthreads();  // table[w][d] is where warp w's items of digit d go
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
