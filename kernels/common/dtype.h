@@ -55,8 +55,8 @@ FF_HD double bits_double(uint64_t bits) {
   return value;
 }
 
-// On a GPU one instruction each way; elsewhere the vector code has its own (roi_pool/lanes.h, top_n/scan.h), and this is
-// what remains. The bits of a NaN may differ, nothing else.
+// On a GPU one instruction each way; elsewhere the vector code has its own (roi_pool/lanes.h, top_n/scan.h), and this
+// is what remains. The bits of a NaN may differ, nothing else.
 FF_HD float half_to_float(uint16_t h) {
 #if defined(__CUDA_ARCH__)
   float value;
