@@ -17,7 +17,7 @@ def body(shown: str, report: Report, measured: Report | None) -> list[str]:
     others = [name for name in report["machines"] if name != SHOWN]
     titles = ["step", "workload", *PARTS, f"**predicted, {SHOWN}**", "goal"]
     titles += [f"measured, {measured['environment']['gpu']}"] if measured else []
-    titles += [f"predicted, {name}" for name in others] + ["hottest lines"]
+    titles += [f"predicted, {name}" for name in others] + ["host, eager", "hottest lines"]
     lines = [titles, ["---", "---", *["---:"] * (len(titles) - 3), "---"]]
     for row in report["steps"]:
         found = row["machines"][SHOWN]
@@ -28,6 +28,7 @@ def body(shown: str, report: Report, measured: Report | None) -> list[str]:
         cells += [f"**{span(found)}**", f"{row['us']:g}"]
         cells += [_measured(row, measured)] if measured else []
         cells += [span(row["machines"][name]) for name in others]
+        cells += [f"{row['host'] + report['machines'][SHOWN]['launch'] * len(found['launches']):.0f}"]
         lines.append([*cells, ", ".join(f"`{line}`" for line in _hottest(found)[:2])])
     changed = " with changes" if e["changed"] else ""
     return [

@@ -115,6 +115,7 @@ COST = {
             "workload": str,
             "part": str,  # forward, backward, or "": of the call's launches
             "us": NUMBER,  # the goal
+            "host": NUMBER,  # µs that a call in eager mode keeps the host busy with, without its launches
             "machines": dict,  # by name: COST_TIMES
         }
     ],

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bench import cost_table, report, schema
-from bench.cost import counts, flow, machine_code, model
+from bench.cost import counts, flow, host, machine_code, model
 from bench.cost.machines import MACHINES
 from bench.row_timing import GRAPH
+from frcnn_fast import ops
 from tests.simt.build import ROOT
 
 KERNELS = ROOT / "tests" / "simt" / "counting_kernels.cu"
@@ -218,6 +220,17 @@ def test_the_table_shows_what_was_predicted_and_what_was_measured() -> None:
     assert "measured, some GPU" in title
     assert " 12.3 " in first
     assert " – " in second
+
+
+def test_the_host_is_measured_without_kernels() -> None:
+    scores = torch.arange(4000.0)[None]
+    with host.kernels_left_out():
+        indices = ops.top_n(scores, 7).indices
+    assert indices.shape == (1, 7)
+    assert ops.top_n(scores, 7).indices[0, 0] == 3999
+    alone = host.of_part("roi_pool", "300 rois forward", "forward")
+    with_gradient = host.of_row("roi_pool", "300 rois forward+backward")
+    assert 1 < alone < with_gradient
 
 
 def test_growth_is_noticed() -> None:

@@ -13,12 +13,13 @@ instructions and cycles (machine_code.py). docs/benchmarks.md says what the figu
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench import schema
-from bench.cost import model
+from bench.cost import host, model
 from bench.cost.machines import MACHINES
 from frcnn_fast._extension import extension
 
@@ -36,8 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--machine", action="append", choices=MACHINES, help="may be repeated (default: H200, B200)")
     parser.add_argument("--binary", type=Path, help="instead of the installed one")
     parser.add_argument("--json", type=Path, help="write the report here, row by row")
+    parser.add_argument(
+        "--host", type=Path, metavar="FILE", help="measure anew in that report what calls ask of the host"
+    )
     parser.add_argument("--compare", type=Path, metavar="FILE", help="say which kernel issues more than in that report")
     args = parser.parse_args(argv)
+    if args.host:
+        report = json.loads(args.host.read_text())
+        for name, constants in report["machines"].items():
+            constants["launch"] = MACHINES[name].launch
+        for step in report["steps"]:
+            step["host"] = host.of_part(step["op"], step["workload"], step["part"])
+        schema.save(report, args.host)
+        return 0
     machines = [MACHINES[name] for name in args.machine or DEFAULT]
     if args.row and args.json:
         parser.error("--json: for the rows that have a goal")

@@ -23,7 +23,7 @@ HOPPER = {
 @dataclass(frozen=True)
 class Machine:
     """device: its number in the harness (tests/simt/runtime.h); a B200 is taken to launch what an H200 does. node: µs
-    that a launch in a graph costs by itself.
+    that a launch in a graph costs by itself; launch: µs of the host for one outside of a graph.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Machine:
     cache: float  # bytes a second from L2
     lengths: dict[str, float]
     node: float
+    launch: float = 2.2
     schedulers: int = 4
 
 

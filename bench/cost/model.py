@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench import environment, resources, schema
-from bench.cost import counts, flow
+from bench.cost import counts, flow, host
 from bench.cost.machine_code import Block, cycles, line_of, of_binary
 from bench.cost.machines import Machine
 
@@ -58,7 +58,11 @@ def predict(goals: Sequence[Goal], binary: Path, machines: Sequence[Machine]) ->
     names = [f"{goal.op}: {goal.workload}" for goal in goals]
     devices = {machine.device: counts.of_rows(names, machine.device) for machine in machines}
     for goal in goals:
-        entry: dict[str, Any] = {**asdict(goal), "machines": {}}
+        entry: dict[str, Any] = {
+            **asdict(goal),
+            "host": host.of_part(goal.op, goal.workload, goal.part),
+            "machines": {},
+        }
         del entry["skip"]
         counted = {device: next(launches) for device, launches in devices.items()}
         for machine in machines:
@@ -199,6 +203,7 @@ def text(entry: dict[str, Any]) -> list[str]:
     """For the terminal."""
     goal = f"(goal {entry['us']:g} µs)" if entry["us"] else ""
     lines = [f"{entry['op']}: {entry['workload']} {entry['part']} {goal}".rstrip()]
+    lines.append(f"  the host, without launches: {entry['host']:.1f} µs")
     for name, found in entry["machines"].items():
         head = "  ".join(f"{what} {found[what]:.1f}" for what in ("issue", "bytes", "chain", "node"))
         lines.append(f"  {name}: predicted {found['predicted']:.1f} µs = {head}")
