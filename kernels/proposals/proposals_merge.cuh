@@ -12,7 +12,7 @@ constexpr int kMergeThreads = 512;
 
 // Keys of the largest lists that a block takes into shared memory; static, so that a launch asks for nothing.
 #if defined(FF_TEST_BUILD)
-constexpr int kMergeShared = 1 << 10;
+constexpr int kMergeShared = 1 << 8;
 #else
 constexpr int kMergeShared = 40 << 10;
 #endif
