@@ -65,6 +65,13 @@ __device__ __forceinline__ unsigned __reduce_max_sync(unsigned mask, unsigned va
   }
   return value;
 }
+__device__ __forceinline__ unsigned __reduce_add_sync(unsigned mask, unsigned value) {
+  for (int d = 16; d > 0; d /= 2) value += __shfl_xor_sync(mask, value, d);
+  return value;
+}
+__device__ __forceinline__ int __reduce_add_sync(unsigned mask, int value) {
+  return int(__reduce_add_sync(mask, unsigned(value)));
+}
 #endif
 
 #define FF_SHARED(T, name, ...) __shared__ T name __VA_ARGS__
